@@ -1,0 +1,1 @@
+"""Arithmetic on tensors: torch only. No ComfyUI, no files, no progress bars."""

@@ -1,0 +1,1 @@
+"""Optical flow, the optical-flow error, and stabilisation."""

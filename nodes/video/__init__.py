@@ -1,0 +1,1 @@
+"""Video in and out: decoding, lazy chains, spooling, encoding."""

@@ -1,0 +1,54 @@
+"""Shared test set-up. With COMFYUI_PATH set, the tests run inside that ComfyUI; without, on the stand-ins."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+COMFYUI = os.environ.get("COMFYUI_PATH")
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+if COMFYUI:
+    # ComfyUI parses the command line when it is imported: give it one that suits a test machine.
+    sys.path.insert(0, COMFYUI)
+    arguments, sys.argv = sys.argv, [sys.argv[0], "--cpu", "--use-pytorch-cross-attention"]
+    try:
+        import comfy.options
+
+        comfy.options.enable_args_parsing()
+        import comfy.cli_args
+        import folder_paths
+    finally:
+        sys.argv = arguments
+
+
+def pytest_collection_modifyitems(items):
+    if not COMFYUI:
+        skip = pytest.mark.skip(reason="needs a ComfyUI checkout: set COMFYUI_PATH")
+        for item in items:
+            if "comfyui" in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty home folder (models/, input/, output/) for one test, inside or outside ComfyUI."""
+    for kind in ("input", "output", "temp", "models"):
+        (tmp_path / kind).mkdir()
+    monkeypatch.setenv("REELBRUSH_HOME", str(tmp_path))
+    if COMFYUI:
+        import folder_paths
+
+        for kind in ("input", "output", "temp"):
+            monkeypatch.setattr(folder_paths, f"{kind}_directory", str(tmp_path / kind))
+        monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
+    return tmp_path
+
+
+@pytest.fixture
+def data():
+    """Real pictures and clips that are not part of the project."""
+    if not DATA.is_dir():
+        pytest.skip("needs the pictures and clips of ../shared/data")
+    return DATA
