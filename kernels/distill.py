@@ -155,6 +155,6 @@ def check_labels(of_style: Tensor, of_target: Tensor, where: str = "") -> None:
         )
         raise ValueError(
             f"the target mask has the label {wanted}, which the style mask does not have{where} "
-            f"(it has {had}): use the same grey levels with hard edges in both masks, and make thin regions of "
-            "the style mask larger"
+            f"(it has {had}): use the same grey levels with hard edges in both masks, and make thin regions "
+            "of the style mask larger"
         )
