@@ -1,0 +1,80 @@
+"""VAE decoder tuning (eq. 10): argmin over the decoder's weights of | D(E(x)) - x |, by Adam, on a copy.
+
+The encoder stays: latents made before and after mean the same. The copy is a module of its own with its own
+place in the host's memory management, because a VAE saved by the host loses patches.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import host
+
+
+def tune_decoder(
+    vae: Any,
+    images: Tensor,
+    *,
+    steps: int = 75,
+    learning_rate: float = 1e-4,
+    report: Callable[[int, float], None] = lambda step, loss: None,
+) -> tuple[Any, list[float]]:
+    """A VAE like `vae` whose decoder redraws `images` [N, H, W, 3] better, and the loss before each step."""
+    if steps == 0:
+        return vae, []
+    losses: list[float] = []
+    # Weights that were made in the host's inference mode cannot be trained; copies made outside it can.
+    with torch.inference_mode(False), torch.enable_grad():
+        tuned = copy.deepcopy(vae.first_stage_model).float().requires_grad_(False)
+        network = host.managed(tuned).load()
+        if not hasattr(network, "decoder"):
+            raise ValueError(
+                f"{type(network).__name__} has no decoder of its own: give a Stable Diffusion VAE"
+            )
+        pictures = vae.process_input(fit(images, vae).clone().movedim(-1, 1)).to(host.device())
+        with torch.no_grad():
+            latents = torch.cat([network.encode(p) for p in pictures.split(1)])
+        weights = list(network.decoder.requires_grad_().parameters())
+        optimizer = torch.optim.Adam(weights, lr=learning_rate)
+        for step in range(steps):
+            optimizer.zero_grad()
+            loss = 0.0
+            for latent, picture in zip(latents.split(1), pictures.split(1), strict=True):
+                each = (network.decode(latent) - picture).abs().mean() / len(pictures)
+                each.backward()
+                loss += float(each.detach())
+            if loss != loss:
+                raise RuntimeError("the VAE's loss is not a number: lower learning_rate")
+            losses.append(loss)
+            optimizer.step()
+            report(step, loss)
+        network.requires_grad_(False)
+    return with_network(vae, network), losses
+
+
+def fit(images: Tensor, vae: Any) -> Tensor:
+    """The pictures' largest middle part whose sides the VAE's scale divides."""
+    scale = int(vae.downscale_ratio)
+    height, width = (side // scale * scale for side in images.shape[1:3])
+    if not height or not width:
+        raise ValueError(
+            f"the picture is {images.shape[2]}x{images.shape[1]} and this VAE needs at least {scale}x{scale}"
+        )
+    top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
+    return images[:, top : top + height, left : left + width, :3]
+
+
+def with_network(vae: Any, network: torch.nn.Module) -> Any:
+    """A VAE of the host's around another network, with the precision and patches of `vae`."""
+    other = copy.copy(vae)
+    other.first_stage_model = network.to(vae.vae_dtype).to(vae.patcher.offload_device)
+    other.patcher = type(vae.patcher)(
+        other.first_stage_model,
+        load_device=vae.patcher.load_device,
+        offload_device=vae.patcher.offload_device,
+    )
+    other.patcher.object_patches = dict(vae.patcher.object_patches)
+    return other
