@@ -194,6 +194,11 @@ def model_path(kind: str, name: str) -> Path:
     raise ValueError(f"the {kind} model {name!r} was not found: put it into {bases[0].parent.name}/{kind}/")
 
 
+def keeps_metadata() -> bool:
+    """False when the person told ComfyUI not to put workflows into files."""
+    return not (inside_comfyui() and comfy("comfy.cli_args").args.disable_metadata)
+
+
 # -- progress and interruption ---------------------------------------------------------------------
 
 
@@ -210,26 +215,42 @@ def check_interrupt() -> None:
         comfy("comfy.model_management").throw_exception_if_processing_interrupted()
 
 
+Preview = Tensor | Callable[[], Tensor] | None
+"""A picture of what is being made, or how to get one: it is asked for only when it will be shown."""
+
+
 class Progress:
     """A bar that a person sees: ComfyUI's (which raises when cancelled), or one line on a terminal."""
 
     def __init__(self, total: int, label: str, unit: str):
         self.total, self.label, self.unit, self.done = max(int(total), 1), label, unit, 0
         self._start = self._shown = time.monotonic()
+        self._pictured = 0.0
         self._bar = comfy("comfy.utils").ProgressBar(self.total) if inside_comfyui() else None
 
-    def step(self, n: int = 1, preview: Tensor | None = None) -> None:
+    def step(self, n: int = 1, preview: Preview = None) -> None:
         """`n` more are done; `preview` is one picture [H, W, 3] in 0..1 of what is being made."""
         self.at(self.done + n, preview)
 
-    def at(self, done: int, preview: Tensor | None = None) -> None:
+    def at(self, done: int, preview: Preview = None) -> None:
         """`done` in all are done."""
         self.done = done
         if self._bar is not None:
             check_interrupt()
-            self._bar.update_absolute(done, self.total, None if preview is None else _preview(preview))
+            self._bar.update_absolute(done, self.total, self._picture(preview))
         elif sys.stderr.isatty():
             self._line()
+
+    def _picture(self, preview: Preview) -> tuple[str, Any, int] | None:
+        """ComfyUI's form of a preview, twice a second at most."""
+        now = time.monotonic()
+        if preview is None or now - self._pictured < 0.5:
+            return None
+        self._pictured = now
+        picture = preview() if callable(preview) else preview
+        pixels = picture.detach().clamp(0, 1).mul(255).round().to("cpu", torch.uint8).numpy()
+        image = importlib.import_module("PIL.Image")  # ComfyUI has Pillow; the pack alone does not need it
+        return ("JPEG", image.fromarray(pixels), 512)
 
     def _line(self) -> None:
         now = time.monotonic()
@@ -259,14 +280,8 @@ def progress(total: int, label: str = "", unit: str = "frames") -> Iterator[Prog
         bar.close()
 
 
-def _preview(picture: Tensor) -> tuple[str, Any, int]:
-    image = importlib.import_module("PIL.Image")  # ComfyUI has Pillow; the pack alone does not need it
-    array = picture.detach().clamp(0, 1).mul(255).round().to("cpu", torch.uint8).numpy()
-    return ("JPEG", image.fromarray(array), 512)
-
-
 def executing_node() -> Any:
-    """The context of the node that runs now (None outside ComfyUI): carry it to a worker thread or a late run."""
+    """The context of the running node, to carry to a worker thread or a late run; None outside ComfyUI."""
     if not inside_comfyui():
         return None
     try:
@@ -366,6 +381,19 @@ def _comfy_video_base() -> type:
 def video_base() -> type:
     """The host's base class of a VIDEO, else `object`."""
     return _comfy_video_base() if inside_comfyui() else object
+
+
+def video_file(video: Any) -> Any:
+    """The file (a path or a BytesIO) behind a host's VIDEO that nothing was done to, else None.
+
+    A VIDEO made from frames answers with an H.264 rendering of them, and an edited one with the unedited
+    file: those are not their files.
+    """
+    if type(video).__name__ != "VideoFromFile":
+        return None
+    if getattr(video, "has_pending_frame_edits", lambda: False)():
+        return None
+    return video.get_stream_source()
 
 
 def video_components(images: Tensor, fps: Fraction, audio: dict | None = None) -> Any:

@@ -1,0 +1,276 @@
+"""Video nodes: declarations. Chains are in reel.py, saving in save.py, files in codec.py."""
+
+from .. import host
+from . import codec
+from . import vae as vae_room
+from .reel import LazyVideo
+from .save import Format, save
+from .sheet import contact_sheet, spread
+
+CATEGORY = "ReelBrush/Video"
+_MAX = 1 << 30
+
+
+class SaveVideo:
+    """A lazy clip to a file, frame by frame."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Computes a clip and writes it while it is computed, so that memory does not grow with its length. "
+        "Cancel it and queue it again: it goes on where it stopped."
+    )
+    SEARCH_ALIASES = ("save mp4", "export video", "webm", "gif", "prores", "image sequence", "video combine")
+    RETURN_TYPES = ("STRING",)
+    RETURN_NAMES = ("path",)
+    OUTPUT_TOOLTIPS = ("The file that was written (a folder for PNG frames).",)
+    FUNCTION = "save"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "video": ("VIDEO", {"tooltip": "The clip; its sound comes along."}),
+                "filename_prefix": (
+                    "STRING",
+                    {
+                        "default": "video/ReelBrush",
+                        "tooltip": "Name inside the output folder; %date parts%, %width% and %height% work.",
+                    },
+                ),
+                "format": (
+                    list(_containers()),
+                    {"default": "mp4", "tooltip": "The file type. 'png frames' makes a folder of pictures."},
+                ),
+                "codec": (
+                    ["auto", *_codecs()],
+                    {
+                        "default": "auto",
+                        "tooltip": "How frames are compressed; auto takes the format's usual one.",
+                    },
+                ),
+                "quality": (
+                    "INT",
+                    {
+                        "default": 20,
+                        "min": 0,
+                        "max": 63,
+                        "tooltip": "The codec's constant rate factor: smaller is better and larger. "
+                        "18-23 for h264, about 30 for vp9 and av1. PNG and GIF have none.",
+                    },
+                ),
+                "resume": (
+                    "BOOLEAN",
+                    {
+                        "default": True,
+                        "tooltip": "Keep finished frames on disk, and go on from there when queued again.",
+                    },
+                ),
+            },
+            "optional": {
+                "audio_from": (
+                    "VIDEO",
+                    {"tooltip": "Take the sound of this clip instead, from its beginning."},
+                ),
+            },
+            "hidden": {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"},
+        }
+
+    def save(
+        self,
+        video,
+        filename_prefix,
+        format,
+        codec,
+        quality,
+        resume,
+        audio_from=None,
+        prompt=None,
+        extra_pnginfo=None,
+    ):
+        clip = LazyVideo.of(video)
+        container = _containers()[format]
+        suffix = "" if container == "png" else f".{container}"
+        target, subfolder = host.numbered(filename_prefix, suffix, (clip.width, clip.height))
+        metadata = {**(extra_pnginfo or {}), **({"prompt": prompt} if prompt else {})}
+        save(
+            clip.node,
+            target,
+            Format(container, codec, quality),
+            metadata=metadata if host.keeps_metadata() else {},
+            audio_from=None if audio_from is None else LazyVideo.of(audio_from).node,
+            resume=resume,
+            label="Saving video",
+        )
+        shown = {"filename": target.name, "subfolder": subfolder, "type": "output"}
+        preview = {"images": [shown], "animated": (True,)} if suffix else {}
+        return {"ui": preview, "result": (str(target),)}
+
+
+def _containers() -> dict[str, str]:
+    """What a person chooses, and the codec room's name for it."""
+    return {"png frames" if name == "png" else name: name for name in codec.containers()}
+
+
+def _codecs() -> list[str]:
+    found = (name for container in codec.containers() for name in codec.codecs(container))
+    return [name for name in dict.fromkeys(found) if name not in ("gif", "png", "auto")]
+
+
+class TrimVideo:
+    """Part of a clip, fewer frames, or smaller ones."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Takes part of a clip, every nth frame, or a smaller picture. Nothing is decoded until it is saved."
+    )
+    SEARCH_ALIASES = ("cut video", "skip frames", "select every nth", "frame load cap", "resize video")
+    RETURN_TYPES = ("VIDEO",)
+    OUTPUT_TOOLTIPS = ("The shorter or smaller clip, with the sound that belongs to it.",)
+    FUNCTION = "trim"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "video": ("VIDEO", {"tooltip": "The clip to trim."}),
+                "start": (
+                    "INT",
+                    {"default": 0, "min": 0, "max": _MAX, "tooltip": "The first frame, from 0."},
+                ),
+                "frames": (
+                    "INT",
+                    {"default": 0, "min": 0, "max": _MAX, "tooltip": "How many frames at most; 0 takes all."},
+                ),
+                "every_nth": (
+                    "INT",
+                    {
+                        "default": 1,
+                        "min": 1,
+                        "max": 1000,
+                        "tooltip": "2 takes every second frame at half the frame rate: the duration stays.",
+                    },
+                ),
+                "max_side": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": 16384,
+                        "step": 8,
+                        "tooltip": "Shrink so that the longer side has this many pixels; 0 keeps the size.",
+                    },
+                ),
+            }
+        }
+
+    def trim(self, video, start, frames, every_nth, max_side):
+        return (LazyVideo.of(video).trim(start, frames, every_nth).fit(max_side),)
+
+
+class PreviewVideo:
+    """A few frames of a clip, before a long save."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = "Shows frames spread over a clip as one picture, so that a long render can be judged early."
+    SEARCH_ALIASES = ("contact sheet", "video thumbnails", "storyboard")
+    RETURN_TYPES = ("IMAGE",)
+    RETURN_NAMES = ("sheet",)
+    OUTPUT_TOOLTIPS = ("The frames side by side.",)
+    FUNCTION = "preview"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "video": ("VIDEO", {"tooltip": "The clip; frames up to the last one shown are computed."}),
+                "frames": (
+                    "INT",
+                    {"default": 6, "min": 1, "max": 64, "tooltip": "How many frames, spread over the clip."},
+                ),
+            }
+        }
+
+    def preview(self, video, frames):
+        clip = LazyVideo.of(video)
+        return (contact_sheet(clip.frames_at(spread(clip.frame_count, frames))),)
+
+
+class EncodeVideo:
+    """Frames to latents, in a stream."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Encodes the frames of a clip into latents, a few at a time: only the latents stay in memory."
+    )
+    SEARCH_ALIASES = ("vae encode video", "video to latent")
+    RETURN_TYPES = ("LATENT",)
+    OUTPUT_TOOLTIPS = ("One latent per frame.",)
+    FUNCTION = "encode"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "video": ("VIDEO", {"tooltip": "The clip to encode."}),
+                "vae": ("VAE", {"tooltip": "The VAE of the model that will use the latents."}),
+                "max_side": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": 16384,
+                        "step": 8,
+                        "tooltip": "Shrink first: the longer side gets this many pixels; 0 keeps the size.",
+                    },
+                ),
+            }
+        }
+
+    def encode(self, video, vae, max_side):
+        return ({"samples": vae_room.encode(LazyVideo.of(video).fit(max_side), vae)},)
+
+
+class DecodeVideo:
+    """Latents to a lazy clip."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = "Makes a clip of latents; each frame is decoded when it is saved, so memory stays small."
+    SEARCH_ALIASES = ("vae decode video", "latent to video")
+    RETURN_TYPES = ("VIDEO",)
+    OUTPUT_TOOLTIPS = ("The clip; decoded as it is saved or previewed.",)
+    FUNCTION = "decode"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "latent": ("LATENT", {"tooltip": "One latent per frame."}),
+                "vae": ("VAE", {"tooltip": "The VAE of the model that made the latents."}),
+            },
+            "optional": {
+                "fps": (
+                    "FLOAT",
+                    {
+                        "default": 24.0,
+                        "min": 0.01,
+                        "max": 1000.0,
+                        "step": 0.01,
+                        "tooltip": "Frames per second; `like` overrides it.",
+                    },
+                ),
+                "like": ("VIDEO", {"tooltip": "Take frame rate and sound from this clip."}),
+            },
+        }
+
+    def decode(self, latent, vae, fps=24.0, like=None):
+        return (vae_room.decode(latent["samples"], vae, fps, None if like is None else LazyVideo.of(like)),)
+
+
+NODES = {
+    "ReelBrushSaveVideo": (SaveVideo, "Save Video (Streaming)"),
+    "ReelBrushTrimVideo": (TrimVideo, "Trim Video"),
+    "ReelBrushPreviewVideo": (PreviewVideo, "Preview Frames"),
+    "ReelBrushEncodeVideo": (EncodeVideo, "Encode Video (VAE)"),
+    "ReelBrushDecodeVideo": (DecodeVideo, "Decode Video (VAE)"),
+}
