@@ -1,0 +1,216 @@
+"""A shot: painted layers under a panning camera, and the exact motion of every pixel.
+
+A layer slides by its nearness, the lake and the meadow row by row (a plane in perspective); boat and
+balloon also move by themselves and swing. Every layer moves by a known map, so the flow between two
+frames is known, and so is what is hidden: a point is occluded when another layer is seen where it goes,
+or when it leaves the frame.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from . import scenery
+from .canvas import Array, Canvas
+
+Pose = tuple[float, float, float]  # where the origin of a sprite is (x, y) and how far it is turned
+
+
+@dataclass
+class Layer:
+    """A painted canvas. It moves with the camera by `near` (a number, or one per row), or as `pose` says."""
+
+    canvas: Canvas
+    near: float | Array = 1.0
+    pose: Callable[[float], Pose] | None = None
+
+
+class Shot:
+    """Layers, back to front, under one camera."""
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        light: scenery.Light,
+        seed: int,
+        pan: Callable[[float], float],
+        stage: tuple[float, float] = (112, -156),
+    ):
+        """`pan` is the camera's place at a time in frames; `stage` is where house and tree stand."""
+        self.size, self.pan = size, pan
+        self.unit = size[1] / 288
+        scale, wide = 2 * self.unit, size[0] / self.unit
+        draws = iter(np.random.default_rng(seed).spawn(9))
+        mid = wide / 2
+        self.layers = [
+            self._wide(scenery.sky, next(draws), 1.6, wide, scale, light),
+            self._wide(scenery.mountains, next(draws), 1.8, wide, scale, light),
+            Layer(scenery.balloon(next(draws), scale, light), pose=self._balloon),
+            self._wide(scenery.woods, next(draws), 2.1, wide, scale, light),
+            self._plane(scenery.lake, next(draws), 2.1, 0.024, wide, scale, light),
+            Layer(scenery.boat(next(draws), scale, light), pose=self._boat),
+            self._plane(scenery.meadow, next(draws), 2.1, 0.024, wide, scale, light),
+            Layer(scenery.house(next(draws), mid + stage[0], 228, scale, light), 2.1 + 0.024 * (228 - 150)),
+            Layer(scenery.tree(next(draws), mid + stage[1], 276, 240, scale, light), 5.2),
+        ]
+
+    @staticmethod
+    def _wide(paint: Callable, rng, near: float, wide: float, scale: float, light: scenery.Light) -> Layer:
+        margin = 24.5 * near + 4
+        return Layer(paint(rng, -margin, wide + 2 * margin, scale, light), near)
+
+    @classmethod
+    def _plane(
+        cls, paint: Callable, rng, far: float, slope: float, wide: float, scale: float, light
+    ) -> Layer:
+        """A ground plane: the nearness of a row grows with its distance from the horizon."""
+        layer = cls._wide(paint, rng, far + slope * 140, wide, scale, light)
+        layer.near = np.maximum(far + slope * (layer.canvas.y[:, 0] - scenery.HORIZON), far)
+        return layer
+
+    def _balloon(self, t: float) -> Pose:
+        s = np.sin(np.pi * (t - 24) / 96)
+        return 275 - 50 * s - 0.9 * self.pan(t), 74 - 14 * s + 2.5 * np.sin(t / 9), 0.09 * np.sin(t / 11)
+
+    def _boat(self, t: float) -> Pose:
+        s = np.sin(np.pi * (t - 24) / 96)
+        return 215 + 150 * s - 1.0 * self.pan(t), 190 + 0.7 * np.sin(t / 5), 0.045 * np.sin(t / 6.5)
+
+    # -- where things are ---------------------------------------------------------------------------
+
+    def _tilt(self, t: float) -> float:
+        """The hand that holds the camera: everything rises and falls a little, in time with the pan."""
+        return 2.5 * np.sin(self.pan(t) / 8)
+
+    def _to_layer(self, layer: Layer, x: Array, y: Array, t: float) -> tuple[Array, Array]:
+        """From units in the frame to units on the canvas."""
+        y = y - self._tilt(t)
+        if layer.pose:
+            px, py, angle = layer.pose(t)
+            c, s = np.cos(angle), np.sin(angle)
+            return c * (x - px) + s * (y - py), c * (y - py) - s * (x - px)
+        return x + self._near(layer, y) * self.pan(t), y
+
+    def _to_frame(self, layer: Layer, u: Array, v: Array, t: float) -> tuple[Array, Array]:
+        """From units on the canvas to units in the frame."""
+        if layer.pose:
+            px, py, angle = layer.pose(t)
+            c, s = np.cos(angle), np.sin(angle)
+            return c * u - s * v + px, c * v + s * u + py + self._tilt(t)
+        return u - self._near(layer, v) * self.pan(t), v + self._tilt(t)
+
+    @staticmethod
+    def _near(layer: Layer, v: Array) -> Array | float:
+        return layer.near if np.isscalar(layer.near) else np.interp(v, layer.canvas.y[:, 0], layer.near)
+
+    def _texel(self, canvas: Canvas, u: Array, v: Array) -> tuple[Array, Array]:
+        """Pixel positions on a canvas: 0 is the middle of the first."""
+        return (u - canvas.left) * canvas.scale - 0.5, (v - canvas.top) * canvas.scale - 0.5
+
+    # -- what is seen -------------------------------------------------------------------------------
+
+    def frame(self, t: float) -> Array:
+        """The picture [H, W, 3] at time t, in frames; 2 x 2 samples for each pixel."""
+        width, height = self.size
+        out = np.zeros((height, width, 3), np.float32)
+        for layer in self.layers:
+            rows, columns, rgba = self._sprite(layer, t) if layer.pose else self._strip(layer, t)
+            out[rows, columns] *= 1 - rgba[..., 3:]
+            out[rows, columns] += rgba[..., :3]
+        return out.clip(0, 1)
+
+    def _strip(self, layer: Layer, t: float) -> tuple[slice, slice, Array]:
+        """A layer that only slides: three weighted rows, then three weighted columns, per pixel."""
+        canvas, (width, height) = layer.canvas, self.size
+        top = -(canvas.top + self._tilt(t)) * canvas.scale  # the canvas row of the frame's first half-row
+        first = max(int(np.ceil(-top / 2)), 0)
+        last = min(int(np.floor((canvas.shape[0] - 3 - top) / 2)) + 1, height)
+        rows = _thirds(canvas.rgba, 2 * first + top, max(last - first, 0))
+        if np.isscalar(layer.near):
+            left = (layer.near * self.pan(t) - canvas.left) * canvas.scale
+            start, stop = (
+                max(int(np.ceil(-left / 2)), 0),
+                min(int((canvas.shape[1] - 3 - left) // 2) + 1, width),
+            )
+            strip = _thirds(rows.swapaxes(0, 1), 2 * start + left, max(stop - start, 0)).swapaxes(0, 1)
+            return slice(first, last), slice(start, stop), strip
+        middle = (np.arange(first, last) + 0.5) / self.unit - self._tilt(t)
+        left = (self._near(layer, middle) * self.pan(t) - canvas.left) * canvas.scale
+        base = np.floor(left).astype(int)
+        f = (left - base).astype(np.float32)[:, None, None]
+        line = np.arange(len(base))[:, None]
+        at = base[:, None] + 2 * np.arange(width)[None]
+        strip = 0.5 * ((1 - f) * rows[line, at] + rows[line, at + 1] + f * rows[line, at + 2])
+        return slice(first, last), slice(0, width), strip
+
+    def _sprite(self, layer: Layer, t: float) -> tuple[slice, slice, Array]:
+        """A layer that also turns: each half-pixel looked up, where the layer can be."""
+        canvas = layer.canvas
+        corners = self._to_frame(layer, canvas.x[0, [0, 0, -1, -1]], canvas.y[[0, -1, 0, -1], 0], t)
+        columns, rows = (
+            slice(
+                int(np.clip(c.min() * self.unit - 1, 0, most)), int(np.clip(c.max() * self.unit + 2, 0, most))
+            )
+            for c, most in zip(corners, self.size, strict=True)
+        )
+        y = (np.arange(2 * rows.start, 2 * rows.stop) + 0.5)[:, None] / canvas.scale
+        x = (np.arange(2 * columns.start, 2 * columns.stop) + 0.5)[None] / canvas.scale
+        j, i = self._texel(canvas, *self._to_layer(layer, x, y, t))
+        i0, j0 = np.floor(i).astype(int), np.floor(j).astype(int)
+        fi, fj = (i - i0)[..., None].astype(np.float32), (j - j0)[..., None].astype(np.float32)
+        padded = np.pad(canvas.rgba, ((1, 1), (1, 1), (0, 0)))
+        i0, j0 = i0.clip(-1, canvas.shape[0] - 1) + 1, j0.clip(-1, canvas.shape[1] - 1) + 1
+        top = padded[i0, j0] * (1 - fj) + padded[i0, j0 + 1] * fj
+        low = padded[i0 + 1, j0] * (1 - fj) + padded[i0 + 1, j0 + 1] * fj
+        full = top * (1 - fi) + low * fi
+        return rows, columns, full.reshape(len(y) // 2, 2, x.size // 2, 2, 4).mean((1, 3))
+
+    def seen(self, x: Array, y: Array, t: float) -> Array:
+        """Which layer is seen at points of the frame (units, flat arrays): the front one that covers it."""
+        which = np.zeros(x.shape, np.int8)
+        open_ = np.arange(x.size)
+        for number in range(len(self.layers) - 1, 0, -1):
+            layer = self.layers[number]
+            j, i = self._texel(layer.canvas, *self._to_layer(layer, x[open_], y[open_], t))
+            i, j = np.rint(i).astype(int), np.rint(j).astype(int)
+            high, wide = layer.canvas.shape
+            hit = (i >= 0) & (i < high) & (j >= 0) & (j < wide)
+            hit[hit] = layer.canvas.rgba[i[hit], j[hit], 3] > 0.5
+            which[open_[hit]] = number
+            open_ = open_[~hit]
+        return which
+
+    def motion(self, t: float, to: float) -> tuple[Array, Array]:
+        """Flow [H, W, 2] in pixels from the frame at `t` to that at `to`, and what is occluded there."""
+        width, height = self.size
+        x = np.tile((np.arange(width, dtype=np.float32) + 0.5) / self.unit, height)
+        y = np.repeat((np.arange(height, dtype=np.float32) + 0.5) / self.unit, width)
+        which = self._labels(t)
+        x2, y2 = np.empty_like(x), np.empty_like(y)
+        for number, layer in enumerate(self.layers):
+            at = np.flatnonzero(which == number)
+            x2[at], y2[at] = self._to_frame(layer, *self._to_layer(layer, x[at], y[at], t), to)
+        edge = 0.5 / self.unit
+        outside = (
+            (x2 < edge) | (x2 > width / self.unit - edge) | (y2 < edge) | (y2 > height / self.unit - edge)
+        )
+        hidden = outside | (self.seen(x2, y2, to) != which)
+        flow = np.stack([x2 - x, y2 - y], -1).astype(np.float32) * self.unit
+        return flow.reshape(height, width, 2), hidden.reshape(height, width)
+
+    @cache  # noqa: B019 (a shot lives as long as its scene is made)
+    def _labels(self, t: float) -> Array:
+        width, height = self.size
+        x = np.tile((np.arange(width, dtype=np.float32) + 0.5) / self.unit, height)
+        y = np.repeat((np.arange(height, dtype=np.float32) + 0.5) / self.unit, width)
+        return self.seen(x, y, t)
+
+
+def _thirds(texture: Array, start: float, count: int) -> Array:
+    """Mean of two half-pixel samples, each between two texels: three weights, every other texel of axis 0."""
+    base = int(np.floor(start))
+    f = np.float32(start - base)
+    a, b, c = (texture[base + k : base + k + 2 * count : 2][:count] for k in range(3))
+    return (0.5 - 0.5 * f) * a + 0.5 * b + (0.5 * f) * c
