@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..kernels.attention import attend
+
 log = logging.getLogger("reelbrush")
 
 # -- which host ------------------------------------------------------------------------------------
@@ -363,6 +365,166 @@ class Managed:
 def managed(module: nn.Module) -> Managed:
     """Put a network under the host's memory management."""
     return Managed(module)
+
+
+# -- the diffusion model ---------------------------------------------------------------------------
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None, precision: Any, options: dict
+) -> Tensor:
+    """The host's attention of the day on [B, N, heads * d]: its precision rule (SD2 computes in float32), its
+    backend, and overrides in `transformer_options` included."""
+    if inside_comfyui():
+        core = comfy("comfy.ldm.modules.attention")
+        if mask is None:
+            return core.optimized_attention(
+                q, k, v, heads, attn_precision=precision, transformer_options=options
+            )
+        return core.optimized_attention_masked(
+            q, k, v, heads, mask, attn_precision=precision, transformer_options=options
+        )
+    split = [t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v)]
+    return attend(*split, mask if mask is None else mask[:, None]).transpose(1, 2).flatten(2)
+
+
+def load_model(model: Any) -> None:
+    """A MODEL onto the computing device, as a sampler does it."""
+    if inside_comfyui():
+        comfy("comfy.model_management").load_models_gpu([model])
+
+
+# -- sampling --------------------------------------------------------------------------------------
+
+
+class Denoiser:
+    """What a sampling function is given: the loaded model under its guider, conditionings prepared.
+
+    `denoise(x, sigma)` answers x0 with guidance; `denoise.predict(x, sigma, "negative")` one side without
+    it, with another text where `context` is given; both take x [N, C, h, w] in model space and one sigma.
+    """
+
+    def __init__(self, model_k: Any, extra_args: dict, callback: Callable | None, steps: int):
+        self._model, self._extra, self._callback, self._steps = model_k, extra_args, callback, steps
+
+    @property
+    def guider(self) -> Any:
+        """ComfyUI's guider; its `inner_model` is the loaded BaseModel, its `conds` the prepared texts."""
+        return self._model.inner_model
+
+    @property
+    def model(self) -> nn.Module:
+        """The loaded BaseModel: `apply_model`, `diffusion_model`, `model_sampling`."""
+        return self.guider.inner_model
+
+    @property
+    def options(self) -> dict:
+        """`model_options` of this run: copy its `transformer_options` to call the model itself."""
+        return self._extra["model_options"]
+
+    def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        return self._model(x, self._rows(x, sigma), **self._extra)
+
+    def predict(
+        self, x: Tensor, sigma: Tensor | float, side: str = "positive", context: Tensor | None = None
+    ) -> Tensor:
+        """x0 as one side's text alone says."""
+        conds = self.guider.conds[side]
+        if context is not None:
+            conds = [self._with_context(c, context) for c in conds]
+        return self._batch(conds, x, self._rows(x, sigma))
+
+    def step(self, index: int, x: Tensor, denoised: Tensor, total: int | None = None) -> None:
+        """Step `index` is done: the progress bar, the preview, and the place where a cancelled run stops."""
+        check_interrupt()
+        if self._callback is not None:
+            self._callback(index, denoised.detach(), x.detach(), total or self._steps)
+
+    @staticmethod
+    def _rows(x: Tensor, sigma: Tensor | float) -> Tensor:
+        return torch.as_tensor(sigma, dtype=torch.float32, device=x.device).reshape(-1).expand(len(x)).clone()
+
+    @staticmethod
+    def _with_context(cond: dict, context: Tensor) -> dict:
+        text = comfy("comfy.conds").CONDCrossAttn(context)
+        return {**cond, "model_conds": {**cond["model_conds"], "c_crossattn": text}}
+
+    def _batch(self, conds: list[dict], x: Tensor, sigma: Tensor) -> Tensor:
+        return comfy("comfy.samplers").calc_cond_batch(self.model, [conds], x, sigma, self.options)[0]
+
+
+SamplingFunction = Callable[[Denoiser, Tensor, Tensor], Tensor]
+
+
+def sampler(function: SamplingFunction, what: str = "sampling") -> Any:
+    """A SAMPLER for SamplerCustom: `function(denoise, x, sigmas) -> x` in model space; masks work as core's."""
+
+    def run(model_k, x, sigmas, extra_args=None, callback=None, disable=None, **_):
+        simple = None
+        if callback is not None:
+            total = len(sigmas) - 1
+            simple = lambda i, x0, now, _: callback({"i": min(i, total - 1), "denoised": x0, "x": now})  # noqa: E731
+        return function(Denoiser(model_k, extra_args or {}, simple, len(sigmas) - 1), x, sigmas)
+
+    return comfy("comfy.samplers", what).KSAMPLER(run)
+
+
+def sample(
+    model: Any,
+    function: SamplingFunction,
+    latent: Tensor,
+    sigmas: Tensor,
+    positive: list,
+    negative: list | None = None,
+    *,
+    cfg: float = 1.0,
+    steps: int | None = None,
+    what: str = "sampling",
+) -> Tensor:
+    """Run `function` under ComfyUI's guider: loading, ControlNet, previews, cancelling and clean-up included.
+
+    `latent` and the result are as LATENT carries them (the guider scales them to model space and back).
+    `steps` is how many times the function will call `denoise.step`, where that is not len(sigmas) - 1.
+    """
+    samplers = comfy("comfy.samplers", what)
+    guider = samplers.CFGGuider(model)
+    sides = {"positive": positive} if negative is None else {"positive": positive, "negative": negative}
+    guider.inner_set_conds(sides)
+    guider.set_cfg(cfg)
+    total = steps or len(sigmas) - 1
+    shown = comfy("latent_preview").prepare_callback(model, total)
+
+    class Through(samplers.Sampler):
+        def sample(self, guider, sigmas, extra_args, callback, noise, latent_image=None, *_, **__):
+            inner = samplers.KSamplerX0Inpaint(guider, sigmas)
+            extra_args["denoise_mask"] = None
+            return function(Denoiser(inner, extra_args, shown, total), latent_image, sigmas)
+
+    return guider.sample(torch.zeros_like(latent), latent, Through(), sigmas, disable_pbar=False, seed=0)
+
+
+def differentiable(model: Any) -> Any:
+    """A clone of a MODEL through which gradients flow; the shared model is not touched.
+
+    Nodes run in inference mode, and weights that were loaded there cannot take part in autograd. A weight
+    wrapper makes ComfyUI copy each weight when it is used, to a tensor that can. Compute with it inside
+    `gradients()`, on inputs made there (`x.clone()`); load it once, outside the loop: `sample` does.
+    """
+    clone = model.clone()
+    for name, _ in model.model.diffusion_model.named_parameters():
+        clone.add_weight_wrapper(f"diffusion_model.{name}", _as_it_is)
+    return clone
+
+
+def _as_it_is(weight: Tensor) -> Tensor:
+    return weight
+
+
+@contextmanager
+def gradients() -> Iterator[None]:
+    """Autograd on, inference mode off, as inside no node: `with host.gradients(): ...`."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 # -- VIDEO -----------------------------------------------------------------------------------------

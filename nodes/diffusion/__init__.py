@@ -1,0 +1,1 @@
+"""Diffusion: everything done to ComfyUI's own MODEL."""
