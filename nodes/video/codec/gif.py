@@ -1,0 +1,94 @@
+"""Gif: one palette for the whole clip, without holding the clip."""
+
+import io
+import os
+import shutil
+import tempfile
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from .formats import CONTAINERS, Recipe
+from .media import ColorTags, VideoInfo
+from .muxer import FileSink
+from .pixels import FromRGB
+from .source import decode, open_source, video_stream
+
+
+class GifSink(FileSink):
+    """A gif being written, in bounded memory.
+
+    The best 256 colours are known when the last frame is: frames wait in a lossless file beside the target
+    while their colours are counted, then go through the palette. Gif times are hundredths of a second, and
+    viewers slow down what is faster than 50 frames a second: such frames are left out.
+    """
+
+    def __init__(self, target: str | os.PathLike | io.BytesIO, info: VideoInfo, recipe: Recipe):
+        super().__init__(target, info, recipe)
+        beside = None if isinstance(target, io.BytesIO) else Path(target).parent
+        self._folder = Path(tempfile.mkdtemp(prefix=".palette-", dir=beside))
+        plain = replace(info, bit_depth=8)
+        waiting = replace(recipe, container=CONTAINERS["mkv"], codec="ffv1", encoder="ffv1", metadata=())
+        self._spool = FileSink(self._folder / "frames.mkv", plain, waiting)
+        self._packed = "bgra" if info.alpha else "bgr0"
+        self._to_packed = FromRGB(self._packed, ColorTags())
+        self._times: list[Fraction] = []
+        self._counting, (self._counted,) = _graph(
+            info, self._packed, self._tick, "palettegen", f"reserve_transparent={int(info.alpha)}", inputs=1
+        )
+
+    def write(self, array: np.ndarray, time: Fraction) -> None:
+        if self._times and time - self._times[-1] < Fraction(19, 1000):
+            return
+        if array.dtype == np.uint16:
+            array = (array >> 8).astype(np.uint8)
+        self._spool.write(array, time)
+        self._times.append(time)
+        self._counted.push(self._timed(self._to_packed(array), time))
+
+    def _timed(self, frame: Any, time: Fraction) -> Any:
+        frame.pts, frame.time_base = round(time / self._tick), self._tick
+        return frame
+
+    def close(self) -> None:
+        self._spool.close()
+        self._counting.push(None)
+        dither = "dither=bayer:bayer_scale=4:diff_mode=rectangle"
+        graph, (pictures, palette) = _graph(
+            self._info, self._packed, self._tick, "paletteuse", dither, inputs=2
+        )
+        palette.push(self._counting.pull())
+        palette.push(None)
+        with open_source(self._folder / "frames.mkv") as container:
+            frames = decode(container, video_stream(container, "the gif's frames"))
+            for time, frame in zip(self._times, frames, strict=True):
+                pictures.push(self._timed(frame.reformat(format=self._packed), time))
+                self.encode(graph.pull(), time)
+        super().close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def abandon(self) -> None:
+        self._spool.abandon()
+        super().abandon()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _graph(
+    info: VideoInfo, pixels: str, tick: Fraction, name: str, arguments: str, *, inputs: int
+) -> tuple[Any, list[Any]]:
+    """A filter with its sources: the clip's frames, then (two inputs) a 16x16 palette."""
+    graph = av.filter.Graph()
+    step, sink = graph.add(name, arguments), graph.add("buffersink")
+    sizes = [(info.width, info.height, pixels), (16, 16, "bgra")][:inputs]
+    sources = []
+    for number, (width, height, format_) in enumerate(sizes):
+        source = graph.add_buffer(width=width, height=height, format=av.VideoFormat(format_), time_base=tick)
+        source.link_to(step, 0, number)
+        sources.append(source)
+    step.link_to(sink)
+    graph.configure()
+    return graph, sources

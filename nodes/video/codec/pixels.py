@@ -1,0 +1,106 @@
+"""Between a codec's frames and arrays of R'G'B', both ways, with the clip's own matrix and range.
+
+swscale's quick path cuts instead of rounding: a decoded clip is 1.0 to 1.5 levels too dark, and each round
+trip darkens it again; its nearest-neighbour chroma makes red edges jagged. So the conversions ask for
+accurate rounding and interpolated chroma: mean error 0.00 instead of -1, for 1 ms per 640x360 frame.
+"""
+
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from .media import MATRICES, PRIMARIES, RANGES, SWS_MATRICES, TRANSFERS, ColorTags, VideoInfo
+from .source import Source, label, orientation
+
+_BILINEAR, _FULL_CHROMA, _ACCURATE = 0x2, 0x2000, 0x40000  # SWS_*: PyAV's own names for them came late
+_FLAGS = _BILINEAR | _FULL_CHROMA | _ACCURATE
+_FULL = RANGES["full"]
+
+
+class ToRGB:
+    """A decoded frame to an upright array [H, W, 3 or 4]; one swscale context for the whole clip."""
+
+    def __init__(self, info: VideoInfo):
+        self._info = info
+        self._deep = info.bit_depth > 8
+        self._scale = VideoReformatter()
+
+    def __call__(self, frame: Any, number: int, source: Source) -> np.ndarray:
+        info, up = self._info, orientation(frame)
+        size = (frame.height, frame.width) if up.transpose else (frame.width, frame.height)
+        if size != (info.width, info.height):
+            raise ValueError(
+                f"{label(source)} changes its size from {info.width}x{info.height} to "
+                f"{size[0]}x{size[1]} at frame {number}: cut it there, or convert it to one size"
+            )
+        rgb = self._scale.reformat(
+            frame,
+            format=_packed(self._deep, info.alpha),
+            interpolation=_FLAGS,
+            src_color_range=RANGES[info.color.range],
+            dst_color_range=_FULL,
+            **_matrices(info.color.matrix),
+        )
+        channels = 4 if info.alpha else 3
+        array = np.frombuffer(rgb.planes[0], np.uint16 if self._deep else np.uint8)
+        array = array.reshape(rgb.height, -1)[:, : rgb.width * channels]  # rows may be padded
+        array = up.apply(array.reshape(rgb.height, rgb.width, channels))
+        # Still the memory of `rgb`, which nobody else holds, unless there was nothing to convert.
+        return array.copy() if rgb is frame else array
+
+
+class FromRGB:
+    """An array [H, W, 3 or 4] to a frame in the encoder's format and colours."""
+
+    def __init__(self, pixels: str, color: ColorTags):
+        self._color, self._pixels, self._yuv = color, pixels, pixels.startswith("yuv")
+        self._matrix = color.matrix if self._yuv else "rgb"
+        self._range = RANGES[color.range] if self._yuv else _FULL
+        self._scale = VideoReformatter()
+
+    def __call__(self, array: np.ndarray) -> Any:
+        frame = _frame_over(array, _packed(array.dtype == np.uint16, array.shape[2] == 4))
+        out = self._scale.reformat(
+            frame,
+            format=self._pixels,
+            interpolation=_FLAGS,
+            src_color_range=_FULL,
+            dst_color_range=self._range,
+            **_matrices(self._matrix, writing=True),
+        )
+        if out is frame:  # nothing to convert: the encoder must not hold the caller's memory
+            out = av.VideoFrame.from_ndarray(array, format=self._pixels)
+        if self._yuv:
+            out.colorspace, out.color_range = MATRICES[self._matrix], self._range
+            if hasattr(out, "color_trc"):  # since PyAV 17; ProRes writes the frame's tags
+                out.color_primaries = PRIMARIES[self._color.primaries]
+                out.color_trc = TRANSFERS[self._color.transfer]
+        return out
+
+
+def _packed(deep: bool, alpha: bool) -> str:
+    return ("rgba64le" if alpha else "rgb48le") if deep else ("rgba" if alpha else "rgb24")
+
+
+def _frame_over(array: np.ndarray, pixels: str) -> Any:
+    """A frame over the array's memory; a copy where PyAV cannot."""
+    try:
+        return av.VideoFrame.from_numpy_buffer(array, format=pixels)
+    except ValueError:
+        return av.VideoFrame.from_ndarray(array, format=pixels)
+
+
+def _matrices(matrix: str, *, writing: bool = False) -> dict[str, int]:
+    """swscale's numbers for both sides of a conversion.
+
+    An R'G'B' side has no matrix and its number is read by nobody, but it must differ from the other side's:
+    old PyAV skips the matrix and the ranges where both sides are equal.
+    """
+    if matrix == "rgb":
+        return {}
+    number = SWS_MATRICES[matrix]
+    other = 5 if number == 1 else 1
+    source, target = (other, number) if writing else (number, other)
+    return {"src_colorspace": source, "dst_colorspace": target}

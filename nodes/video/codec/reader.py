@@ -1,0 +1,115 @@
+"""The frames of a source, one at a time, from any frame on."""
+
+import io
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import chain, dropwhile, islice
+from pathlib import Path
+from typing import Any
+
+import av
+import torch
+from torch import Tensor
+
+from .pictures import pictures_of, read_text
+from .pixels import ToRGB
+from .source import Packets, Source, decode, first_frame, label, open_source, probe, video_stream
+
+
+class Reader:
+    """The frames `start`..`stop` of a source, one at a time. Seeking is frame exact.
+
+    `for picture, time in Reader("clip.mp4", start=100)`: [H, W, 3 or 4], and seconds.
+    """
+
+    def __init__(self, source: Source, *, start: int = 0, stop: int | None = None):
+        self.source, self.start, self.stop = source, max(0, start), stop
+        self.info = probe(source)
+        self._frames: Iterator[Any] | None = None
+        self._to_rgb = ToRGB(self.info)
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file; an iteration that is under way ends."""
+        frames, self._frames = self._frames, None
+        if frames is not None:
+            frames.close()
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Fraction]]:
+        self.close()
+        folder = not isinstance(self.source, io.BytesIO) and Path(self.source).is_dir()
+        self._frames = self._pictures() if folder else self._clip()
+        return self._frames
+
+    def _clip(self) -> Iterator[tuple[Tensor, Fraction]]:
+        wanted = None if self.stop is None else max(0, self.stop - self.start)
+        time = Fraction(self.start) / self.info.fps
+        done = 0
+        for frame, time_base in islice(self._from(self.start), wanted):
+            if frame.pts is not None:
+                time = frame.pts * time_base - self.info.start_time
+            yield torch.from_numpy(self._to_rgb(frame, self.start + done, self.source)), time
+            time += 1 / self.info.fps
+            done += 1
+        if wanted is None or done < wanted:
+            self._check_end(done, time)
+
+    def _from(self, start: int) -> Iterator[tuple[Any, Fraction]]:
+        """Decoded frames from number `start` on.
+
+        The packets say when frame `start` is shown and which key frames are shown before it; decoding from
+        the last of those gives every frame after it (the leading frames of an open GOP are shown *before*
+        their key frame). Where timestamps lead astray, everything is decoded from the beginning.
+        """
+        if start:
+            table = Packets.read(self.source)
+            if start >= table.count:
+                raise ValueError(
+                    f"frame {start} is wanted, {label(self.source)} has {table.count}: start earlier"
+                )
+            target = table.times[start]
+            trusted = target is not None and len(set(table.times)) == table.count
+            for key in [k for k in table.keys if trusted and k <= target][-1:]:
+                frames = self._decoded(key)
+                frames = dropwhile(lambda f: f[0].pts is None or f[0].pts < target, frames)
+                first = next(frames, None)
+                if first is not None and first[0].pts == target and not first[0].is_corrupt:
+                    yield from chain([first], frames)
+                    return
+        yield from islice(self._decoded(None), start, None)
+
+    def _decoded(self, seek: int | None) -> Iterator[tuple[Any, Fraction]]:
+        with open_source(self.source) as container:
+            stream = video_stream(container, self.source)
+            time_base = Fraction(stream.time_base)
+            try:
+                if seek is not None:
+                    container.seek(seek, stream=stream)
+                for frame in decode(container, stream):
+                    yield frame, time_base
+            except av.FFmpegError as error:
+                raise ValueError(
+                    f"{label(self.source)} is cut short or damaged ({error.strerror}): "
+                    "copy or download it again"
+                ) from error
+
+    def _check_end(self, done: int, end: Fraction) -> None:
+        promised = self.info.frame_count
+        if self.info.exact and self.start + done < promised:
+            raise ValueError(
+                f"{label(self.source)} is cut short: {self.start + done} of {promised} frames could be read; "
+                "copy or download it again"
+            )
+
+    def _pictures(self) -> Iterator[tuple[Tensor, Fraction]]:
+        for number, path in list(enumerate(pictures_of(Path(self.source))))[self.start : self.stop]:
+            with open_source(path) as container:
+                frame = first_frame(container, video_stream(container, path), path)
+            text = read_text(path)
+            time = Fraction(text["time"]) if "time" in text else number / self.info.fps
+            yield torch.from_numpy(self._to_rgb(frame, number, path)), time

@@ -1,0 +1,95 @@
+"""Sound: copied by packet, decoded, or encoded; timed from the first frame of its source."""
+
+import io
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+
+from .media import contiguous
+from .source import Source, is_cover, open_source, probe
+
+
+def origin_of(container: Any, source: Source) -> Fraction:
+    """The time of the first frame on the file's clock; 0 for a file without pictures."""
+    if not [s for s in container.streams.video if not is_cover(s)]:
+        return Fraction(0)
+    return probe(source).start_time
+
+
+def copied(stream: Any, source: Source, stop: Fraction | None) -> Iterator[tuple[float, Any]]:
+    """The packets of a source's sound, timed from its first frame on."""
+    with open_source(source) as container:
+        sound, origin = container.streams.audio[0], origin_of(container, source)
+        shift = round(origin / sound.time_base)
+        for packet in container.demux(sound):
+            if packet.dts is None:
+                continue
+            time = packet.pts * sound.time_base - origin
+            if stop is not None and time >= stop:
+                return
+            if origin and time + (packet.duration or 0) * sound.time_base <= 0:
+                continue
+            packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+            packet.stream = stream
+            yield float(time), packet
+
+
+def encoded(stream: Any, pieces: Iterator[np.ndarray], rate: int, layout: str) -> Iterator[tuple[float, Any]]:
+    """Packets of sampled sound."""
+    at = 0
+    for piece in pieces:
+        for block in np.array_split(piece, max(1, piece.shape[1] // rate), axis=1):
+            frame = av.AudioFrame.from_ndarray(
+                np.ascontiguousarray(block, np.float32), format="fltp", layout=layout
+            )
+            frame.sample_rate, frame.pts, frame.time_base = rate, at, Fraction(1, rate)
+            at += block.shape[1]
+            for packet in stream.encode(frame):
+                yield float(packet.pts * packet.time_base), packet
+    for packet in stream.encode(None):
+        yield float(packet.pts * packet.time_base), packet
+
+
+def samples_of(audio: dict) -> Iterator[np.ndarray]:
+    """A ComfyUI AUDIO as one piece; of a batch the first."""
+    yield audio["waveform"][0].detach().to("cpu", torch.float32).numpy()
+
+
+def samples_from(source: Source, start: Fraction, stop: Fraction | None) -> Iterator[np.ndarray]:
+    """Decoded samples [C, n] between two times since the first frame; silence where the file has gaps."""
+    with open_source(source) as container:
+        sound = container.streams.audio[0]
+        rate, origin = sound.codec_context.sample_rate, origin_of(container, source)
+        resampler = av.AudioResampler(format="fltp", layout=sound.codec_context.layout, rate=rate)
+        if start > 1:  # decoding begins a little earlier: the first packets after a jump are not whole
+            container.seek(int((start + origin - Fraction(1, 2)) / sound.time_base), stream=sound)
+
+        def pieces() -> Iterator[tuple[int, np.ndarray]]:
+            for frame in container.decode(sound):
+                at = round((frame.pts * Fraction(frame.time_base) - origin) * rate)
+                for part in resampler.resample(frame):
+                    yield at, part.to_ndarray()
+
+        last = None if stop is None else round(stop * rate)
+        yield from contiguous(pieces(), round(start * rate), last, slack=rate // 50)
+
+
+def read_audio(source: Source, start_s: float = 0, duration_s: float | None = None) -> dict | None:
+    """The sound of a source as a ComfyUI AUDIO, from `start_s` seconds after its first frame on."""
+    if not isinstance(source, io.BytesIO) and Path(source).is_dir():
+        return None
+    start = Fraction(start_s).limit_denominator(10**6)
+    stop = None if duration_s is None else start + Fraction(duration_s).limit_denominator(10**6)
+    with open_source(source) as container:
+        if not container.streams.audio:
+            return None
+        rate = container.streams.audio[0].codec_context.sample_rate
+        channels = container.streams.audio[0].codec_context.channels
+    pieces = list(samples_from(source, start, stop)) or [np.zeros((channels, 0), np.float32)]
+    waveform = torch.from_numpy(np.concatenate(pieces, axis=1))[None]
+    return {"waveform": waveform, "sample_rate": rate}

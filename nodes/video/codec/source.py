@@ -1,0 +1,225 @@
+"""Opening a source and saying what it is: containers, streams, packets. Nothing here converts a pixel."""
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+
+from .media import ColorTags, Orientation, VideoInfo
+from .pictures import pictures_of, read_text
+
+Source = str | os.PathLike | io.BytesIO
+
+
+def label(source: Source) -> str:
+    return "the video in memory" if isinstance(source, io.BytesIO) else repr(Path(source).name)
+
+
+@contextmanager
+def open_source(source: Source) -> Iterator[Any]:
+    """The container of a source; what cannot be opened is said in a sentence."""
+    if isinstance(source, io.BytesIO):
+        file: Any = io.BytesIO(source.getvalue())  # a position of its own; the bytes are shared
+        head = file.getbuffer()[:12].tobytes()
+    else:
+        file = Path(source)
+        if not file.is_file():
+            raise ValueError(f"{label(source)} is not there: choose a video that exists")
+        with file.open("rb") as f:
+            head = f.read(12)
+        file = str(file)
+    if not head:
+        raise ValueError(f"{label(source)} is empty: copy or download it again")
+    try:
+        container = av.open(file, metadata_errors="replace")
+    except (av.FFmpegError, ValueError) as error:
+        known = head[4:8] in (b"ftyp", b"moov", b"mdat") or head[:4] in (b"\x1aE\xdf\xa3", b"RIFF", b"GIF8")
+        reason = (
+            "is cut short or damaged (its index cannot be read): copy or download it again"
+            if known
+            else "is not a video that can be read: convert it to mp4, mkv, webm, mov or gif"
+        )
+        raise ValueError(f"{label(source)} {reason}") from error
+    with container:
+        yield container
+
+
+def video_stream(container: Any, source: Source) -> Any:
+    """The first video stream that is not a cover picture."""
+    streams = [s for s in container.streams.video if not is_cover(s)]
+    if streams:
+        streams[0].thread_type = "AUTO"
+        return streams[0]
+    what = "only sound" if container.streams.audio else "no video stream"
+    raise ValueError(f"{label(source)} holds {what}: choose a file with a picture track")
+
+
+def is_cover(stream: Any) -> bool:
+    return bool(int(getattr(stream, "disposition", 0)) & 0x400)  # AV_DISPOSITION_ATTACHED_PIC
+
+
+def decode(container: Any, stream: Any) -> Iterator[Any]:
+    """Decoded frames from where the container stands, each with a pts where the file gives one.
+
+    FFmpeg's own VP8 and VP9 decoders drop the alpha channel; libvpx keeps it.
+    """
+    context = stream.codec_context
+    if context.name in ("vp8", "vp9") and stream.metadata.get("alpha_mode") == "1":
+        own = av.CodecContext.create("libvpx-vp9" if context.name == "vp9" else "libvpx", "r")
+        own.extradata = context.extradata
+        context = own
+    for packet in container.demux(stream):
+        yield from context.decode(packet if packet.size else None)
+
+
+def probe(source: Source, *, count: bool = False) -> VideoInfo:
+    """What a source is. The first frame is decoded; with `count` all packets are read for the exact count."""
+    if not isinstance(source, io.BytesIO) and Path(source).is_dir():
+        return _probe_pictures(Path(source))
+    with open_source(source) as container:
+        stream = video_stream(container, source)
+        frame = first_frame(container, stream, source)
+        info = _info(container, stream, frame)
+        _refuse_cut_short(container, stream, source)
+    if count:
+        table = Packets.read(source)
+        info = replace(info, frame_count=table.count, exact=True, variable=table.is_variable(info.fps))
+    return info
+
+
+def first_frame(container: Any, stream: Any, source: Source) -> Any:
+    try:
+        with closing(decode(container, stream)) as frames:
+            frame = next(frames, None)
+    except av.FFmpegError as error:
+        raise ValueError(
+            f"{label(source)} is damaged at its first frame: copy or download it again"
+        ) from error
+    if frame is None:
+        raise ValueError(f"{label(source)} has a video track without frames: choose another file")
+    return frame
+
+
+def _info(container: Any, stream: Any, frame: Any) -> VideoInfo:
+    context, layout = stream.codec_context, frame.format
+    fps = Fraction(stream.average_rate or stream.guessed_rate or stream.base_rate or 25)
+    seconds = _seconds(stream, container)
+    count = stream.frames or max(1, round(seconds * fps))
+    width, height = frame.width, frame.height
+    aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)
+    if orientation(frame).transpose:
+        width, height, aspect = height, width, 1 / aspect
+    base = Fraction(stream.base_rate or fps)
+    return VideoInfo(
+        width=width,
+        height=height,
+        fps=fps,
+        frame_count=count,
+        exact=bool(stream.frames) and abs(seconds * fps - stream.frames) < 1,
+        bit_depth=max((c.bits for c in layout.components), default=8),
+        color=ColorTags.read(
+            int(context.color_range or frame.color_range),
+            int(context.colorspace),
+            int(context.color_primaries),
+            int(context.color_trc),
+            pixels=layout.name,
+            height=height,
+        ),
+        alpha=has_alpha(frame, context.name),
+        has_audio=bool(container.streams.audio),
+        variable=abs(base / fps - 1) > Fraction(1, 50),
+        pixel_aspect=aspect,
+        start_time=(frame.pts or 0) * Fraction(stream.time_base),
+        metadata=dict(container.metadata),
+    )
+
+
+def _seconds(stream: Any, container: Any) -> Fraction:
+    """The header's duration of the picture track (or of the file), 0 where it says none."""
+    if said := stream.metadata.get("DURATION"):  # Matroska: hours:minutes:seconds of this track
+        hours, minutes, seconds = said.split(":")
+        return 3600 * int(hours) + 60 * int(minutes) + Fraction(seconds)
+    if stream.duration:
+        return stream.duration * Fraction(stream.time_base)
+    return Fraction(container.duration or 0, av.time_base)
+
+
+def has_alpha(frame: Any, codec: str) -> bool:
+    name = frame.format.name
+    if not name.startswith(("yuva", "rgba", "bgra", "argb", "abgr", "gbrap", "ya")):
+        return False
+    if codec == "gif":  # always decoded with alpha; opaque ones should not pay for it
+        return bool((frame.reformat(format="rgba").to_ndarray()[..., 3] < 255).any())
+    return True
+
+
+def orientation(frame: Any) -> Orientation:
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    return Orientation.of(bytes(matrix) if matrix is not None else None)
+
+
+def _refuse_cut_short(container: Any, stream: Any, source: Source) -> None:
+    """An index that points past the end of the file: said before hours of work, not after."""
+    entries = getattr(stream, "index_entries", ())
+    if not len(entries) or "mp4" not in container.format.name:
+        return
+    last = max((entries[len(entries) - 1], entries[0]), key=lambda e: e.pos)
+    if last.pos + last.size > container.size:
+        raise ValueError(
+            f"{label(source)} is cut short ({container.size} bytes, its index speaks of "
+            f"{last.pos + last.size} and more): copy or download it again"
+        )
+
+
+def _probe_pictures(folder: Path) -> VideoInfo:
+    paths = pictures_of(folder)
+    if not paths:
+        raise ValueError(f"the folder {folder.name!r} holds no pictures: choose one with png or jpg frames")
+    first, text = probe(paths[0]), read_text(paths[0])
+    return replace(
+        first,
+        fps=Fraction(text.get("fps", 24)),
+        frame_count=len(paths),
+        exact=True,
+        variable=False,
+        start_time=Fraction(0),
+        metadata={k: v for k, v in text.items() if k not in ("fps", "time")},
+    )
+
+
+@dataclass(frozen=True)
+class Packets:
+    """The times of all frames, from their packets: nothing is decoded."""
+
+    times: list[int | None]  # in the order of display
+    keys: list[int]  # those where decoding can start
+    time_base: Fraction
+
+    @classmethod
+    def read(cls, source: Source) -> "Packets":
+        with open_source(source) as container:
+            stream = video_stream(container, source)
+            packets = [(p.pts, p.is_keyframe) for p in container.demux(stream) if p.size and not p.is_discard]
+            times = [pts for pts, _ in packets]
+            if None not in times:
+                times.sort()
+            keys = sorted(pts for pts, key in packets if key and pts is not None)
+            return cls(times, keys, Fraction(stream.time_base))
+
+    @property
+    def count(self) -> int:
+        return len(self.times)
+
+    def is_variable(self, fps: Fraction) -> bool:
+        """True when frames lie off the even grid between the first and the last."""
+        if len(self.times) < 3 or None in self.times:
+            return False
+        step = Fraction(self.times[-1] - self.times[0], len(self.times) - 1)
+        off = max(abs(t - self.times[0] - i * step) for i, t in enumerate(self.times))
+        return off > max(step / 4, Fraction(2, 1000) / self.time_base)

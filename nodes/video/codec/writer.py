@@ -1,0 +1,97 @@
+"""Writing a clip: frames in, a file, bytes or a folder of pictures out."""
+
+import io
+import os
+from fractions import Fraction
+
+from torch import Tensor
+
+from .folder import PictureSink
+from .formats import CONTAINERS, Recipe, choose, encoder_of
+from .gif import GifSink
+from .media import VideoInfo, tags
+from .muxer import FileSink
+from .sound import samples_of
+from .source import Source
+
+
+class Writer:
+    """Writes a clip, frame by frame; leaving the `with` block by an exception removes what was written.
+
+    The times given to `write` are kept, counted from the first frame's; without them frames are 1/fps apart.
+    `audio_from` is the sound of another source, or of the part `audio_range` of it (seconds since its first
+    frame): copied packet by packet where the container takes its codec and it begins at the beginning,
+    else encoded again. `audio` is a ComfyUI AUDIO. Gif and picture folders have no sound.
+    """
+
+    def __init__(
+        self,
+        target: str | os.PathLike | io.BytesIO,
+        info: VideoInfo,
+        *,
+        container: str = "mp4",
+        codec: str = "auto",
+        quality: int | None = None,
+        preset: str | None = None,
+        metadata: dict[str, str | dict] | None = None,
+        audio_from: Source | None = None,
+        audio: dict | None = None,
+        audio_range: tuple[Fraction, Fraction] | None = None,
+    ):
+        self.target, self.info = target, info
+        self.frames_written = 0
+        self._codec = choose(container, codec, info)
+        encoder = encoder_of(self._codec)
+        words = tuple(tags(metadata, info.metadata).items())
+        sink = {"gif": GifSink, "png": PictureSink}.get(container, FileSink)
+        how = Recipe(CONTAINERS[container], self._codec, encoder, quality, preset, words)
+        self._sink = sink(target, info, how)
+        try:
+            if isinstance(self._sink, FileSink):
+                if audio is not None:
+                    self._sink.add_sound(samples_of(audio), int(audio["sample_rate"]))
+                elif audio_from is not None:
+                    self._sink.add_sound_of(audio_from, audio_range)
+        except BaseException:
+            self.discard()
+            raise
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+    def write(self, frame: Tensor, time: Fraction | None = None) -> None:
+        """The next frame: uint8 or uint16 [H, W, 3 or 4]; `time` in seconds on any clock, increasing."""
+        height, width, channels = frame.shape
+        if (width, height) != (self.info.width, self.info.height) or channels not in (3, 4):
+            raise ValueError(
+                f"frame {self.frames_written} is {width}x{height} with {channels} channels, the clip is "
+                f"{self.info.width}x{self.info.height}: every frame needs the size of the first"
+            )
+        array = frame.detach().cpu().contiguous().numpy()
+        if time is None:
+            time = self.frames_written / self.info.fps
+        if not self.frames_written:
+            self._begin = time
+        self._sink.write(array, time - self._begin)
+        self.frames_written += 1
+
+    def close(self) -> None:
+        """Finishes the file."""
+        if not self.frames_written:
+            self.discard()
+            raise ValueError("no frames were written: the clip is empty, check the trim before it")
+        try:
+            self._sink.close()
+        except BaseException:
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        """Stops, and removes what was written."""
+        self._sink.abandon()
