@@ -322,7 +322,8 @@ def evaluate(
 
     `base` is a loaded base model (`with loaded(model) as base`). Gradients flow where they are enabled.
     """
-    level = torch.full((len(latents),), sigma, dtype=torch.float32, device=latents.device)
+    exact = torch.promote_types(latents.dtype, torch.float32)  # a level in float64 scales float64 exactly
+    level = torch.full((len(latents),), sigma, dtype=exact, device=latents.device)
     given = {k: _rows(v, len(latents)) if torch.is_tensor(v) else v for k, v in conditions.items()}
     return base.apply_model(latents * (1 + sigma**2) ** 0.5, level, transformer_options=options, **given)
 
