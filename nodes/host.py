@@ -331,6 +331,12 @@ def free_memory(where: torch.device | None = None) -> int:
         return 4 << 30
 
 
+def make_room(size: int) -> None:
+    """Ask the host to unload what it can until `size` bytes are free on the computing device."""
+    if inside_comfyui():
+        comfy("comfy.model_management").free_memory(size, device())
+
+
 def release_memory() -> None:
     """Give cached device memory back, after an out-of-memory error or a clean-up."""
     if inside_comfyui():
@@ -457,7 +463,7 @@ SamplingFunction = Callable[[Denoiser, Tensor, Tensor], Tensor]
 
 
 def sampler(function: SamplingFunction, what: str = "sampling") -> Any:
-    """A SAMPLER for SamplerCustom: `function(denoise, x, sigmas) -> x` in model space; masks work as core's."""
+    """A SAMPLER for SamplerCustom: `function(denoise, x, sigmas) -> x` in model space; masks work as usual."""
 
     def run(model_k, x, sigmas, extra_args=None, callback=None, disable=None, **_):
         simple = None
