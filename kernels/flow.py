@@ -122,6 +122,25 @@ def validity(flow: Tensor, back: Tensor, *, absolute: float = 0.5, relative: flo
     return found & inside(flow) & ~motion_edges(flow)
 
 
+def invert(flow: Tensor) -> tuple[Tensor, Tensor]:
+    """The way back [N, 2, H, W] along a flow, and where it is known [N, H, W].
+
+    Each pixel lands on its nearest neighbour; where several land on one, the fastest is taken for the
+    nearest to the camera. Nothing lands where the frame behind was hidden: unknown, and 0 there.
+    """
+    n, _, h, w = flow.shape
+    x, y = (t.round().long() for t in targets(flow))
+    hits = (x >= 0) & (x < w) & (y >= 0) & (y < h)
+    spot = (y.clamp(0, h - 1) * w + x.clamp(0, w - 1)).flatten(1)
+    speed = torch.where(hits, energy(flow), -1.0).flatten(1)
+    fastest = torch.full_like(speed, -1.0).scatter_reduce(1, spot, speed, "amax")
+    wins = (hits.flatten(1) & (speed >= fastest.gather(1, spot))).to(flow.dtype)
+    count = torch.zeros_like(speed).scatter_add(1, spot, wins)
+    landed = [torch.zeros_like(speed).scatter_add(1, spot, -flow[:, i].flatten(1) * wins) for i in (0, 1)]
+    back = torch.stack(landed, dim=1) / count.clamp(min=1)[:, None]
+    return back.view(n, 2, h, w), (count > 0).view(n, h, w)
+
+
 def _resize(maps: Tensor, height: int, width: int) -> Tensor:
     smaller = height < maps.shape[-2] or width < maps.shape[-1]
     return interpolate(maps, (height, width), mode="bilinear", align_corners=False, antialias=smaller)
@@ -155,7 +174,7 @@ def difference(warped: Tensor, target: Tensor, *, norm: str = "mse", scale: floa
 def warping_error(
     per_pixel: Tensor, weights: Tensor | None = None, *, norm: str = "mse", over_all: bool = False
 ) -> Tensor:
-    """One number per pair [N] from `difference`: its weighted sum over the sum of weights, or over all pixels.
+    """One number per pair [N] from `difference`: weighted sum over the sum of weights, or over all pixels.
 
     Without any valid pixel the former is 0/0: NaN says so.
     """

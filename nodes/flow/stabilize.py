@@ -1,0 +1,169 @@
+"""Stabilisation: the previous *output*, moved along the content's flow, is blended into each new frame.
+
+    O_t = S_t + strength * w * (warp(O_{t-1}, b) - S_t),          w = valid * agreement
+
+b is the content's backward flow and `valid` its validity (kernels/flow.py). `agreement` asks the content
+itself: exp(-d / 2s^2) of the squared difference d between the content and the warped previous content,
+averaged over 3 x 3 pixels. Where an occluder has moved away, either says no, and the new frame shows as
+it is: no ghost. After a cut everything starts anew.
+
+Because the output is fed back, two things must not build up. Warping softens, so the output is resampled
+by a cubic. And a resting background must rest: where the estimated motion is a fraction of a pixel and
+the content agrees as well without moving, nothing is moved.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from ...kernels.flow import energy, resize_flow, resize_weights, warp
+from .. import host
+from ..video.reel import Clip, Operation, Window, operation
+from .cuts import CutDetector
+from .estimate import Flow, estimator
+
+AGREEMENT = 0.06  # s: contents that differ so much are half trusted
+REST, SAME = 0.25, 1.5 / 255  # pixels; content difference that rounding and compression explain
+
+
+def _planes(frame: Tensor) -> Tensor:
+    return frame[None, ..., :3].permute(0, 3, 1, 2).float().cpu()
+
+
+def _mismatch(a: Tensor, b: Tensor) -> Tensor:
+    """Squared difference of two contents, averaged over the channels and 3 x 3 pixels [1, H, W]."""
+    d = (a - b).square().mean(dim=1, keepdim=True)
+    return avg_pool2d(d, 3, stride=1, padding=1, count_include_pad=False)[:, 0]
+
+
+@dataclass
+class Trust:
+    """Along which flow to look back, and how far each pixel may be believed."""
+
+    flow: Tensor  # [1, 2, H, W]
+    weight: Tensor  # [1, H, W] in 0..1
+
+
+def trust(backward: Tensor, valid: Tensor, content: Tensor | None, before: Tensor | None) -> Trust:
+    """The weights of one pair of contents [1, 3, H, W]; without contents, validity alone."""
+    weight = valid.float()
+    if content is None or before is None:
+        return Trust(backward, weight)
+    backward, weight = resize_flow(backward, *content.shape[-2:]), resize_weights(weight, *content.shape[-2:])
+    moved, still = _mismatch(warp(before, backward), content), _mismatch(before, content)
+    rests = (energy(backward) < REST**2) & (still <= moved + SAME**2)
+    backward = torch.where(rests[:, None], 0.0, backward)
+    weight = torch.where(rests, 1.0, weight)
+    agreement = torch.exp(torch.where(rests, still, moved) / (-2 * AGREEMENT**2))
+    return Trust(backward, weight * agreement)
+
+
+def blend(stylized: Tensor, output: Tensor, trusted: Trust, strength: float) -> Tensor:
+    """One new output [1, 3, H, W] from the new frame and the previous output."""
+    h, w = stylized.shape[-2:]
+    weight = resize_weights(trusted.weight, h, w)[:, None] * strength
+    past = warp(output, resize_flow(trusted.flow, h, w), mode="bicubic")
+    return stylized + weight * (past.clamp(0, 1) - stylized)
+
+
+class Stabilizer:
+    """Feeds frames [H, W, 3] through one by one and carries the last output and content."""
+
+    def __init__(self, strength: float, method: str):
+        self.strength = strength
+        self._flow = estimator(method)
+        self._cuts = CutDetector()
+        self._output: Tensor | None = None
+        self._content: Tensor | None = None
+        self._ready: object = None
+
+    def push(self, stylized: Tensor, content: Tensor) -> Tensor:
+        """The stabilised frame [H, W, 3]."""
+        now, frame, ready = _planes(content), _planes(stylized), self._flow.prepare(content)
+        cut = self._cuts.push(content)
+        if self._output is not None and not cut:
+            if now.shape != self._content.shape:
+                raise ValueError("the content's frames change their size midway: give frames of one size")
+            forward, backward = self._flow.both(self._ready, ready)
+            valid = Flow.of(forward, backward).backward_valid
+            frame = blend(frame, self._output, trust(backward, valid, now, self._content), self.strength)
+        self._output, self._content, self._ready = frame, now, ready
+        return frame[0].permute(1, 2, 0)
+
+    def state(self) -> dict[str, Tensor]:
+        """What the next frame depends on."""
+        return {} if self._output is None else {"output": self._output, "content": self._content}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from a state."""
+        if not state:
+            return
+        self._output, self._content = state["output"], state["content"]
+        content = self._content[0].permute(1, 2, 0)
+        self._ready = self._flow.prepare(content)
+        self._cuts.push(content)
+
+
+def stabilize(stylized: Tensor, content: Tensor, strength: float, method: str) -> Tensor:
+    """Frames [N, H, W, 3] stabilised by the flow of their content [N, h, w, 3]."""
+    if len(content) != len(stylized):
+        raise ValueError(
+            f"the content has {len(content)} frames, the stylized clip {len(stylized)}: give clips of one length"
+        )
+    if strength == 0:
+        return stylized
+    run, out = Stabilizer(strength, method), torch.empty_like(stylized[..., :3])
+    with host.progress(len(stylized), "Stabilizing") as bar:
+        for t, (frame, shown) in enumerate(zip(stylized, content, strict=True)):
+            out[t] = run.push(frame, shown)
+            bar.step(preview=out[t])
+    return out
+
+
+def stabilize_with_flow(stylized: Tensor, flow: Flow, content: Tensor | None, strength: float) -> Tensor:
+    """The same with a flow at hand: its validity decides, and the content where it is given, too."""
+    flow.check_frames(len(stylized), "stylized frames")
+    if content is not None:
+        flow.check_frames(len(content), "content frames")
+    if flow.pairs and flow.stride != 1:
+        raise ValueError(f"the flow has stride {flow.stride}: stabilising needs the flow of stride 1")
+    if strength == 0:
+        return stylized
+    out = torch.empty_like(stylized[..., :3])
+    out[:1] = stylized[:1, ..., :3]
+    with host.progress(len(stylized), "Stabilizing") as bar:
+        for t in range(1, len(stylized)):
+            frame = _planes(stylized[t])
+            if not flow.crosses_cut(t - 1):
+                shown = (None, None) if content is None else (_planes(content[t]), _planes(content[t - 1]))
+                pair = flow.pair(t - 1)
+                frame = blend(
+                    frame, _planes(out[t - 1]), trust(pair.backward, pair.backward_valid, *shown), strength
+                )
+            out[t] = frame[0].permute(1, 2, 0)
+            bar.step(preview=out[t])
+    return out
+
+
+@operation("flow.stabilize")
+class StabilizeVideo(Operation):
+    """The stylized clip first, its content second; frames are taken in order and nothing is kept but the last."""
+
+    sequential = True
+
+    def start(self, clip: Clip) -> None:
+        self._run = Stabilizer(float(self.params["strength"]), str(self.params["method"]))
+
+    def run(self, frames: Tensor, *others: Tensor, window: Window) -> Tensor:
+        return torch.stack([self._run.push(*pair) for pair in zip(frames, others[0], strict=True)])
+
+    def state(self) -> dict[str, Tensor]:
+        return self._run.state()
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self._run.restore(state)
+
+    def stop(self) -> None:
+        del self._run

@@ -1,0 +1,152 @@
+"""Flow on disk: our safetensors, and folders of Middlebury .flo files to read.
+
+A folder may hold forward_1_2.flo and backward_2_1.flo, as artistic-videos names them, or one .flo per
+pair in alphabetical order, as Sintel and fast_blind_video_consistency have them: those are taken as
+forward flow, and the way back is inverted from it.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...kernels.flow import invert, validity
+from .estimate import CONSISTENCY, Flow
+
+SUFFIX = ".flow.safetensors"
+TAG = np.float32(202021.25)
+UNKNOWN = 1e7  # Middlebury writes 1e9 where the motion is unknown
+MASKS = ("forward_valid", "backward_valid")
+_NAMED = re.compile(r"(forward|backward)_(\d+)_(\d+)\.flo")
+
+
+def save(flow: Flow, path: Path) -> Path:
+    """Write a flow; the file appears under its name when it is whole."""
+    from safetensors.torch import save_file
+
+    tensors = {name: getattr(flow, name).contiguous() for name in ("forward", "backward", *MASKS)}
+    about = {"stride": flow.stride, "method": flow.method, "consistency": flow.consistency, "cuts": flow.cuts}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        save_file(tensors, part, metadata={"reelbrush_flow": json.dumps(about)})
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def load(path: Path) -> Flow:
+    """A saved flow, or a folder of .flo files."""
+    return _load_folder(path) if path.is_dir() else _load_file(path)
+
+
+def _load_file(path: Path) -> Flow:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            about = json.loads((file.metadata() or {}).get("reelbrush_flow", "{}"))
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path.name} cannot be read as a flow file ({error})") from error
+    if not {"forward", "backward"} <= tensors.keys():
+        raise ValueError(
+            f"{path.name} holds no flow: choose a file written by Save Flow, or a folder of .flo files"
+        )
+    forward, backward = (_planes(tensors[name], path.name) for name in ("forward", "backward"))
+    if set(MASKS) <= tensors.keys():
+        masks = [tensors[name].bool() for name in MASKS]
+    elif {"occluded_forward", "occluded_backward"} <= tensors.keys():  # exact flow, as the sample has it
+        masks = [~tensors[name].bool() for name in ("occluded_forward", "occluded_backward")]
+    else:
+        masks = [validity(forward, backward), validity(backward, forward)]
+    return Flow(
+        forward,
+        backward,
+        *masks,
+        int(about.get("stride", 1)),
+        str(about.get("method", path.name)),
+        tuple(about.get("consistency", CONSISTENCY)),
+        tuple(about.get("cuts", ())),
+    )
+
+
+def _planes(flow: Tensor, name: str) -> Tensor:
+    """[P, 2, H, W] float32, from either order of the axes."""
+    if flow.ndim == 4 and flow.shape[-1] == 2 and flow.shape[1] != 2:
+        flow = flow.permute(0, 3, 1, 2)
+    if flow.ndim != 4 or flow.shape[1] != 2:
+        raise ValueError(
+            f"{name} holds a flow of shape {tuple(flow.shape)}: [pairs, 2, height, width] is needed"
+        )
+    return flow.float().contiguous()
+
+
+def read_flo(path: Path) -> tuple[Tensor, Tensor]:
+    """One Middlebury .flo file: flow [1, 2, H, W], and where it is known [1, H, W]."""
+    data = path.read_bytes()
+    if len(data) < 12 or np.frombuffer(data, "<f4", 1)[0] != TAG:
+        raise ValueError(f"{path.name} is no .flo file: it does not begin with the tag PIEH")
+    width, height = (int(side) for side in np.frombuffer(data, "<i4", 2, offset=4))
+    if width < 1 or height < 1 or len(data) < 12 + width * height * 8:
+        raise ValueError(f"{path.name} ends before its {width}x{height} vectors do: write it again")
+    vectors = np.frombuffer(data, "<f4", width * height * 2, offset=12).reshape(1, height, width, 2)
+    flow = torch.from_numpy(vectors.copy()).permute(0, 3, 1, 2)
+    known = (flow.isfinite() & (flow.abs() < UNKNOWN)).all(dim=1)
+    return torch.where(known[:, None], flow, 0.0), known
+
+
+def write_flo(path: Path, flow: Tensor) -> None:
+    """A flow [2, H, W] as a Middlebury .flo file."""
+    vectors = flow.permute(1, 2, 0).contiguous().cpu().numpy().astype("<f4")
+    sides = np.array([vectors.shape[1], vectors.shape[0]], "<i4")
+    path.write_bytes(TAG.tobytes() + sides.tobytes() + vectors.tobytes())
+
+
+def _load_folder(folder: Path) -> Flow:
+    files = sorted(folder.glob("*.flo"))
+    if not files:
+        raise ValueError(f"the folder {folder.name} holds no .flo files")
+    named = {m.groups(): p for p in files if (m := _NAMED.fullmatch(p.name))}
+    if named:
+        ways, stride = _named_pairs(named, folder)
+    else:
+        ways, stride = [(path, None) for path in files], 1
+    rows = [_pair(*way) for way in ways]
+    if len({row[0].shape for row in rows}) > 1:
+        raise ValueError(f"the .flo files in {folder.name} are of different sizes: keep one clip per folder")
+    columns = [torch.cat(column) for column in zip(*rows, strict=True)]
+    return Flow(*columns, stride, f"{folder.name} (.flo)")
+
+
+def _named_pairs(named: dict[Any, Path], folder: Path) -> tuple[list[tuple[Path | None, Path | None]], int]:
+    """(forward, backward) of each pair of artistic-videos' names, in order, and their stride."""
+    ways: dict[tuple[int, int], list[Path | None]] = {}
+    for (way, start, end), path in named.items():
+        first, last = sorted((int(start), int(end)))
+        ways.setdefault((first, last), [None, None])[way == "backward"] = path
+    pairs = sorted(ways)
+    strides = {last - first for first, last in pairs}
+    firsts = [first for first, _ in pairs]
+    if len(strides) > 1 or 0 in strides or firsts != list(range(firsts[0], firsts[0] + len(firsts))):
+        raise ValueError(
+            f"the .flo files in {folder.name} do not follow each other with one stride: "
+            "keep forward_1_2, forward_2_3, ... of one stride in a folder"
+        )
+    return [tuple(ways[pair]) for pair in pairs], strides.pop()
+
+
+def _pair(forward: Path | None, backward: Path | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Both directions and both masks of one pair; a missing direction is inverted from the other."""
+    there, back = (read_flo(path) if path else None for path in (forward, backward))
+    there = there or invert(back[0])
+    back = back or invert(there[0])
+    if there[0].shape != back[0].shape:
+        raise ValueError(f"{forward.name} and {backward.name} are of different sizes")
+    seen = validity(there[0], back[0]) & there[1], validity(back[0], there[0]) & back[1]
+    return there[0], back[0], *seen
