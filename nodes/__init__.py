@@ -4,6 +4,16 @@ The literal dictionary is for tools that scan packs without importing them; a te
 what the wings declare.
 """
 
-NODE_CLASS_MAPPINGS: dict[str, type] = {}
+from .video import nodes as video_nodes
 
-NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {}
+_WINGS = (video_nodes,)
+
+NODE_CLASS_MAPPINGS = {
+    "ReelBrushSaveVideo": video_nodes.SaveVideo,
+    "ReelBrushTrimVideo": video_nodes.TrimVideo,
+    "ReelBrushPreviewVideo": video_nodes.PreviewVideo,
+    "ReelBrushEncodeVideo": video_nodes.EncodeVideo,
+    "ReelBrushDecodeVideo": video_nodes.DecodeVideo,
+}
+
+NODE_DISPLAY_NAME_MAPPINGS = {node_id: name for wing in _WINGS for node_id, (_, name) in wing.NODES.items()}

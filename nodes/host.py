@@ -463,7 +463,7 @@ SamplingFunction = Callable[[Denoiser, Tensor, Tensor], Tensor]
 
 
 def sampler(function: SamplingFunction, what: str = "sampling") -> Any:
-    """A SAMPLER for SamplerCustom: `function(denoise, x, sigmas) -> x` in model space; masks work as usual."""
+    """A SAMPLER for SamplerCustom: `function(denoise, x, sigmas) -> x` in model space; masks work too."""
 
     def run(model_k, x, sigmas, extra_args=None, callback=None, disable=None, **_):
         simple = None

@@ -1,0 +1,237 @@
+"""What every node keeps true, checked over the node list.
+
+Each wing says in tests/recipes/<wing>.py how to run its nodes; a node without a recipe fails here.
+"""
+
+import copy
+import importlib.util
+import inspect
+import json
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import reelbrush
+from reelbrush import nodes
+from reelbrush.nodes import host
+from reelbrush.nodes.video.reel import LazyVideo
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+IDS = sorted(nodes.NODE_CLASS_MAPPINGS)
+
+
+def _load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+every_node = _load(HERE / "recipes" / "every_node.py")
+RECIPES = {}
+for file in sorted((HERE / "recipes").glob("*.py")):
+    if file.stem != "every_node":
+        RECIPES |= _load(file).RECIPES
+
+
+def declared(node):
+    """name -> (type, options) of all inputs a person sees."""
+    groups = node.INPUT_TYPES()
+    found = {**groups.get("required", {}), **groups.get("optional", {})}
+    return {name: (spec[0], spec[1] if len(spec) > 1 else {}) for name, spec in found.items()}
+
+
+def run(node_id, arguments):
+    cls = nodes.NODE_CLASS_MAPPINGS[node_id]
+    with torch.inference_mode():
+        out = getattr(cls(), cls.FUNCTION)(**arguments)
+    return out["result"] if isinstance(out, dict) else out
+
+
+def settle(value):
+    """A value as something that can be compared: videos rendered, tensors taken out of what holds them."""
+    if isinstance(value, LazyVideo):
+        return torch.cat(list(value.chunks(8)))
+    if isinstance(value, dict):
+        return {key: settle(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [settle(v) for v in value]
+    if hasattr(value, "__dataclass_fields__"):
+        return {key: settle(getattr(value, key)) for key in value.__dataclass_fields__}
+    return value
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return (
+            isinstance(b, torch.Tensor)
+            and a.shape == b.shape
+            and torch.equal(a.isnan(), b.isnan())
+            and bool((a.nan_to_num() == b.nan_to_num()).all())
+        )
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return isinstance(b, list) and len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, (str, int, float, bool, type(None))):
+        return a == b
+    return True  # networks and other opaque things are compared by what they give
+
+
+def frame_count(value):
+    value = value["samples"] if isinstance(value, dict) and "samples" in value else value
+    return len(settle(value))
+
+
+@pytest.fixture(params=IDS)
+def node_id(request, home):
+    return request.param
+
+
+@pytest.fixture
+def recipe(node_id):
+    assert node_id in RECIPES, f"{node_id} has no recipe: add one to tests/recipes/"
+    found = RECIPES[node_id]
+    if found.needs == "comfyui" and not host.inside_comfyui():
+        pytest.skip("needs a ComfyUI checkout: set COMFYUI_PATH")
+    if found.needs and found.needs != "comfyui":
+        pytest.importorskip(found.needs)
+    return found
+
+
+# -- words -----------------------------------------------------------------------------------------
+
+
+def test_the_static_list_is_what_the_wings_declare():
+    wings = [m for m in vars(nodes).values() if inspect.ismodule(m) and hasattr(m, "NODES")]
+    declared_nodes = {key: value for wing in wings for key, value in wing.NODES.items()}
+    assert {key: cls for key, (cls, _) in declared_nodes.items()} == nodes.NODE_CLASS_MAPPINGS
+    assert {key: name for key, (_, name) in declared_nodes.items()} == nodes.NODE_DISPLAY_NAME_MAPPINGS
+    assert reelbrush.NODE_CLASS_MAPPINGS is nodes.NODE_CLASS_MAPPINGS
+
+
+def test_every_recipe_is_for_a_node():
+    assert set(RECIPES) <= set(IDS)
+
+
+def test_words_for_people(node_id):
+    cls = nodes.NODE_CLASS_MAPPINGS[node_id]
+    assert node_id.startswith("ReelBrush")
+    assert cls.CATEGORY.startswith("ReelBrush/")
+    assert cls.DESCRIPTION.strip().endswith((".", ")"))
+    assert cls.SEARCH_ALIASES
+    assert len(cls.OUTPUT_TOOLTIPS) == len(cls.RETURN_TYPES)
+    assert all(cls.OUTPUT_TOOLTIPS)
+    assert len(getattr(cls, "RETURN_NAMES", cls.RETURN_TYPES)) == len(cls.RETURN_TYPES)
+    for name, (_, options) in declared(cls).items():
+        assert options.get("tooltip"), f"{node_id}.{name} has no tooltip"
+    assert (ROOT / "web" / "docs" / f"{node_id}.md").exists(), f"{node_id} has no help page"
+
+
+def test_declared_inputs_are_sensible(node_id):
+    cls = nodes.NODE_CLASS_MAPPINGS[node_id]
+    takes = inspect.signature(getattr(cls, cls.FUNCTION)).parameters
+    for name, (kind, options) in declared(cls).items():
+        assert name in takes, f"{node_id}.{name} is declared and not taken"
+        if isinstance(kind, list):
+            assert kind, f"{node_id}.{name}: a combo needs an option"
+            assert options.get("default", kind[0]) in kind
+        if kind in ("INT", "FLOAT"):
+            assert options["min"] <= options["default"] <= options["max"], f"{node_id}.{name}"
+    optional = cls.INPUT_TYPES().get("optional", {})
+    assert all(takes[name].default is not inspect.Parameter.empty for name in optional)
+    json.dumps({name: options for name, (_, options) in declared(cls).items()})
+
+
+# -- behaviour -------------------------------------------------------------------------------------
+
+
+def test_frames_in_frames_out(node_id, recipe):
+    for size in recipe.sizes:
+        for count in recipe.counts:
+            out = run(node_id, recipe.inputs(count, size))
+            if recipe.frames is not None:
+                assert frame_count(out[recipe.frames]) == count, (size, count)
+                if recipe.same_size:
+                    assert settle(out[recipe.frames]).shape[1:3] == (size[1], size[0])
+
+
+def test_queued_twice_gives_the_same_and_changes_no_input(node_id, recipe):
+    arguments = recipe.inputs(3, recipe.sizes[0])
+    before = copy.deepcopy(settle({k: v for k, v in arguments.items() if _holds_tensors(v)}))
+    names = getattr(nodes.NODE_CLASS_MAPPINGS[node_id], "RETURN_NAMES", ())
+    first, second = (settle(list(run(node_id, arguments))) for _ in range(2))
+    for i, (a, b) in enumerate(zip(first, second, strict=True)):
+        if i >= len(names) or names[i] not in recipe.changes:
+            assert same(a, b), f"output {i} differs"
+    assert same(before, settle({k: v for k, v in arguments.items() if _holds_tensors(v)}))
+
+
+def _holds_tensors(value):
+    return isinstance(value, (torch.Tensor, dict, list, tuple, LazyVideo)) or hasattr(
+        value, "__dataclass_fields__"
+    )
+
+
+def test_off_is_exactly_the_input(node_id, recipe):
+    if recipe.off is None:
+        pytest.skip("has no setting that turns it off")
+    changed, name, number = recipe.off
+    arguments = {**recipe.inputs(3, recipe.sizes[0]), **changed}
+    expected, got = settle(arguments[name]), settle(run(node_id, arguments)[number])
+    if isinstance(expected, dict) and "samples" in expected:
+        expected, got = expected["samples"], got["samples"]
+    assert same(expected, got)
+
+
+def test_wrong_inputs_get_one_sentence(node_id, recipe):
+    assert recipe.wrong, f"{node_id}: the recipe says nothing about wrong inputs"
+    for changed, words in recipe.wrong:
+        with pytest.raises((ValueError, RuntimeError)) as caught:
+            settle(list(run(node_id, {**recipe.inputs(3, recipe.sizes[0]), **changed})))
+        said = str(caught.value)
+        assert words in said, said
+        assert "\n" not in said and len(said) < 400, said
+
+
+def test_a_batch_is_its_frames_one_by_one(node_id, recipe):
+    if recipe.alone is None:
+        pytest.skip("looks at more than one frame")
+    arguments = recipe.inputs(3, recipe.sizes[0])
+    together = settle(run(node_id, arguments)[recipe.frames])
+    batch = arguments[recipe.alone]
+    alone = []
+    for i in range(3):
+        one = batch.trim(i, 1) if isinstance(batch, LazyVideo) else batch[i : i + 1]
+        alone.append(settle(run(node_id, {**arguments, recipe.alone: one})[recipe.frames]))
+    torch.testing.assert_close(together, torch.cat(alone), atol=2e-5, rtol=1e-4)
+
+
+def test_nothing_reaches_for_the_network(node_id, recipe, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a node tried to open a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    settle(list(run(node_id, recipe.inputs(1, recipe.sizes[0]))))
+
+
+def test_a_cancelled_run_leaves_nothing_under_a_final_name(node_id, recipe, monkeypatch, home):
+    """Whatever shows progress can be cancelled at its first step, and then leaves no file behind."""
+
+    def cancel(self, *_, **__):
+        raise KeyboardInterrupt
+
+    arguments = recipe.inputs(3, recipe.sizes[0])
+    before = {p for p in (home / "output").rglob("*") if p.is_file()}
+    monkeypatch.setattr(host.Progress, "at", cancel)
+    try:
+        settle(list(run(node_id, arguments)))
+    except KeyboardInterrupt:
+        new = {p for p in (home / "output").rglob("*") if p.is_file()} - before
+        visible = [p for p in new if not any(part.startswith(".") for part in p.relative_to(home).parts)]
+        assert not visible
