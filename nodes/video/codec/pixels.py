@@ -9,13 +9,16 @@ from typing import Any
 
 import av
 import numpy as np
+import torch
 from av.video.reformatter import VideoReformatter
 
+from . import deep, media
 from .media import MATRICES, PRIMARIES, RANGES, SWS_MATRICES, TRANSFERS, ColorTags, VideoInfo
 from .source import Source, label, orientation
 
 _BILINEAR, _FULL_CHROMA, _ACCURATE = 0x2, 0x2000, 0x40000  # SWS_*: PyAV's own names for them came late
 _FLAGS = _BILINEAR | _FULL_CHROMA | _ACCURATE
+_DEEP_FLAGS = 0x4 | _FULL_CHROMA | _ACCURATE  # bicubic: bilinear 4:2:0 is broken above 8 bits
 _FULL = RANGES["full"]
 
 
@@ -35,6 +38,8 @@ class ToRGB:
                 f"{label(source)} changes its size from {info.width}x{info.height} to "
                 f"{size[0]}x{size[1]} at frame {number}: cut it there, or convert it to one size"
             )
+        if self._deep and info.color.matrix != "rgb":
+            return up.apply(self._deep_rgb(frame))
         rgb = self._scale.reformat(
             frame,
             format=_packed(self._deep, info.alpha),
@@ -43,12 +48,20 @@ class ToRGB:
             dst_color_range=_FULL,
             **_matrices(info.color.matrix),
         )
-        channels = 4 if info.alpha else 3
-        array = np.frombuffer(rgb.planes[0], np.uint16 if self._deep else np.uint8)
-        array = array.reshape(rgb.height, -1)[:, : rgb.width * channels]  # rows may be padded
-        array = up.apply(array.reshape(rgb.height, rgb.width, channels))
+        array = _view(rgb.planes[0], np.uint16 if self._deep else np.uint8, 4 if info.alpha else 3)
+        array = up.apply(array)
         # Still the memory of `rgb`, which nobody else holds, unless there was nothing to convert.
         return array.copy() if rgb is frame else array
+
+    def _deep_rgb(self, frame: Any) -> np.ndarray:
+        """Above 8 bits swscale only brings the planes to one size; deep.py does the arithmetic."""
+        color, bits = self._info.color, frame.format.components[0].bits
+        alpha = "a" if self._info.alpha else ""
+        full_size = self._scale.reformat(frame, format=f"yuv{alpha}444p{bits}le", interpolation=_DEEP_FLAGS)
+        planes = [_view(plane, np.uint16, 1)[..., 0] for plane in full_size.planes]
+        codes = torch.from_numpy(np.stack(planes[:3]).astype(np.int32))
+        rgb = media.from_float(deep.to_rgb(codes, color, bits), 16).numpy()
+        return np.dstack([rgb, deep.widen(planes[3], bits)]) if alpha else rgb
 
 
 class FromRGB:
@@ -61,6 +74,10 @@ class FromRGB:
         self._scale = VideoReformatter()
 
     def __call__(self, array: np.ndarray) -> Any:
+        if array.dtype == np.uint16 and self._yuv:
+            if self._pixels.endswith("10le"):
+                return self._tagged(self._deep_yuv(array))
+            array = deep.narrow(array, 8).astype(np.uint8)
         frame = _frame_over(array, _packed(array.dtype == np.uint16, array.shape[2] == 4))
         out = self._scale.reformat(
             frame,
@@ -72,12 +89,33 @@ class FromRGB:
         )
         if out is frame:  # nothing to convert: the encoder must not hold the caller's memory
             out = av.VideoFrame.from_ndarray(array, format=self._pixels)
-        if self._yuv:
-            out.colorspace, out.color_range = MATRICES[self._matrix], self._range
-            if hasattr(out, "color_trc"):  # since PyAV 17; ProRes writes the frame's tags
-                out.color_primaries = PRIMARIES[self._color.primaries]
-                out.color_trc = TRANSFERS[self._color.transfer]
+        return self._tagged(out) if self._yuv else out
+
+    def _deep_yuv(self, array: np.ndarray) -> Any:
+        """The inverse of `_deep_rgb`, at 10 bits."""
+        height, width, channels = array.shape
+        alpha = "yuva" in self._pixels
+        frame = av.VideoFrame(width, height, f"yuv{'a' if alpha else ''}444p10le")
+        rgb = media.to_float(torch.from_numpy(array[..., :3]))
+        planes = list(deep.from_rgb(rgb, self._color, 10).numpy())
+        if alpha:
+            planes.append(deep.narrow(array[..., 3], 10) if channels == 4 else np.uint16(1023))
+        for plane, codes in zip(frame.planes, planes, strict=True):
+            _view(plane, np.uint16, 1)[..., 0] = codes
+        return self._scale.reformat(frame, format=self._pixels, interpolation=_DEEP_FLAGS)
+
+    def _tagged(self, out: Any) -> Any:
+        out.colorspace, out.color_range = MATRICES[self._matrix], self._range
+        if hasattr(out, "color_trc"):  # since PyAV 17; ProRes writes the frame's tags
+            out.color_primaries = PRIMARIES[self._color.primaries]
+            out.color_trc = TRANSFERS[self._color.transfer]
         return out
+
+
+def _view(plane: Any, dtype: Any, channels: int) -> np.ndarray:
+    """A plane's memory as [H, W, channels]; rows may be padded."""
+    rows = np.frombuffer(plane, dtype).reshape(plane.height, -1)
+    return rows[:, : plane.width * channels].reshape(plane.height, plane.width, channels)
 
 
 def _packed(deep: bool, alpha: bool) -> str:

@@ -109,7 +109,8 @@ def first_frame(container: Any, stream: Any, source: Source) -> Any:
 def _info(container: Any, stream: Any, frame: Any) -> VideoInfo:
     context, layout = stream.codec_context, frame.format
     fps = Fraction(stream.average_rate or stream.guessed_rate or stream.base_rate or 25)
-    seconds = _seconds(stream, container)
+    start = (frame.pts or 0) * Fraction(stream.time_base)
+    seconds = _seconds(stream, container, start)
     count = stream.frames or max(1, round(seconds * fps))
     width, height = frame.width, frame.height
     aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)
@@ -135,16 +136,16 @@ def _info(container: Any, stream: Any, frame: Any) -> VideoInfo:
         has_audio=bool(container.streams.audio),
         variable=abs(base / fps - 1) > Fraction(1, 50),
         pixel_aspect=aspect,
-        start_time=(frame.pts or 0) * Fraction(stream.time_base),
+        start_time=start,
         metadata=dict(container.metadata),
     )
 
 
-def _seconds(stream: Any, container: Any) -> Fraction:
+def _seconds(stream: Any, container: Any, start: Fraction) -> Fraction:
     """The header's duration of the picture track (or of the file), 0 where it says none."""
     if said := stream.metadata.get("DURATION"):  # Matroska: hours:minutes:seconds of this track
         hours, minutes, seconds = said.split(":")
-        return 3600 * int(hours) + 60 * int(minutes) + Fraction(seconds)
+        return 3600 * int(hours) + 60 * int(minutes) + Fraction(seconds) - start
     if stream.duration:
         return stream.duration * Fraction(stream.time_base)
     return Fraction(container.duration or 0, av.time_base)
