@@ -175,7 +175,7 @@ class LazyVideo(host.video_base()):
         size = clip.frame_count * clip.width * clip.height * 12
         if size > host.free_memory(torch.device("cpu")):
             raise RuntimeError(
-                f"{clip.frame_count} frames of {clip.width}x{clip.height} need {size / 2**30:.1f} GB as images, "
+                f"{clip.frame_count} frames of {clip.width}x{clip.height} are {size / 2**30:.1f} GB of images, "
                 "more than is free: cut the clip with Trim Video, or keep it a VIDEO and save that"
             )
         parts, times = [], []
@@ -194,11 +194,7 @@ class LazyVideo(host.video_base()):
         if sound.file is not None:
             start, end = span or (Fraction(0), None)
             return codec.read_audio(sound.file, start, None if end is None else end - start)
-        if sound.waveform is None or span is None:
-            return sound.waveform
-        rate = sound.waveform["sample_rate"]
-        first, last = (round(second * rate) for second in span)
-        return {**sound.waveform, "waveform": sound.waveform["waveform"][..., first:last]}
+        return sound.waveform(span)
 
     def save_to(
         self,

@@ -45,13 +45,20 @@ class Sound:
             self.trimmed |= isinstance(node, chain.Trim)
             node = node.inputs[0] if node.inputs else node.like
         self.file = node.source if isinstance(node, chain.FileSource) and node.info.has_audio else None
-        self.waveform = node.audio if isinstance(node, chain.FrameSource) else None
+        self._waveform = node.audio if isinstance(node, chain.FrameSource) else None
 
     def span(self, begin: Fraction, clip: chain.Clip) -> tuple[Fraction, Fraction] | None:
         """The part in seconds, for frames that begin at `begin`; None for all of it."""
         if not self.trimmed or self.replaced:
             return None
         return begin, begin + clip.frame_count / clip.fps
+
+    def waveform(self, span: tuple[Fraction, Fraction] | None) -> dict | None:
+        """Sound that is in memory, cut to its part."""
+        if self._waveform is None or span is None:
+            return self._waveform
+        first, last = (round(second * self._waveform["sample_rate"]) for second in span)
+        return {**self._waveform, "waveform": self._waveform["waveform"][..., first:last]}
 
 
 def frames_of(node: chain.Node, *, resume: bool = True) -> Stream:
@@ -75,8 +82,8 @@ class _Owning(PixelStream):
 class _Encoder:
     """A writer that works in a thread, behind a short queue."""
 
-    def __init__(self, writer: codec.Writer, begin: Fraction):
-        self._writer, self._begin = writer, begin
+    def __init__(self, writer: codec.Writer):
+        self._writer = writer
         self._queue: queue.Queue[Batch | None] = queue.Queue(2)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="reelbrush encode", daemon=True)
@@ -87,7 +94,7 @@ class _Encoder:
             if self._error is None:
                 try:
                     for frame, time in zip(batch.frames, batch.times, strict=True):
-                        self._writer.write(frame, time - self._begin)
+                        self._writer.write(frame, time)
                 except BaseException as error:  # raised on the computing thread, which goes on feeding
                     self._error = error
 
@@ -132,8 +139,7 @@ def save(
             host.progress(clip.frame_count, label) as bar,
             _open(temporary, node, how, first, metadata, audio_from) as writer,
         ):
-            sound = Sound(node)
-            encoder = _Encoder(writer, first.times[0] if sound.trimmed else Fraction(0))
+            encoder = _Encoder(writer)
             try:
                 batch: Batch | None = first
                 while batch is not None:
@@ -167,6 +173,7 @@ def _open(
 ) -> codec.Writer:
     height, width, channels = first.frames.shape[1:]
     clip, sound = node.clip, Sound(node, audio_from)
+    span = sound.span(first.times[0], clip)
     info = replace(
         _template(node),
         width=width,
@@ -185,8 +192,8 @@ def _open(
         preset=how.preset,
         metadata=dict(metadata or {}),
         audio_from=sound.file,
-        audio=sound.waveform,
-        audio_range=sound.span(first.times[0], clip),
+        audio=sound.waveform(span),
+        audio_range=span,
     )
 
 
