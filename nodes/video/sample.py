@@ -4,14 +4,19 @@ Nothing of it is recorded or drawn by hand, so the tests know the truth about it
 as the default input of its workflows.
 """
 
+import json
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import scenery, style_pictures
+from . import codec, scenery, style_pictures
 from .canvas import Array
 from .shot import Shot
 
@@ -108,3 +113,62 @@ def tune(seconds: float, rate: int = 44100) -> Array:
         out += np.stack([np.cos(side), np.sin(side)])[:, None] * (0.30 * ring * pluck)
     hum = sum(np.sin(2 * np.pi * 110 * k * t + k) for k in (1, 1.5)) * 0.06 * (1 - np.exp(-3 * t))
     return np.clip(out + hum, -1, 1).astype(np.float32)
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def write_sample(folder: str | Path, names: Iterable[str] = FILES) -> list[Path]:
+    """Write the sample's files, or those that are named, into a folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    main = cache(lambda flow: scene(flow=flow))  # the clip and the flow are of one scene
+    written = []
+    for name in names:
+        if name not in FILES:
+            raise ValueError(f"the sample has no file {name!r}: it has {', '.join(FILES)}")
+        path, part = folder / name, folder / f".part.{name}"
+        try:
+            if name == CLIP:
+                _write_clip(part, main(FLOW in names).frames)
+            elif name == CLIP_CUT:
+                _write_clip(part, scene(variant="cut", flow=False).frames)
+            elif name == FLOW:
+                _write_flow(part, main(True))
+            else:
+                _write_picture(part, style(STYLES[name]))
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        written.append(path)
+    return written
+
+
+def _write_clip(path: Path, frames: Tensor) -> None:
+    count, height, width, _ = frames.shape
+    sound = torch.from_numpy(tune(count / FPS))[None]
+    info = codec.VideoInfo(width, height, Fraction(FPS), count)
+    audio = {"waveform": sound, "sample_rate": 44100}
+    with codec.Writer(path, info, container="mp4", codec="h264", quality=14, audio=audio) as writer:
+        for frame in frames:
+            writer.write(codec.from_float(frame))
+
+
+def _write_picture(path: Path, picture: Tensor) -> None:
+    import cv2
+
+    path.write_bytes(cv2.imencode(".png", codec.from_float(picture).numpy()[..., ::-1])[1].tobytes())
+
+
+def _write_flow(path: Path, truth: Scene) -> None:
+    """Both directions in half precision (0.002 pixels), and what is occluded."""
+    from safetensors.torch import save_file
+
+    about = {"stride": 1, "method": "exact"}
+    tensors = {
+        "forward": truth.forward.half(),
+        "backward": truth.backward.half(),
+        "occluded_forward": truth.occluded_forward,
+        "occluded_backward": truth.occluded_backward,
+    }
+    save_file(tensors, path, metadata={"reelbrush_flow": json.dumps(about)})

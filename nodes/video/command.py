@@ -1,0 +1,17 @@
+"""`reelbrush sample`: write the sample clip, its cut variant, its exact flow and the style pictures."""
+
+import argparse
+import sys
+
+from .. import host
+from .sample import write_sample
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", metavar="FOLDER", help="where to; else the input folder")
+
+
+def run(args: argparse.Namespace) -> int:
+    for path in write_sample(args.out or host.folder("input")):
+        sys.stdout.write(f"{path}\n")
+    return 0
