@@ -26,28 +26,31 @@ def open_source(source: Source) -> Iterator[Any]:
     """The container of a source; what cannot be opened is said in a sentence."""
     if isinstance(source, io.BytesIO):
         file: Any = io.BytesIO(source.getvalue())  # a position of its own; the bytes are shared
-        head = file.getbuffer()[:12].tobytes()
+        head = file.read(4096)
+        file.seek(0)
+    elif Path(source).is_file():
+        file = os.fspath(source)
+        with open(file, "rb") as opened:
+            head = opened.read(4096)
     else:
-        file = Path(source)
-        if not file.is_file():
-            raise ValueError(f"{label(source)} is not there: choose a video that exists")
-        with file.open("rb") as f:
-            head = f.read(12)
-        file = str(file)
+        raise ValueError(f"{label(source)} is not there: choose a video that exists")
     if not head:
         raise ValueError(f"{label(source)} is empty: copy or download it again")
     try:
         container = av.open(file, metadata_errors="replace")
     except (av.FFmpegError, ValueError) as error:
-        known = head[4:8] in (b"ftyp", b"moov", b"mdat") or head[:4] in (b"\x1aE\xdf\xa3", b"RIFF", b"GIF8")
-        reason = (
-            "is cut short or damaged (its index cannot be read): copy or download it again"
-            if known
-            else "is not a video that can be read: convert it to mp4, mkv, webm, mov or gif"
-        )
-        raise ValueError(f"{label(source)} {reason}") from error
+        raise ValueError(f"{label(source)} {_why_not(head, error)}") from error
     with container:
         yield container
+
+
+def _why_not(head: bytes, error: Exception) -> str:
+    known = head[4:8] in (b"ftyp", b"moov", b"mdat") or head[:4] in (b"\x1aE\xdf\xa3", b"RIFF", b"GIF8")
+    if not known:
+        return "is not a video that can be read: convert it to mp4, mkv, webm, mov or gif"
+    if isinstance(error, EOFError):
+        return "has no frames, it ends behind its header: record or copy it again"
+    return "is cut short or damaged (its index cannot be read): copy or download it again"
 
 
 def video_stream(container: Any, source: Source) -> Any:
@@ -166,16 +169,44 @@ def orientation(frame: Any) -> Orientation:
 
 
 def _refuse_cut_short(container: Any, stream: Any, source: Source) -> None:
-    """An index that points past the end of the file: said before hours of work, not after."""
-    entries = getattr(stream, "index_entries", ())
-    if not len(entries) or "mp4" not in container.format.name:
-        return
-    last = max((entries[len(entries) - 1], entries[0]), key=lambda e: e.pos)
-    if last.pos + last.size > container.size:
+    """A file that ends before its header says: said before hours of work, not after."""
+    entries = getattr(stream, "index_entries", ())  # since PyAV 17
+    promised = 0
+    if "mp4" in container.format.name and len(entries):
+        promised = max(entries[i].pos + entries[i].size for i in (0, len(entries) - 1))
+    elif "matroska" in container.format.name:
+        promised = _matroska_size(_head(source))
+    if promised > container.size:
         raise ValueError(
-            f"{label(source)} is cut short ({container.size} bytes, its index speaks of "
-            f"{last.pos + last.size} and more): copy or download it again"
+            f"{label(source)} is cut short ({container.size} of at least {promised} bytes): "
+            "copy or download it again"
         )
+
+
+def _head(source: Source) -> bytes:
+    if isinstance(source, io.BytesIO):
+        return source.getvalue()[:4096]
+    with open(source, "rb") as file:
+        return file.read(4096)
+
+
+def _matroska_size(head: bytes) -> int:
+    """The file's size as its segment says it; 0 where it says none (live recordings)."""
+    try:
+        size, at = _vint(head, 4)  # behind the EBML header's id
+        segment = at + size + 4  # behind the segment's id
+        size, at = _vint(head, segment)
+    except IndexError:
+        return 0
+    unknown = size == (1 << 7 * (at - segment)) - 1
+    return 0 if unknown else at + size
+
+
+def _vint(data: bytes, at: int) -> tuple[int, int]:
+    """An EBML number and the position behind it: leading zeros of the first byte say how long it is."""
+    length = 9 - data[at].bit_length()
+    value = int.from_bytes(data[at : at + length], "big") & ((1 << 7 * length) - 1)
+    return value, at + length
 
 
 def _probe_pictures(folder: Path) -> VideoInfo:
