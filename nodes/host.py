@@ -448,7 +448,8 @@ class Denoiser:
 
     @staticmethod
     def _rows(x: Tensor, sigma: Tensor | float) -> Tensor:
-        return torch.as_tensor(sigma, dtype=torch.float32, device=x.device).reshape(-1).expand(len(x)).clone()
+        exact = torch.promote_types(x.dtype, torch.float32)
+        return torch.as_tensor(sigma, dtype=exact, device=x.device).reshape(-1).expand(len(x)).clone()
 
     @staticmethod
     def _with_context(cond: dict, context: Tensor) -> dict:
