@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate
 from .. import host
 from . import chain, codec
 
-_BATCH_BYTES = 48 << 20
+_BATCH_BYTES = 12 << 20
 _AHEAD = 2
 
 

@@ -174,8 +174,9 @@ class LazyVideo(host.video_base()):
         clip = self.clip
         size = clip.frame_count * clip.width * clip.height * 12
         if size > host.free_memory(torch.device("cpu")):
+            gigabytes = f"{size / 2**30:.1f} GB"
             raise RuntimeError(
-                f"{clip.frame_count} frames of {clip.width}x{clip.height} are {size / 2**30:.1f} GB of images, "
+                f"{clip.frame_count} frames of {clip.width}x{clip.height} are {gigabytes} as images, "
                 "more than is free: cut the clip with Trim Video, or keep it a VIDEO and save that"
             )
         parts, times = [], []

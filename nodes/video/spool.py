@@ -21,7 +21,7 @@ from .. import host
 from . import chain, codec
 from .pipeline import Batch, Pipeline, PixelStream, Stream, join, state_key
 
-_CHUNK_BYTES = 32 << 20
+_CHUNK_BYTES = 8 << 20
 _FORMAT = 1
 
 
