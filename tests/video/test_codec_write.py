@@ -1,0 +1,425 @@
+"""Writing: what goes in comes out, in every container and codec that this build has; opened with PyAV."""
+
+import io
+import json
+import struct
+import zlib
+from fractions import Fraction
+from itertools import pairwise
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from reelbrush.nodes.video import codec
+from reelbrush.nodes.video.codec import VideoInfo, Writer
+
+from .clips import encode, number_of, numbered, packets, tone, with_sound
+
+RATE = Fraction(24)
+EVERY = [(container, name) for container in codec.containers() for name in codec.codecs(container)]
+
+
+def gradient(count, width, height, channels=3, dtype=torch.uint8):
+    """Smooth moving frames; the alpha goes from opaque to clear, left to right."""
+    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+    for n in range(count):
+        planes = [x, y, (x + y) / 2 * (0.5 + 0.5 * n / count), 1 - x]
+        yield codec.from_float(torch.stack(planes[:channels], -1), 8 if dtype == torch.uint8 else 16)
+
+
+def write(target, frames, *, times=None, info=None, **how):
+    frames = list(frames)
+    height, width, channels = frames[0].shape
+    info = info or VideoInfo(
+        width, height, RATE, len(frames), bit_depth=8 * frames[0].dtype.itemsize, alpha=channels == 4
+    )
+    with Writer(target, info, **how) as writer:
+        for number, frame in enumerate(frames):
+            writer.write(frame, None if times is None else times[number])
+    if isinstance(target, io.BytesIO):
+        target.seek(0)
+    return target
+
+
+def read(source):
+    return [frame for frame, _ in codec.Reader(source)]
+
+
+def distance(frames, others):
+    pairs = zip(frames, others, strict=True)
+    return max((codec.to_float(a) - codec.to_float(b)).abs().mean().item() * 255 for a, b in pairs)
+
+
+# -- pictures --------------------------------------------------------------------------------------
+
+SHAPES = {
+    "8 bit": (64, 48, 3, torch.uint8),
+    "odd, alpha": (67, 51, 4, torch.uint8),
+    "16 bit, odd width": (67, 48, 3, torch.uint16),
+    "16 bit, alpha": (64, 48, 4, torch.uint16),
+}
+
+
+@pytest.mark.parametrize("shape", list(SHAPES.values()), ids=list(SHAPES))
+@pytest.mark.parametrize(("container", "name"), EVERY)
+def test_every_codec_gives_back_size_count_and_pixels(container, name, shape, tmp_path):
+    width, height, channels, dtype = shape
+    frames = list(gradient(6, width, height, channels, dtype))
+    target = write(tmp_path / f"clip.{container}", frames, container=container, codec=name)
+    info, found = codec.probe(target), read(target)
+    assert (info.width, info.height, info.frame_count, len(found)) == (width, height, 6, 6)
+    kept = found[0].shape[2]
+    assert kept == (4 if channels == 4 and name in ("vp9", "prores", "ffv1", "png", "gif") else 3) or (
+        name == "vp9" and container == "mp4"  # has no place for alpha
+    )
+    if kept == 3:
+        error = distance([f[..., :3] for f in frames], found)
+        assert error < (10 if name == "gif" else 2.5)
+    elif name != "gif":
+        assert distance(frames, found) < 2.5
+    if dtype == torch.uint16 and name != "gif" and (name != "vp9"):
+        assert info.bit_depth >= (10 if not (name == "av1" and width % 2) else 8)
+
+
+@pytest.mark.parametrize(
+    ("container", "name", "levels"),
+    [
+        ("webm", "vp9", 2.5),
+        ("mkv", "vp9", 2.5),
+        ("mov", "prores", 0.5),
+        ("mkv", "ffv1", 0),
+        ("png", "png", 0),
+    ],
+)
+def test_alpha_is_kept_straight(container, name, levels, tmp_path):
+    """Colours under clear pixels stay what they were: alpha is not multiplied in."""
+    frames = list(gradient(3, 64, 48, 4))
+    target = write(tmp_path / f"clip.{container}", frames, container=container, codec=name)
+    for wanted, found in zip(frames, read(target), strict=True):
+        error = (codec.to_float(wanted) - codec.to_float(found)).abs() * 255
+        assert error[..., 3].mean() <= levels
+        assert error[:, 56:, :3].mean() <= levels + 1
+
+
+def test_auto_chooses_what_keeps_alpha_and_depth():
+    choose = codec.formats.choose
+    plain = VideoInfo(64, 48, RATE)
+    clear, deep = VideoInfo(64, 48, RATE, alpha=True), VideoInfo(64, 48, RATE, bit_depth=10)
+    assert [choose(c, "auto", plain) for c in ("mp4", "mkv", "webm", "mov")] == [
+        "h264",
+        "h264",
+        "vp9",
+        "h264",
+    ]
+    assert [choose(c, "auto", clear) for c in ("mp4", "mkv", "webm", "mov")] == [
+        "h264",
+        "vp9",
+        "vp9",
+        "prores",
+    ]
+    assert [choose(c, "auto", deep) for c in ("mp4", "webm")] == ["h265", "av1"]
+
+
+def test_a_gif_has_one_palette_for_the_whole_clip(tmp_path):
+    """The last scene's colours are as good as the first's: the palette is not that of a first sample."""
+    scenes = [(200, 30, 30)] * 6 + [(30, 60, 200)] * 3 + [(20, 160, 60)] * 3
+    frames = [torch.tensor(c, dtype=torch.uint8).expand(32, 32, 3) for c in scenes]
+    target = write(tmp_path / "clip.gif", frames, container="gif")
+    for wanted, found in zip(frames, read(target), strict=True):
+        assert (wanted.int() - found.int()).abs().max() <= 4
+    assert [p.name for p in tmp_path.iterdir()] == ["clip.gif"]  # the waiting frames are gone
+    data = target.read_bytes()
+    assert data[10] & 0x80 and b"NETSCAPE2.0" in data  # a global colour table; it loops
+
+
+def test_a_gif_is_never_faster_than_viewers_show_it():
+    info = VideoInfo(32, 32, Fraction(100), 10)
+    target = write(io.BytesIO(), list(gradient(10, 32, 32)), info=info, container="gif")
+    times = [t for _, t in codec.Reader(target)]
+    assert len(times) == 5 and all(b - a >= Fraction(2, 100) for a, b in pairwise(times))
+
+
+def test_the_writer_does_not_hold_the_callers_memory(tmp_path):
+    for container, name in (("mp4", "h264"), ("png", "png"), ("mkv", "ffv1")):
+        wanted = list(gradient(8, 64, 48))
+        shared = torch.empty_like(wanted[0])
+        target = tmp_path / f"clip.{container}"
+        with Writer(target, VideoInfo(64, 48, RATE), container=container, codec=name, quality=1) as writer:
+            for frame in wanted:
+                writer.write(shared.copy_(frame))
+        assert distance(wanted, read(target)) < 1.5
+
+
+# -- times -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("container", "precision"),
+    [
+        ("mp4", "1/60000"),
+        ("mov", "1/60000"),
+        ("mkv", "1/1000"),
+        ("webm", "1/1000"),
+        ("gif", "1/100"),
+        ("png", "0"),
+    ],
+)
+def test_a_variable_rate_is_kept(container, precision, tmp_path):
+    times = [Fraction(5) + Fraction(n * n + 7 * n, 144) for n in range(10)]
+    info = VideoInfo(64, 48, RATE, variable=True)
+    target = write(
+        tmp_path / f"c.{container}", gradient(10, 64, 48), times=times, info=info, container=container
+    )
+    for wanted, (_, found) in zip(times, codec.Reader(target), strict=True):
+        assert abs(wanted - times[0] - found) <= Fraction(precision)
+
+
+@pytest.mark.parametrize("fps", [Fraction(24000, 1001), Fraction(25), Fraction(10), Fraction(30000, 1001)])
+def test_frame_rates_are_exact(fps):
+    target = write(io.BytesIO(), gradient(12, 64, 48), info=VideoInfo(64, 48, fps))
+    with av.open(target) as file:
+        stream = file.streams.video[0]
+        assert stream.average_rate == fps and stream.frames == 12
+        assert stream.duration * stream.time_base == 12 / fps
+    assert [t for _, t in codec.Reader(target)] == [n / fps for n in range(12)]
+
+
+def test_pixel_aspect_and_rate_are_tagged():
+    info = VideoInfo(64, 48, Fraction(50), pixel_aspect=Fraction(16, 15))
+    for container in ("mp4", "mkv", "mov"):
+        found = codec.probe(write(io.BytesIO(), gradient(4, 64, 48), info=info, container=container))
+        assert (found.pixel_aspect, found.fps) == (Fraction(16, 15), 50)
+
+
+# -- sound -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("made", "container"), [("mp4", "mp4"), ("mp4", "mkv"), ("mp4", "mov"), ("matroska", "mp4")]
+)
+def test_sound_is_copied_packet_by_packet(made, container):
+    source = with_sound(numbered(50), tone(2.0), container=made)
+    target = write(io.BytesIO(), [f for f, _ in codec.Reader(source)], container=container, audio_from=source)
+    before, after = packets(source), packets(target)
+    assert [data for _, data in before] == [data for _, data in after]
+    shift = [b - a for (a, _), (b, _) in zip(before, after, strict=True)]
+    assert max(shift) - min(shift) < 2e-3
+
+
+def offset_of(found, wanted, rate):
+    """Seconds by which `found` lags, by the best agreement of the whole wave."""
+    n = min(found.shape[-1], wanted.shape[-1])
+    a, b = np.fft.rfft(found[0, :n], 2 * n), np.fft.rfft(wanted[0, :n], 2 * n)
+    lag = int(np.argmax(np.fft.irfft(a * b.conj())))
+    return (lag if lag < n else lag - 2 * n) / rate
+
+
+def chirp(seconds, rate):
+    """A sweep: its autocorrelation has one sharp peak."""
+    t = np.arange(round(seconds * rate)) / rate
+    return np.stack([0.5 * np.sin(2 * np.pi * (200 + 600 * t) * t)] * 2).astype(np.float32)
+
+
+@pytest.mark.parametrize("container", ["webm", "mp4", "mkv", "mov"])
+def test_a_part_of_the_sound_is_encoded_again_in_step(container):
+    rate = 48000
+    wave = chirp(3.0, rate)
+    source = with_sound(numbered(75), wave, rate=rate)
+    span = (Fraction(4, 5), Fraction(2))
+    frames = [f for f, _ in codec.Reader(source, start=20, stop=50)]
+    info = VideoInfo(64, 48, Fraction(25))
+    target = write(io.BytesIO(), frames, info=info, container=container, audio_from=source, audio_range=span)
+    found = codec.read_audio(target)
+    seconds = found["waveform"].shape[2] / found["sample_rate"]
+    assert abs(seconds - 1.2) < 0.06
+    wanted = wave[:, round(0.8 * rate) : round(2.0 * rate)]
+    assert abs(offset_of(found["waveform"][0].numpy(), wanted, rate)) < 0.003
+
+
+def test_sound_from_the_beginning_is_cut_at_the_end_without_encoding():
+    source = with_sound(numbered(50), tone(2.0))
+    target = write(
+        io.BytesIO(), gradient(20, 64, 48), audio_from=source, audio_range=(Fraction(0), Fraction(4, 5))
+    )
+    before, after = packets(source), packets(target)
+    assert [d for _, d in after] == [d for _, d in before][: len(after)]
+    assert 0.75 < after[-1][0] < 0.8
+
+
+@pytest.mark.parametrize("container", ["mp4", "webm"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_comfyui_audio_is_encoded(container, channels):
+    wave = chirp(1.0, 44100)[:channels]
+    audio = {"waveform": torch.from_numpy(wave)[None], "sample_rate": 44100}
+    target = write(io.BytesIO(), gradient(24, 64, 48), container=container, audio=audio)
+    found = codec.read_audio(target)
+    assert found["waveform"].shape[1] == channels
+    rate = found["sample_rate"]
+    positions = np.linspace(0, 44099, round(rate))
+    wanted = np.interp(positions, np.arange(44100), wave[0])[None]
+    assert abs(offset_of(found["waveform"][0].numpy(), wanted, rate)) < 0.003
+
+
+def test_sound_and_pictures_lie_side_by_side():
+    """A player must not have to read to the end for the sound: no long run of one kind."""
+    source = with_sound(numbered(100), tone(4.0))
+    target = write(io.BytesIO(), [f for f, _ in codec.Reader(source)], container="mkv", audio_from=source)
+    with av.open(target) as file:
+        times = [(p.stream.type, float((p.pts or 0) * p.time_base)) for p in file.demux() if p.size]
+    clock = {"video": 0.0, "audio": 0.0}
+    for kind, time in times:
+        clock[kind] = time
+        assert abs(clock["video"] - clock["audio"]) < 1.5 or clock["video"] > 3
+
+
+def test_a_silent_source_and_a_gif_take_no_sound():
+    silent = encode(numbered(4))
+    target = write(io.BytesIO(), gradient(4, 64, 48), audio_from=silent)
+    assert not codec.probe(target).has_audio
+    loud = with_sound(numbered(4), tone(0.2))
+    assert not codec.probe(
+        write(io.BytesIO(), gradient(4, 64, 48), container="gif", audio_from=loud)
+    ).has_audio
+
+
+# -- metadata --------------------------------------------------------------------------------------
+
+WORKFLOW = {"nodes": [{"id": 1, "title": "Stil ä"}]}
+WORDS = {"prompt": {"1": {"inputs": {}}}, "workflow": WORKFLOW, "note": "plain text"}
+
+
+@pytest.mark.parametrize("container", ["mp4", "mov", "mkv", "webm"])
+def test_the_workflow_travels_as_core_save_video_writes_it(container, tmp_path):
+    target = write(tmp_path / "clip", gradient(4, 64, 48), container=container, metadata=WORDS)
+    with av.open(str(target)) as file:
+        found = {k.lower(): v for k, v in file.metadata.items()}
+    assert json.loads(found["workflow"]) == WORKFLOW and json.loads(found["prompt"]) == WORDS["prompt"]
+    assert found["note"] == "plain text"
+    head = target.read_bytes()
+    if container in ("mp4", "mov"):  # in front of the pictures, where the front end looks
+        assert head.index(b"moov") < head.index(b"mdat")
+
+
+def test_a_sources_own_tags_stay_without_what_describes_the_old_file():
+    info = VideoInfo(64, 48, RATE, metadata={"title": "mine", "encoder": "old", "major_brand": "isom"})
+    found = codec.probe(
+        write(io.BytesIO(), gradient(3, 64, 48), info=info, metadata={"title": "new"})
+    ).metadata
+    assert found["title"] == "new" and found.get("encoder") != "old"
+
+
+def chunks(data):
+    """(kind, data) of a PNG's chunks, checksums verified."""
+    at = 8
+    while at < len(data):
+        length, kind = struct.unpack(">I4s", data[at : at + 8])
+        body = data[at + 8 : at + 8 + length]
+        assert struct.unpack(">I", data[at + 8 + length : at + 12 + length])[0] == zlib.crc32(kind + body)
+        yield kind, body
+        at += 12 + length
+
+
+def test_every_png_carries_the_workflow(tmp_path):
+    target = write(tmp_path / "frames", gradient(3, 64, 48), container="png", metadata=WORDS)
+    assert sorted(p.name for p in target.iterdir()) == [f"frame_{n:05}.png" for n in (1, 2, 3)]
+    for path in target.iterdir():
+        found = list(chunks(path.read_bytes()))
+        texts = dict(body.split(b"\0", 1) for kind, body in found if kind == b"tEXt")
+        assert json.loads(texts[b"workflow"]) == WORKFLOW
+        assert found[0][0] == b"IHDR" and found[-1] == (b"IEND", b"")
+    info = codec.probe(target)
+    assert info.fps == RATE and json.loads(info.metadata["workflow"]) == WORKFLOW
+
+
+def test_folders_are_read_in_the_order_of_counting(tmp_path):
+    for number in (1, 2, 10, 9):
+        frame = next(iter(numbered(1)))
+        frame[:8] = 0
+        frame[:8, : 8 * 8] = np.repeat([(number >> b & 1) * 255 for b in range(8)], 8)[None, :, None]
+        encode([frame], codec="png", container="image2", target=tmp_path / f"pic{number}.png", pixels="rgb24")
+    (tmp_path / ".hidden.png").write_bytes(b"no picture")
+    assert [number_of(f) for f in read(tmp_path)] == [1, 2, 9, 10]
+    assert [number_of(f) for f, _ in codec.Reader(tmp_path, start=1, stop=3)] == [2, 9]
+
+
+# -- faults ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv", "gif", "png"])
+def test_an_exception_leaves_nothing_behind(container, tmp_path):
+    target = tmp_path / f"clip.{container}"
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Writer(target, VideoInfo(64, 48, RATE), container=container) as writer,
+    ):
+        for frame in gradient(5, 64, 48):
+            writer.write(frame)
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_was_there_keeps_its_own_files(tmp_path):
+    (tmp_path / "mine.txt").write_text("keep")
+    with (
+        pytest.raises(ZeroDivisionError),
+        Writer(tmp_path, VideoInfo(64, 48, RATE), container="png") as writer,
+    ):
+        writer.write(next(gradient(1, 64, 48)))
+        writer.write(torch.zeros(48, 64, 3, dtype=torch.uint8), Fraction(1, 0))
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+FAULTS = {
+    "another size": ({}, [(48, 64), (64, 48)], "frame 1 is 48x64.*clip is 64x48"),
+    "no frames": ({}, [], "no frames were written"),
+    "unknown container": ({"container": "ogv"}, [(48, 64)], "'ogv' is no container"),
+    "codec that does not fit": ({"container": "webm", "codec": "h264"}, [(48, 64)], "one of vp9"),
+    "five channels of sound": (
+        {"audio": {"waveform": torch.zeros(1, 5, 100), "sample_rate": 8000}}, [(48, 64)], "5 channels",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("how", "sizes", "words"), list(FAULTS.values()), ids=list(FAULTS))
+def test_a_fault_is_one_sentence_and_leaves_no_file(how, sizes, words, tmp_path):
+    with (
+        pytest.raises(ValueError, match=words),
+        Writer(tmp_path / "clip", VideoInfo(64, 48, RATE), **how) as writer,
+    ):
+        for height, width in sizes:
+            writer.write(torch.zeros(height, width, 3, dtype=torch.uint8))
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- the spool's format ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
+@pytest.mark.parametrize("shape", [(5, 48, 64, 3), (2, 33, 47, 4), (1, 16, 16, 3), (1, 5, 9, 4)])
+def test_lossless_chunks_are_bit_exact(dtype, shape, tmp_path):
+    noise = torch.randint(0, 256 if dtype == torch.uint8 else 65536, shape, generator=torch.manual_seed(0))
+    frames = noise.to(torch.int32).to(dtype)
+    codec.write_lossless(tmp_path / "chunk", frames)
+    found = codec.read_lossless(tmp_path / "chunk")
+    assert found.dtype == dtype and torch.equal(found, frames)
+
+
+def test_damage_to_a_chunk_is_never_silent(tmp_path):
+    frames = torch.stack(list(gradient(4, 64, 48)))
+    path = tmp_path / "chunk"
+    codec.write_lossless(path, frames)
+    data = path.read_bytes()
+    noticed = 0
+    for at in range(0, len(data), len(data) // 40):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :])
+        try:
+            assert torch.equal(codec.read_lossless(path), frames)  # a byte that says nothing about pixels
+        except ValueError as error:
+            assert "damaged" in str(error)
+            noticed += 1
+    assert noticed > 20
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match="damaged"):
+        codec.read_lossless(path)
