@@ -55,10 +55,10 @@ def distance(frames, others):
 # -- pictures --------------------------------------------------------------------------------------
 
 SHAPES = {
-    "8 bit": (64, 48, 3, torch.uint8),
-    "odd, alpha": (67, 51, 4, torch.uint8),
-    "16 bit, odd width": (67, 48, 3, torch.uint16),
-    "16 bit, alpha": (64, 48, 4, torch.uint16),
+    "8 bit": (96, 64, 3, torch.uint8),
+    "odd, alpha": (99, 67, 4, torch.uint8),
+    "16 bit, odd width": (99, 64, 3, torch.uint16),
+    "16 bit, alpha": (96, 64, 4, torch.uint16),
 }
 
 

@@ -66,6 +66,14 @@ class FileSink:
         if how.codec == "h265" and how.container.muxer in ("mp4", "mov"):
             context.codec_tag = "hvc1"  # QuickTime and Safari refuse hev1
         self._convert = FromRGB(pixels, color)
+        try:
+            context.open(strict=False)
+        except (av.FFmpegError, ValueError) as error:
+            self.abandon()
+            raise ValueError(
+                f"{how.encoder} cannot write {info.width}x{info.height} with quality {how.quality} and preset "
+                f"{how.preset}: choose another size, codec, quality or preset"
+            ) from error
         return stream
 
     def _colors(self) -> ColorTags:

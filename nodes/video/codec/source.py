@@ -56,6 +56,8 @@ def _why_not(head: bytes, error: Exception) -> str:
 def video_stream(container: Any, source: Source) -> Any:
     """The first video stream that is not a cover picture."""
     streams = [s for s in container.streams.video if not is_cover(s)]
+    if streams and streams[0].codec_context is None:
+        raise ValueError(f"{label(source)} has a codec that this PyAV cannot decode: convert it to H.264")
     if streams:
         streams[0].thread_type = "AUTO"
         return streams[0]
@@ -64,7 +66,7 @@ def video_stream(container: Any, source: Source) -> Any:
 
 
 def is_cover(stream: Any) -> bool:
-    return bool(int(getattr(stream, "disposition", 0)) & 0x400)  # AV_DISPOSITION_ATTACHED_PIC
+    return bool(stream.disposition.value & 0x400)  # AV_DISPOSITION_ATTACHED_PIC
 
 
 def decode(container: Any, stream: Any) -> Iterator[Any]:
