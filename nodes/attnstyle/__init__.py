@@ -1,0 +1,1 @@
+"""AttnStyle: a text prompt becomes a style, learned on the clip itself."""

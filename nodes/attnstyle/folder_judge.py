@@ -1,0 +1,93 @@
+"""A CLIP from a local Hugging Face folder, through transformers (the extra `judge`)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from .. import host
+from .judge import EmbeddingJudge
+
+KIND = "style_judge"
+
+
+class FolderJudge(EmbeddingJudge):
+    """Both towers of one CLIP checkpoint: config.json, model.safetensors, tokenizer files."""
+
+    def __init__(self, folder: Path):
+        clip, tokenizer_class = _transformers()
+        check_folder(folder)
+        # outside inference mode: what is loaded there cannot enter autograd
+        with torch.inference_mode(False):
+            try:
+                model = clip.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+                self.tokenizer = tokenizer_class.from_pretrained(folder, local_files_only=True)
+            except (OSError, ValueError, KeyError) as error:
+                raise ValueError(
+                    f"the folder {folder.name!r} holds no CLIP that transformers can load ({error}): "
+                    f"models/{KIND}/<name>/ needs config.json, model.safetensors and the tokenizer files"
+                ) from error
+            self.model = model.float().requires_grad_(False).train(False)
+        vision = self.model.config.vision_config
+        self.size = vision.image_size
+        self.scale = float(self.model.logit_scale.exp())
+        preprocess = folder / "preprocessor_config.json"
+        if preprocess.is_file():
+            numbers = json.loads(preprocess.read_text())
+            self.mean = tuple(numbers.get("image_mean", self.mean))
+            self.std = tuple(numbers.get("image_std", self.std))
+
+    def text(self, texts: list[str]) -> Tensor:
+        model = self._on_device()
+        tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(host.device())
+        with torch.inference_mode(False), torch.no_grad():
+            pooled = model.text_model(**tokens).pooler_output
+            return normalize(model.text_projection(pooled), dim=-1)
+
+    def towers(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        model = self._on_device()
+        hidden = model.vision_model(pixel_values=pixels.to(host.device())).last_hidden_state
+        every = model.visual_projection(model.vision_model.post_layernorm(hidden))
+        return every[:, 0], every[:, 1:]
+
+    def _on_device(self) -> Any:
+        with torch.inference_mode(False):
+            return self.model.to(host.device())
+
+
+def check_folder(folder: Path) -> None:
+    """One sentence when a folder is no CLIP, before transformers looks for what is not there."""
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ValueError(f"the folder {folder.name!r} has no config.json: choose a Hugging Face CLIP folder")
+    kind = json.loads(config.read_text()).get("model_type")
+    if kind != "clip":
+        raise ValueError(
+            f"the folder {folder.name!r} holds a model of type {kind!r}: "
+            "a style judge needs a CLIP with both towers"
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"the folder {folder.name!r} has no .safetensors weights: pickled weights are not loaded, "
+            "save the model again as safetensors"
+        )
+
+
+def folders() -> list[str]:
+    """Folders in models/style_judge that have a config.json."""
+    names = host.model_names(KIND, (), folders=True)
+    return [n for n in names if (host.model_path(KIND, n) / "config.json").is_file()]
+
+
+def _transformers() -> tuple[Any, Any]:
+    try:
+        from transformers import AutoTokenizer, CLIPModel
+    except ImportError as error:
+        raise RuntimeError(
+            f"a Hugging Face style judge needs transformers, and importing it failed ({error}): "
+            "install reelbrush[judge], or use Style Judge (CLIP)"
+        ) from error
+    return CLIPModel, AutoTokenizer

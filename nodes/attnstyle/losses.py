@@ -1,0 +1,150 @@
+"""AttnStyle's losses (section 3.3), one small module each.
+
+    L_total = λ_cls L_cls + λ_ms Σ_s λ^(s) L_cls^(s) + λ_att L_att + λ_con L_con + λ_layout L_layout
+              + λ_tv L_tv + λ_temp L_temp
+
+Squared norms are means over elements, so that a weight means the same at every size. L_tv is
+CLIPstyler's (its weight 2e-3 is for that sum of norms). L_temp is ours, for clips. The paper names the
+textual layout map and does not define it: `Layout` does.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from ...kernels.flow import warp
+from .judge import Aim
+from .network import Pair
+from .patches import SIDES, cut, share_out
+
+Perceptual = Callable[[Tensor], Mapping[str, Tensor]]
+
+
+class Classification(nn.Module):
+    """L_cls: the judge's loss on the whole pictures."""
+
+    def __init__(self, aim: Aim):
+        super().__init__()
+        self.aim = aim
+
+    def forward(self, styl: Tensor, frame: Tensor) -> Tensor:
+        """`frame` [N]: which content picture each stylized one was made of."""
+        return self.aim.loss(styl, frame).mean()
+
+
+def reject(losses: Tensor, threshold: float) -> Tensor:
+    """Losses below the threshold count as nothing: a patch that has enough style asks for no more."""
+    return torch.where(losses < threshold, torch.zeros_like(losses), losses)
+
+
+class PatchClassification(nn.Module):
+    """Σ_s λ^(s) L_cls^(s): the mean over augmented patches of each scale, satisfied patches rejected."""
+
+    def __init__(
+        self,
+        aim: Aim,
+        size: int,
+        scales: Mapping[str, float],
+        *,
+        patches: int = 64,
+        threshold: float = 0.7,
+        generator: torch.Generator,
+    ):
+        super().__init__()
+        self.aim, self.size, self.threshold, self.generator = aim, size, threshold, generator
+        self.scales = dict(scales)
+        self.counts = share_out(patches, self.scales)
+
+    def forward(self, styl: Tensor, frame: Tensor) -> Tensor:
+        drawn = [cut(styl, count, SIDES[s], self.size, self.generator) for s, count in self.counts.items()]
+        of = frame[torch.cat([d.frame for d in drawn])]
+        losses = self.aim.loss(torch.cat([d.images for d in drawn]), of)
+        per_scale = reject(losses, self.threshold).split(list(self.counts.values()))
+        return sum(self.scales[s] * part.mean() for s, part in zip(self.counts, per_scale, strict=True))
+
+
+class AttentionAlignment(nn.Module):
+    """L_att = ||F_styl - A(F_cont)||^2, averaged over the network's attention layers."""
+
+    def forward(self, pairs: list[Pair]) -> Tensor:
+        return torch.stack([mse_loss(f_styl, aligned) for f_styl, aligned in pairs]).mean()
+
+
+class Content(nn.Module):
+    """L_con = Σ_l ||φ_l(I_styl) - φ_l(I_cont)||^2 over the layers that the network names its `content`.
+
+    A network that names none is compared at its two deepest. Each layer is divided by the root mean
+    square that it has on the content pictures: a weight then means the same with every network
+    (CLIPstyler's 150 was set for VGG-19).
+    """
+
+    def __init__(self, perceptual: Perceptual, content: Tensor):
+        super().__init__()
+        self.perceptual = perceptual
+        with torch.no_grad():
+            features = dict(perceptual(content))
+        names = getattr(perceptual, "content", tuple(features)[-2:])
+        self.content = {name: features[name] for name in names}
+        self.scale = {k: f.square().mean().sqrt().clamp_min(1e-6) for k, f in self.content.items()}
+
+    def forward(self, styl: Tensor, frame: Tensor) -> Tensor:
+        features = self.perceptual(styl)
+        return sum(
+            mse_loss(features[k] / self.scale[k], f[frame] / self.scale[k]) for k, f in self.content.items()
+        )
+
+
+class Layout(nn.Module):
+    """L_layout: where a text fits more and where less stays as it was; how much it fits is free.
+
+    With m_k(I)_p the similarity of patch p of picture I to text k (style text and source text), and
+    z the map with its mean over the patches taken out, divided by its deviation + 0.01:
+
+        L_layout = mean over k and p of (z_k(I_styl)_p - z_k(I_cont)_p)^2
+    """
+
+    FLAT = 0.01  # a map without relief has no layout to keep
+
+    def __init__(self, aim: Aim, content: Tensor):
+        super().__init__()
+        self.aim = aim
+        with torch.no_grad():
+            self.content = self.relief(aim.layout(content))
+
+    def relief(self, maps: Tensor) -> Tensor:
+        centered = maps - maps.mean(-1, keepdim=True)
+        # the root of a mean square has no gradient at a flat map: keep it away from zero
+        deviation = (centered.square().mean(-1, keepdim=True) + 1e-8).sqrt()
+        return centered / (deviation + self.FLAT)
+
+    def forward(self, styl: Tensor, frame: Tensor) -> Tensor:
+        return mse_loss(self.relief(self.aim.layout(styl)), self.content[frame])
+
+
+class TotalVariation(nn.Module):
+    """L_tv: the norms of the differences in the four directions, summed; the mean over pictures."""
+
+    def forward(self, styl: Tensor) -> Tensor:
+        x = styl
+        differences = (
+            x[..., 1:] - x[..., :-1],
+            x[..., 1:, :] - x[..., :-1, :],
+            x[..., 1:, :-1] - x[..., :-1, 1:],
+            x[..., :-1, :-1] - x[..., 1:, 1:],
+        )
+        # 1e-12: the root has no gradient where the picture is flat
+        return sum((d.square().sum((1, 2, 3)) + 1e-12).sqrt() for d in differences).mean()
+
+
+class Temporal(nn.Module):
+    """L_temp = Σ m |f(x_b)(p + flow(p)) - f(x_a)(p)|^2 / Σ m: neighbours agree where the flow is valid.
+
+    `flow` [P, 2, H, W] leads from frame a to frame b (kernels/flow.py), `valid` [P, H, W] is m.
+    """
+
+    def forward(self, styl_a: Tensor, styl_b: Tensor, flow: Tensor, valid: Tensor) -> Tensor:
+        apart = (warp(styl_b, flow) - styl_a).square().mean(1)
+        m = valid.to(apart)
+        return (m * apart).sum() / m.sum().clamp_min(1.0)

@@ -1,0 +1,70 @@
+"""Neighbours for the temporal loss: motion between key frames, and small motions made up.
+
+Key frames lie far apart, and often nothing of one is found in the next. So each step also makes a
+neighbour of every key frame by a small random camera motion (shift, turn, zoom, and a slow wobble) with
+a little sensor noise. Its flow is known exactly and valid wherever it stays inside the frame. What the
+network learns from these holds for real neighbours: the style moves with the picture, and noise that
+nobody sees does not flicker.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ...kernels.flow import inside, validity, warp
+from ..flow.estimate import estimator
+
+SHIFT, TURN, ZOOM, WOBBLE = 0.03, 0.03, 0.03, 0.004  # of the short side; radians; of the size
+NOISE = 0.012
+OVERLAP = 0.25  # of a key frame must be found in the next one for their flow to be worth using
+
+
+@dataclass(frozen=True)
+class KeyMotion:
+    """Flow from key frame `a` to key frame `b`, and where it is valid."""
+
+    a: int
+    b: int
+    flow: Tensor  # [1, 2, H, W]
+    valid: Tensor  # [1, H, W]
+
+
+def random_flow(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """`count` small camera motions [count, 2, H, W]; drawn on the CPU."""
+
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(count, *shape, generator=generator) * 2 - 1
+
+    short = min(height, width)
+    y, x = torch.meshgrid(
+        torch.arange(height) - (height - 1) / 2, torch.arange(width) - (width - 1) / 2, indexing="ij"
+    )
+    turn, zoom = draw(1, 1) * TURN, draw(1, 1) * ZOOM
+    camera = torch.stack([zoom * x - turn * y, turn * x + zoom * y], dim=1)
+    wobble = interpolate(
+        torch.randn(count, 2, 4, 4, generator=generator), (height, width), mode="bicubic", align_corners=False
+    )
+    return camera + draw(2, 1, 1) * SHIFT * short + wobble * WOBBLE * short
+
+
+def moved(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """A made-up neighbour of each picture, the flow from it to the picture, and the valid pixels."""
+    n, _, h, w = images.shape
+    flow = random_flow(n, h, w, generator).to(images)
+    noise = torch.randn(images.shape, generator=generator).to(images) * NOISE
+    return (warp(images, flow) + noise).clamp(0, 1), flow, inside(flow)
+
+
+def between(images: Tensor, method: str = "dis-medium") -> list[KeyMotion]:
+    """The motions between consecutive key frames [N, 3, H, W], where they share enough of the picture."""
+    source = estimator(method)
+    ready = [source.prepare(frame) for frame in images.permute(0, 2, 3, 1)]
+    found = []
+    for a in range(len(ready) - 1):
+        forward, backward = source.both(ready[a], ready[a + 1])
+        valid = validity(forward, backward)
+        if valid.float().mean() >= OVERLAP:
+            found.append(KeyMotion(a, a + 1, forward, valid))
+    return found

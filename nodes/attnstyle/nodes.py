@@ -1,0 +1,347 @@
+"""AttnStyle nodes: declarations. Training is in fit.py and train.py, what was trained in style.py."""
+
+from .. import host
+from ..video.reel import LazyVideo
+from . import judge_nodes, keyframes, perceptual, style
+from .curriculum import Weights
+from .fit import fit
+from .judge_nodes import CATEGORY, JUDGE
+from .train import Settings
+
+ATTNSTYLE = "REELBRUSH_ATTNSTYLE"
+_NO_FILE = "no files in models/attnstyle"
+
+
+def _weight(default: float, tooltip: str) -> tuple:
+    options = {"default": default, "min": 0.0, "max": 1e6, "step": 0.001, "round": False}
+    return ("FLOAT", {**options, "tooltip": f"{tooltip} 0 switches it off."})
+
+
+def _strength() -> tuple:
+    options = {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.05}
+    return ("FLOAT", {**options, "tooltip": "How much of the style; 0 gives the input back."})
+
+
+class KeyFrames:
+    """Frames to train on."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = "Picks frames spread over a clip, at least one from every shot: what AttnStyle trains on."
+    SEARCH_ALIASES = ("key frames", "scene detection", "sample frames", "video to images")
+    RETURN_TYPES = ("IMAGE", "STRING")
+    RETURN_NAMES = ("images", "numbers")
+    OUTPUT_TOOLTIPS = ("The key frames.", "Their frame numbers, counted from 0.")
+    FUNCTION = "pick"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "video": ("VIDEO", {"tooltip": "The clip."}),
+                "count": (
+                    "INT",
+                    {
+                        "default": 4,
+                        "min": 1,
+                        "max": 64,
+                        "tooltip": "How many frames; more when the clip has more shots than that.",
+                    },
+                ),
+            }
+        }
+
+    def pick(self, video, count):
+        images, numbers = keyframes.pick(LazyVideo.of(video), count)
+        return (images, ", ".join(map(str, numbers)))
+
+
+class AttnStyle:
+    """Training on the pictures themselves."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Trains a small network so that your pictures look like what a text says, and keep their structure "
+        "(AttnStyle). One picture, or key frames of a clip: the trained model then styles every frame."
+    )
+    SEARCH_ALIASES = (
+        "text style transfer",
+        "clipstyler",
+        "prompt to style",
+        "zero-shot style",
+        "text guided",
+    )
+    RETURN_TYPES = ("IMAGE", ATTNSTYLE, "IMAGE")
+    RETURN_NAMES = ("images", "model", "plot")
+    OUTPUT_TOOLTIPS = (
+        "The pictures in their new style.",
+        "The trained model, for Apply AttnStyle, Apply AttnStyle to Video and Save AttnStyle.",
+        "The losses and the curriculum's weights over the epochs.",
+    )
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "judge": (JUDGE, {"tooltip": "Who says how well a text describes a picture."}),
+                "images": (
+                    "IMAGE",
+                    {"tooltip": "One picture, or key frames of a clip (Key Frames picks them)."},
+                ),
+                "style_text": (
+                    "STRING",
+                    {
+                        "default": "a watercolor painting",
+                        "multiline": True,
+                        "tooltip": "What the pictures should look like.",
+                    },
+                ),
+                "source_text": (
+                    "STRING",
+                    {"default": "a photo", "tooltip": "What they look like now: style is the way from here."},
+                ),
+                "epochs": (
+                    "INT",
+                    {
+                        "default": 150,
+                        "min": 1,
+                        "max": 2000,
+                        "tooltip": "Training steps; the paper: 100 to 200.",
+                    },
+                ),
+                "learning_rate": (
+                    "FLOAT",
+                    {
+                        "default": 5e-4,
+                        "min": 1e-6,
+                        "max": 0.1,
+                        "step": 1e-5,
+                        "round": False,
+                        "tooltip": "Adam's step size; it is halved every 100 epochs.",
+                    },
+                ),
+                "global_weight": _weight(500.0, "The judge's verdict on the whole picture."),
+                "patch_weight": _weight(
+                    9000.0, "The judge's verdict on augmented patches: the brush strokes."
+                ),
+                "patch_scales": (
+                    "STRING",
+                    {
+                        "default": "global 1, intermediate 1, local 1",
+                        "tooltip": "Weight of each patch size: the whole short side, half, a quarter of it.",
+                    },
+                ),
+                "attention_weight": _weight(1.0, "Alignment of stylized and content features by attention."),
+                "content_weight": _weight(150.0, "Perceptual features stay those of the content."),
+                "layout_weight": _weight(1.0, "Where the texts fit more or less stays the same."),
+                "tv_weight": _weight(2e-3, "Total variation: smooths noise."),
+                "temporal_weight": _weight(
+                    0.0, "For clips: what moves keeps its style, and nothing flickers; try 20 to 200."
+                ),
+                "patches": (
+                    "INT",
+                    {
+                        "default": 64,
+                        "min": 1,
+                        "max": 512,
+                        "tooltip": "Patches per epoch, shared out over the scales; fewer is faster.",
+                    },
+                ),
+                "threshold": (
+                    "FLOAT",
+                    {
+                        "default": 0.7,
+                        "min": 0.0,
+                        "max": 2.0,
+                        "step": 0.01,
+                        "tooltip": "Patches whose loss is below have style enough and ask for no more.",
+                    },
+                ),
+                "curriculum": (
+                    "BOOLEAN",
+                    {
+                        "default": True,
+                        "tooltip": "Structure first: the judge's weights rise over 40% of the run.",
+                    },
+                ),
+                "perceptual": (
+                    perceptual.names(),
+                    {
+                        "default": perceptual.EMBEDDED,
+                        "tooltip": "The network that the content loss looks through: the embedded StyA2K "
+                        "encoder, or a file in models/perceptual.",
+                    },
+                ),
+                "seed": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": 0xFFFFFFFFFFFFFFFF,
+                        "control_after_generate": True,
+                        "tooltip": "Of the network's first weights and of all draws.",
+                    },
+                ),
+            },
+            "optional": {
+                "early_stop": (
+                    "BOOLEAN",
+                    {
+                        "default": True,
+                        "tooltip": "Stop when 30 epochs have brought less than half a percent.",
+                    },
+                )
+            },
+        }
+
+    def run(
+        self,
+        judge,
+        images,
+        style_text,
+        source_text,
+        epochs,
+        learning_rate,
+        global_weight,
+        patch_weight,
+        patch_scales,
+        attention_weight,
+        content_weight,
+        layout_weight,
+        tv_weight,
+        temporal_weight,
+        patches,
+        threshold,
+        curriculum,
+        perceptual,
+        seed,
+        early_stop=True,
+    ):
+        named = (global_weight, patch_weight, attention_weight, content_weight, layout_weight, tv_weight)
+        settings = Settings(
+            epochs=epochs,
+            learning_rate=learning_rate,
+            weights=Weights(*named, temporal_weight),
+            patch_scales=patch_scales,
+            patches=patches,
+            threshold=threshold,
+            curriculum=curriculum,
+            early_stop=early_stop,
+            seed=seed,
+        )
+        trained, losses = fit(judge, images, style_text, source_text, settings, perceptual)
+        return (style.apply(trained, images), trained, losses)
+
+
+class AttnStyleApply:
+    """A trained style on pictures."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = "Draws pictures in a style that AttnStyle has learned; one pass per picture, any size."
+    SEARCH_ALIASES = ("apply text style", "attnstyle inference")
+    RETURN_TYPES = ("IMAGE",)
+    OUTPUT_TOOLTIPS = ("The pictures in the style.",)
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "model": (ATTNSTYLE, {"tooltip": "From AttnStyle: Text to Style or Load AttnStyle."}),
+                "images": ("IMAGE", {"tooltip": "Pictures; best of the size that was trained on."}),
+                "strength": _strength(),
+            }
+        }
+
+    def run(self, model, images, strength):
+        return (style.apply(style.checked(model), images, strength),)
+
+
+class AttnStyleApplyVideo:
+    """A trained style on a clip."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = "Draws a clip in a style that AttnStyle has learned, frame by frame while it is saved."
+    SEARCH_ALIASES = ("apply text style to video", "video style")
+    RETURN_TYPES = ("VIDEO",)
+    OUTPUT_TOOLTIPS = ("The clip in the style; computed when it is saved or previewed.",)
+    FUNCTION = "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "model": (ATTNSTYLE, {"tooltip": "From AttnStyle: Text to Style or Load AttnStyle."}),
+                "video": ("VIDEO", {"tooltip": "The clip; its sound comes along."}),
+                "strength": _strength(),
+            }
+        }
+
+    def run(self, model, video, strength):
+        trained, clip = style.checked(model), LazyVideo.of(video)
+        if strength == 0:
+            return (clip,)
+        params = {"strength": float(strength), "about": trained.about}
+        name = "Apply AttnStyle to Video"
+        return (clip.then("attnstyle.apply", params, tensors=trained.tensors, node=name),)
+
+
+class SaveAttnStyle:
+    """A trained style to a file."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = "Saves a trained text style to output/attnstyle, where Load AttnStyle finds it."
+    SEARCH_ALIASES = ("save text style", "export attnstyle")
+    RETURN_TYPES = ("STRING",)
+    RETURN_NAMES = ("path",)
+    OUTPUT_TOOLTIPS = ("The file that was written.",)
+    FUNCTION = "save"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "model": (ATTNSTYLE, {"tooltip": "From AttnStyle: Text to Style."}),
+                "name": ("STRING", {"default": "my_style", "tooltip": "A new number is added to the name."}),
+            }
+        }
+
+    def save(self, model, name):
+        path, _ = host.numbered(f"{style.KIND}/{name}", style.SUFFIX)
+        return (str(style.save(style.checked(model), path)),)
+
+
+class LoadAttnStyle:
+    """A trained style from a file."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = "Loads a text style that Save AttnStyle wrote (from output/attnstyle or models/attnstyle)."
+    SEARCH_ALIASES = ("load text style", "import attnstyle")
+    RETURN_TYPES = (ATTNSTYLE,)
+    RETURN_NAMES = ("model",)
+    OUTPUT_TOOLTIPS = ("The style, for Apply AttnStyle and Apply AttnStyle to Video.",)
+    FUNCTION = "load"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        names = host.model_names(style.KIND) or [_NO_FILE]
+        return {"required": {"file": (names, {"tooltip": "A file that Save AttnStyle wrote."})}}
+
+    @classmethod
+    def IS_CHANGED(cls, file):
+        return style.changed(style.KIND, file)
+
+    def load(self, file):
+        return (style.load(host.model_path(style.KIND, file)),)
+
+
+NODES = {
+    **judge_nodes.NODES,
+    "ReelBrushKeyFrames": (KeyFrames, "Key Frames"),
+    "ReelBrushAttnStyle": (AttnStyle, "AttnStyle: Text to Style"),
+    "ReelBrushAttnStyleApply": (AttnStyleApply, "Apply AttnStyle"),
+    "ReelBrushAttnStyleApplyVideo": (AttnStyleApplyVideo, "Apply AttnStyle to Video"),
+    "ReelBrushSaveAttnStyle": (SaveAttnStyle, "Save AttnStyle"),
+    "ReelBrushLoadAttnStyle": (LoadAttnStyle, "Load AttnStyle"),
+}

@@ -1,0 +1,54 @@
+"""The curriculum's weights over the epochs."""
+
+import pytest
+import torch
+
+from reelbrush.nodes.attnstyle.curriculum import Weights, at, plot, ramp
+
+ASKED = Weights(classification=500, patches=9000, attention=2, content=150, layout=1, tv=0.1, temporal=5)
+
+
+def test_structure_leads_and_classification_follows():
+    over = [at(ASKED, e, 150) for e in range(150)]
+    for name in ("classification", "patches"):
+        values = [getattr(w, name) for w in over]
+        assert values == sorted(values)
+        assert values[0] == pytest.approx(0.05 * getattr(ASKED, name))
+    attention = [w.attention for w in over]
+    assert attention == sorted(attention, reverse=True)
+    assert attention[0] == pytest.approx(20)
+    assert all((w.content, w.layout, w.tv, w.temporal) == (150, 1, 0.1, 5) for w in over)
+
+
+def test_after_two_fifths_the_weights_are_what_was_asked_for():
+    assert at(ASKED, 59, 150) != ASKED
+    assert all(at(ASKED, e, 150) == ASKED for e in range(60, 150))
+
+
+@pytest.mark.parametrize(
+    ("epoch", "expected"), [(0, 0.0), (20, 0.25**2 * 2.5), (40, 0.5), (80, 1.0), (200, 1.0)]
+)
+def test_the_ramp_is_a_smoothstep(epoch, expected):
+    assert ramp(epoch, 201) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_few_epochs_work(epochs):
+    assert all(at(ASKED, e, epochs).patches > 0 for e in range(epochs))
+
+
+def test_what_is_off_stays_off():
+    assert at(Weights(0, 0, 0, 0, 0, 0, 0), 0, 10) == Weights(0, 0, 0, 0, 0, 0, 0)
+
+
+def test_negative_weights_are_refused():
+    with pytest.raises(ValueError, match="content weight is -1"):
+        Weights(content=-1)
+
+
+def test_the_plot_shows_losses_and_weights():
+    applied = [at(ASKED, e, 20) for e in range(20)]
+    losses = {"patches": [1 - e / 30 for e in range(20)], "attention": [1.0] * 20, "layout": [0.0] * 20}
+    full, less = plot(losses, applied, "t"), plot({"attention": losses["attention"]}, applied, "t")
+    assert full.shape == (1, 700, 800, 3)
+    assert not torch.equal(full, less)

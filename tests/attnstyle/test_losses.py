@@ -1,0 +1,183 @@
+"""Every loss against its formula, written out as slowly as it reads."""
+
+import math
+
+import pytest
+import torch
+
+from reelbrush.nodes.attnstyle.losses import (
+    AttentionAlignment,
+    Classification,
+    Content,
+    Layout,
+    PatchClassification,
+    Temporal,
+    TotalVariation,
+    reject,
+)
+from reelbrush.nodes.attnstyle.patches import SIDES, cut
+from reelbrush.nodes.attnstyle.prompts import TEMPLATES
+
+
+def cosine_loss(judge, styl, cont, style, source):
+    """1 - cos of the picture's way and the text's, for one picture, in plain numbers."""
+
+    def prompt(word):
+        rows = [judge.text([t.replace("{}", word)])[0].double() for t in TEMPLATES]
+        mean = sum(rows) / len(rows)
+        return mean / mean.norm()
+
+    way = prompt(style) - prompt(source)
+    way = way / way.norm()
+    moved = judge.image(styl[None])[0].double() - judge.image(cont[None])[0].double()
+    return 1 - float(moved @ way) / math.sqrt(float(moved @ moved) + 0.01**2)
+
+
+def test_global_classification_is_the_directional_loss(judge, pictures):
+    cont, styl = pictures(2), pictures(2, seed=4)
+    aim = judge.aim("red", "a photo", cont)
+    expected = sum(cosine_loss(judge, styl[i], cont[1 - i], "red", "a photo") for i in range(2)) / 2
+    assert Classification(aim)(styl, torch.tensor([1, 0])).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_unchanged_picture_has_loss_one_and_a_gradient(judge, pictures):
+    cont = pictures(1)
+    styl = cont.clone().requires_grad_()
+    loss = Classification(judge.aim("blue", "a photo", cont))(styl, torch.tensor([0]))
+    (slope,) = torch.autograd.grad(loss, styl)
+    assert loss.item() == pytest.approx(1)
+    assert torch.isfinite(slope).all()
+    assert slope[:, 2].sum() < min(0, slope[:, 0].sum())  # more blue, before anything else
+
+
+def test_patch_classification_is_the_weighted_sum_over_scales_of_kept_losses(judge, pictures):
+    cont, styl = pictures(2), pictures(2, seed=4)
+    aim = judge.aim("red", "a photo", cont)
+    scales = {"intermediate": 0.5, "local": 2.0}
+    loss = PatchClassification(
+        aim, judge.size, scales, patches=14, threshold=0.9, generator=torch.Generator().manual_seed(3)
+    )
+    got = loss(styl, torch.tensor([1, 0])).item()
+
+    again = torch.Generator().manual_seed(3)
+    expected, kept = 0.0, 0
+    for name, weight in scales.items():
+        drawn = cut(styl, loss.counts[name], SIDES[name], judge.size, again)
+        each = [
+            cosine_loss(judge, patch, cont[1 - int(i)], "red", "a photo")
+            for patch, i in zip(drawn.images, drawn.frame, strict=True)
+        ]
+        kept += sum(v >= 0.9 for v in each)
+        expected += weight * sum(v if v >= 0.9 else 0.0 for v in each) / len(each)
+    assert got == pytest.approx(expected, abs=1e-5)
+    assert 0 < kept < 14  # some rejected, some not
+
+
+def test_rejected_patches_pull_no_more():
+    losses = torch.tensor([0.2, 0.7, 0.9], requires_grad=True)
+    kept = reject(losses, 0.7)
+    kept.sum().backward()
+    assert kept.tolist() == pytest.approx([0, 0.7, 0.9])
+    assert losses.grad.tolist() == [0, 1, 1]
+
+
+def test_alignment_is_the_mean_square_of_f_styl_minus_a():
+    g = torch.Generator().manual_seed(0)
+    pairs = [tuple(torch.randn(2, c, 3, 5, generator=g) for _ in range(2)) for c in (8, 16)]
+    expected = 0.0
+    for f_styl, aligned in pairs:
+        squares = [
+            (a - b) ** 2 for a, b in zip(f_styl.flatten().tolist(), aligned.flatten().tolist(), strict=True)
+        ]
+        expected += sum(squares) / len(squares) / len(pairs)
+    assert AttentionAlignment()(pairs).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_content_is_the_relative_distance_of_the_named_features(pictures):
+    def network(x):
+        return {"a": x * 3 + 1, "b": x[..., ::2, ::2] ** 2, "c": x.mean((2, 3)) - 7}
+
+    cont, styl = pictures(3), pictures(2, seed=5)
+    frame = torch.tensor([2, 0])
+    expected = 0.0
+    for name in ("b", "c"):  # the two deepest
+        phi, goal = network(styl)[name], network(cont)[name]
+        scale = goal.double().square().mean().sqrt()
+        expected += float(((phi - goal[frame]).double() / scale).square().mean())
+    assert Content(network, cont)(styl, frame).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_content_looks_where_the_network_says(pictures):
+    class Named:
+        content = ("a",)
+
+        def __call__(self, x):
+            return {"a": x, "b": x * 0, "c": x * 0}
+
+    cont = pictures(1)
+    assert Content(Named(), cont)(cont + 0.1, torch.tensor([0])).item() == pytest.approx(
+        0.01 / cont.square().mean().item(), rel=1e-4
+    )
+
+
+def test_layout_compares_standardised_maps(judge, pictures):
+    cont, styl = pictures(2), pictures(2, seed=4)
+    aim = judge.aim("red", "a photo", cont)
+    frame = torch.tensor([1, 0])
+
+    def relief(image):
+        tokens = judge.patch_tokens(image[None])[0].double()
+        maps = []
+        for word in aim.words.double():
+            m = [float(t @ word) for t in tokens]
+            mean = sum(m) / len(m)
+            deviation = math.sqrt(sum((v - mean) ** 2 for v in m) / len(m) + 1e-8)
+            maps += [(v - mean) / (deviation + 0.01) for v in m]
+        return maps
+
+    expected = 0.0
+    for i in range(2):
+        a, b = relief(styl[i]), relief(cont[frame[i]])
+        expected += sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) / len(a) / 2
+    assert Layout(aim, cont)(styl, frame).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_layout_does_not_mind_how_much_a_text_fits(judge, pictures):
+    cont = pictures(1)
+    layout = Layout(judge.aim("red", "a photo", cont), cont)
+    maps = layout.aim.layout(cont)
+    torch.testing.assert_close(layout.relief(maps * 3 + 0.5), layout.content, atol=0.1, rtol=0.1)
+    flat = layout.relief(torch.zeros(1, 2, 16, requires_grad=True))
+    assert flat.abs().max() == 0
+
+
+def test_total_variation_is_four_norms(pictures):
+    x = pictures(2, 6, 7).double()
+    expected = 0.0
+    for image in x:
+        for dy, dx in ((0, 1), (1, 0), (1, -1), (1, 1)):
+            total = 0.0
+            for c in range(3):
+                for i in range(6):
+                    for j in range(7):
+                        if i + dy < 6 and 0 <= j + dx < 7:
+                            total += float(image[c, i + dy, j + dx] - image[c, i, j]) ** 2
+            expected += math.sqrt(total) / 2
+    assert TotalVariation()(x).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_temporal_is_the_masked_error_after_warping(pictures):
+    a, b = pictures(1, 8, 9), pictures(1, 8, 9, seed=2)
+    flow = torch.tensor([1.0, -2.0]).view(1, 2, 1, 1).expand(1, 2, 8, 9).contiguous()
+    valid = torch.zeros(1, 8, 9)
+    valid[:, 3:, :6] = 1
+    total = 0.0
+    for i in range(3, 8):
+        for j in range(6):
+            total += sum(float(b[0, c, i - 2, j + 1] - a[0, c, i, j]) ** 2 for c in range(3)) / 3
+    assert Temporal()(a, b, flow, valid).item() == pytest.approx(total / 30, rel=1e-5)
+
+
+def test_temporal_without_a_valid_pixel_is_zero(pictures):
+    a = pictures(1, 8, 8)
+    assert Temporal()(a, a * 0, torch.zeros(1, 2, 8, 8), torch.zeros(1, 8, 8)).item() == 0

@@ -1,0 +1,184 @@
+"""Training: it arrives, it repeats, it stops, it can be cancelled."""
+
+import pytest
+import torch
+
+from reelbrush.nodes.attnstyle import train as training
+from reelbrush.nodes.attnstyle.curriculum import Weights
+from reelbrush.nodes.attnstyle.losses import Temporal
+from reelbrush.nodes.attnstyle.motion import between, moved, random_flow
+from reelbrush.nodes.attnstyle.train import Patience, Settings, train
+
+QUICK = Settings(
+    epochs=25, learning_rate=1e-3, patches=8, threshold=0.0, early_stop=False, weights=Weights(content=0)
+)
+
+
+def quick(**changes):
+    return Settings(**{**QUICK.__dict__, **changes})
+
+
+def run(judge, x, settings=QUICK, **more):
+    return train(judge, x, "red", "a photo", settings, **more)
+
+
+def test_the_asked_word_becomes_likely(judge, pictures):
+    x = pictures(1, 24, 24)
+    before = judge.probability(x, ["red", "blue", "a photo"])[0, 0]
+    result = run(judge, x)
+    after = judge.probability(result.network(x), ["red", "blue", "a photo"])[0, 0]
+    assert before < 0.35
+    assert after > 0.8, (before, after, result.losses)
+    assert len(result.losses["patches"]) == len(result.applied) == 25
+    assert set(result.losses) == {"classification", "patches", "attention", "layout", "tv"}
+
+
+def test_it_works_inside_inference_mode_and_leaves_the_input_alone(judge, pictures):
+    with torch.inference_mode():
+        x = pictures(1, 16, 16)
+        kept = x.clone()
+        result = run(judge, x, quick(epochs=2))
+        assert not torch.equal(result.network(x), x)
+    assert torch.equal(x, kept)
+
+
+def test_a_seed_repeats_and_draws_nothing_from_outside(judge, pictures):
+    x = pictures(2, 16, 16)
+    state = torch.random.get_rng_state()
+    first, second, other = (run(judge, x, quick(epochs=3, seed=s)) for s in (1, 1, 2))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for a, b in zip(first.network.parameters(), second.network.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert first.losses != other.losses
+
+
+def test_watchers_see_every_epoch_and_may_cancel(judge, pictures):
+    seen = []
+
+    def watch(step):
+        seen.append((step.epoch, step.picture.shape, step.picture.requires_grad))
+        if step.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(judge, pictures(1, 16, 20), watch=watch)
+    assert seen == [(e, (3, 16, 20), False) for e in range(3)]
+
+
+def test_it_starts_from_the_picture_itself(judge, pictures):
+    first = []
+    x = pictures(1, 16, 16)
+    run(judge, x, quick(epochs=1), watch=lambda step: first.append(step.picture))
+    assert torch.equal(first[0], x[0])
+
+
+def test_all_key_frames_take_turns(judge, pictures, monkeypatch):
+    monkeypatch.setattr(training, "FRAMES", 2)
+    x, shown = pictures(3, 16, 16), []
+    run(
+        judge,
+        x,
+        quick(epochs=6),
+        watch=lambda s: shown.append(int((x - s.picture).abs().mean((1, 2, 3)).argmin())),
+    )
+    assert set(shown) == {0, 1, 2}
+
+
+def test_a_run_that_stands_still_stops_early(judge, pictures, monkeypatch):
+    monkeypatch.setattr(training, "PATIENCE", 3)
+    weights = Weights(0, 0, 0, 0, 0, 1e-6, 0)  # next to nothing to learn
+    done = run(
+        judge, pictures(1, 16, 16), quick(epochs=40, weights=weights, early_stop=True, learning_rate=1e-6)
+    )
+    assert 3 <= len(done.applied) < 40
+
+
+def test_patience_counts_epochs_without_gain():
+    patience = Patience()
+    assert not any(patience.ends(1000 * 0.9**e) for e in range(100))
+    assert [Patience.ends(patience, 1.0) for _ in range(200)].index(True) >= training.PATIENCE - 1
+
+
+def test_every_loss_can_be_switched_off(judge, pictures):
+    x = pictures(1, 16, 16)
+    for name in ("classification", "patches", "attention", "layout", "tv"):
+        weights = Weights(**{"content": 0.0, name: 0.0})
+        assert name not in run(judge, x, quick(epochs=1, weights=weights)).losses
+    with pytest.raises(ValueError, match="every loss weight is zero"):
+        run(judge, x, quick(epochs=1, weights=Weights(0, 0, 0, 0, 0, 0, 0)))
+
+
+def test_content_needs_a_network_and_keeps_it_as_it_was(judge, pictures):
+    x = pictures(1, 16, 16)
+    with pytest.raises(ValueError, match="needs a perceptual network"):
+        run(judge, x, quick(weights=Weights()))
+
+    class Eye(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 4, 3)
+
+        def forward(self, images):
+            return {"a": self.conv(images)}
+
+    with torch.inference_mode():
+        eye = Eye()
+    kept = eye.conv.weight.clone()
+    heavy = run(judge, x, quick(weights=Weights(content=1e6)), perceptual=eye)
+    light = run(judge, x, quick(weights=Weights(content=1e-6)), perceptual=eye)
+    assert torch.equal(eye.conv.weight, kept)
+    assert (heavy.network(x) - x).abs().mean() < 0.5 * (light.network(x) - x).abs().mean()
+
+
+def test_tiny_pictures_are_refused(judge, pictures):
+    with pytest.raises(ValueError, match="16 pixels"):
+        run(judge, pictures(1, 8, 40))
+
+
+def test_a_made_up_neighbour_is_the_picture_moved_by_its_flow(pictures):
+    x = pictures(2, 48, 64)
+    neighbour, flow, valid = moved(x, torch.Generator().manual_seed(0))
+    assert valid.float().mean() > 0.8
+    assert 0.3 < flow.abs().mean() < 5
+    # the picture is smooth: look up p + flow by hand at one pixel
+    i, j = 20, 30
+    u, v = j + flow[0, 0, i, j].item(), i + flow[0, 1, i, j].item()
+    assert abs(neighbour[0, 0, i, j] - x[0, 0, round(v), round(u)]) < 0.08
+    again, _, _ = moved(x, torch.Generator().manual_seed(0))
+    assert torch.equal(neighbour, again)
+
+
+def test_random_motions_differ_and_scale_with_the_picture():
+    g = torch.Generator().manual_seed(0)
+    small, large = random_flow(50, 20, 20, g), random_flow(50, 80, 80, g)
+    assert small.std(0).min() > 0
+    assert 2 < large.abs().mean() / small.abs().mean() < 8
+
+
+def test_key_frames_that_share_a_view_are_paired(pictures):
+    pytest.importorskip("cv2")
+    g = torch.Generator().manual_seed(0)
+    texture = torch.nn.functional.interpolate(
+        torch.rand(1, 3, 20, 20, generator=g), (80, 80), mode="bicubic"
+    ).clamp(0, 1)
+    a, b = texture[..., 8:72, 8:72], texture[..., 10:74, 11:75]
+    other = torch.nn.functional.interpolate(
+        torch.rand(1, 3, 20, 20, generator=g), (64, 64), mode="bicubic"
+    ).clamp(0, 1)
+    found = between(torch.cat([a, b, other]))
+    assert [(m.a, m.b) for m in found] == [(0, 1)]
+    inner = found[0].flow[0, :, 16:-16, 16:-16].mean((1, 2))
+    assert torch.allclose(inner, torch.tensor([-3.0, -2.0]), atol=0.5)
+
+
+def test_the_temporal_loss_calms_what_moves(judge, pictures):
+    x = pictures(1, 32, 32) + 0.15 * torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    base = {"content": 0.0, "attention": 0.0, "layout": 0.0, "tv": 0.0}
+
+    def flicker(weight):
+        settings = quick(epochs=30, weights=Weights(**base, temporal=weight))
+        network = run(judge, x, settings).network
+        neighbour, flow, valid = moved(x, torch.Generator().manual_seed(77))
+        return Temporal()(network(neighbour), network(x), flow, valid).item()
+
+    assert flicker(300.0) < 0.8 * flicker(1e-6)
