@@ -4,9 +4,10 @@ The literal dictionary is for tools that scan packs without importing them; a te
 what the wings declare.
 """
 
+from .flow import nodes as flow_nodes
 from .video import nodes as video_nodes
 
-_WINGS = (video_nodes,)
+_WINGS = (video_nodes, flow_nodes)
 
 NODE_CLASS_MAPPINGS = {
     "ReelBrushSaveVideo": video_nodes.SaveVideo,
@@ -14,6 +15,15 @@ NODE_CLASS_MAPPINGS = {
     "ReelBrushPreviewVideo": video_nodes.PreviewVideo,
     "ReelBrushEncodeVideo": video_nodes.EncodeVideo,
     "ReelBrushDecodeVideo": video_nodes.DecodeVideo,
+    "ReelBrushOpticalFlow": flow_nodes.OpticalFlow,
+    "ReelBrushSaveFlow": flow_nodes.SaveFlow,
+    "ReelBrushLoadFlow": flow_nodes.LoadFlow,
+    "ReelBrushFlowWarp": flow_nodes.FlowWarp,
+    "ReelBrushFlowError": flow_nodes.error_nodes.FlowError,
+    "ReelBrushFlowErrorVideo": flow_nodes.error_nodes.FlowErrorVideo,
+    "ReelBrushStabilityReport": flow_nodes.error_nodes.StabilityReport,
+    "ReelBrushStabilize": flow_nodes.Stabilize,
+    "ReelBrushStabilizeVideo": flow_nodes.StabilizeVideo,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {node_id: name for wing in _WINGS for node_id, (_, name) in wing.NODES.items()}

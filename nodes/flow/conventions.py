@@ -178,9 +178,19 @@ def parse_strides(text: str) -> tuple[int, ...]:
     return strides
 
 
-def convention(preset: str = "custom", strides: str = "1", **choices: str) -> Convention:
+def convention(
+    preset: str = "custom",
+    strides: str = "1",
+    direction: str = DIRECTIONS[0],
+    norm: str = NORMS[0],
+    range: str = RANGES[0],
+    mask: str = MASKS[0],
+    normaliser: str = NORMALISERS[0],
+) -> Convention:
     """A convention from a node's inputs; a preset overrides all of them but the strides."""
     if preset not in PRESETS:
         raise ValueError(f"the preset {preset!r} is unknown: choose one of {', '.join(PRESETS)}")
-    chosen = choices if preset == "custom" else {"mask": "valid only", **_PRESETS[preset]}
-    return Convention(strides=parse_strides(strides), preset=preset, **chosen)
+    far = parse_strides(strides)
+    if preset != "custom":
+        return Convention(strides=far, preset=preset, **_PRESETS[preset])
+    return Convention(direction, norm, range, mask, normaliser, far)

@@ -7,6 +7,7 @@ A `Flow` holds both directions and both validity masks of every pair (t, t + str
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -211,7 +212,7 @@ class _Raft:
         return found[:1].clone(), found[1:].clone()
 
 
-def raft_weights(method: str):
+def raft_weights(method: str) -> Path:
     """The file in models/flow that holds a RAFT's weights."""
     words = method.split("-")
     for name in host.model_names("flow", (".safetensors", ".pth", ".pt")):
@@ -222,6 +223,11 @@ def raft_weights(method: str):
         f"{method} has no weights: put torchvision's {'_'.join(words)}_*.pth into models/flow/, "
         "or choose a dis method, which needs none"
     )
+
+
+def method_files(method: str) -> dict[str, Path]:
+    """The files that a method's result depends on."""
+    return {"weights": raft_weights(method)} if method.startswith("raft") else {}
 
 
 def estimator(method: str) -> Estimator:

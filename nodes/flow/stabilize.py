@@ -110,7 +110,7 @@ def stabilize(stylized: Tensor, content: Tensor, strength: float, method: str) -
     """Frames [N, H, W, 3] stabilised by the flow of their content [N, h, w, 3]."""
     if len(content) != len(stylized):
         raise ValueError(
-            f"the content has {len(content)} frames, the stylized clip {len(stylized)}: give clips of one length"
+            f"the content has {len(content)} frames, the stylized {len(stylized)}: give clips of one length"
         )
     if strength == 0:
         return stylized
@@ -149,7 +149,7 @@ def stabilize_with_flow(stylized: Tensor, flow: Flow, content: Tensor | None, st
 
 @operation("flow.stabilize")
 class StabilizeVideo(Operation):
-    """The stylized clip first, its content second; frames are taken in order and nothing is kept but the last."""
+    """The stylized clip first, its content second; nothing is kept but the last frame of both."""
 
     sequential = True
 

@@ -15,13 +15,56 @@ import torch
 from torch import Tensor
 
 from ...kernels.flow import invert, validity
+from .. import host
+from ..video import sample
 from .estimate import CONSISTENCY, Flow
 
+FOLDER = "flows"
 SUFFIX = ".flow.safetensors"
+_ENDING = "flow.safetensors"  # the sample's has no dot before it
+_OUTPUT = " [output]"  # as ComfyUI marks a name that is not below input/
 TAG = np.float32(202021.25)
 UNKNOWN = 1e7  # Middlebury writes 1e9 where the motion is unknown
 MASKS = ("forward_valid", "backward_valid")
 _NAMED = re.compile(r"(forward|backward)_(\d+)_(\d+)\.flo")
+
+
+def target(name: str) -> Path:
+    """Where a flow of that name is written."""
+    name = name.strip().removesuffix(SUFFIX)
+    if not name or name.endswith("/"):
+        raise ValueError("the flow has no name: give one, such as clip")
+    return host.output_path(f"{FOLDER}/{name}{SUFFIX}", "flow")
+
+
+def names() -> list[str]:
+    """What can be loaded: files and folders of .flo below input/, and what was saved here."""
+    found = host.input_names((_ENDING,))
+    base = host.folder("input")
+    found += [name for name in host.input_names(folders=True) if any((base / name).glob("*.flo"))]
+    saved = host.folder("output") / FOLDER
+    if saved.is_dir():
+        found += [p.relative_to(saved).as_posix() + _OUTPUT for p in sorted(saved.rglob(f"*{SUFFIX}"))]
+    return [*(name for name in found if name != sample.FLOW), sample.FLOW]
+
+
+def find(name: str) -> Path:
+    """The file or folder behind a name of the list."""
+    if name == sample.FLOW and not (host.folder("input") / name).exists():
+        raise ValueError(f"{name} is not in the input folder: `reelbrush sample` writes it")
+    if not name.endswith(_OUTPUT):
+        return host.input_path(name, "flow")
+    path = host.inside(host.folder("output") / FOLDER, name.removesuffix(_OUTPUT), "flow")
+    if not path.exists():
+        raise ValueError(f"the flow {name!r} is not in output/{FOLDER}: save it again, or choose another")
+    return path
+
+
+def mark(name: str) -> str:
+    """Changes when the file does, so that the node runs again."""
+    path = find(name)
+    files = sorted(path.glob("*.flo")) if path.is_dir() else [path]
+    return ",".join(f"{f.name}:{f.stat().st_mtime_ns}:{f.stat().st_size}" for f in files)
 
 
 def save(flow: Flow, path: Path) -> Path:
