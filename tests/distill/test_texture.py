@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from reelbrush.nodes.distill import texture
 
 RED, GREEN, BLUE = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)

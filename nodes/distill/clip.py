@@ -1,0 +1,121 @@
+"""Whole clips: the style once per timestep for all frames, and each call warm from the one before.
+
+Without a flow every frame starts from its content and takes all steps. With one, the first frame after a
+cut takes all steps; the frames after it start from its result, carried along the flow, and take a few:
+
+    start(t+1) = warp(z(t))    where the flow is valid
+                 AdaIN(content(t+1), z(t))    where it is not (disocclusions, the frame's rim)
+
+Frames that share a call start from the same finished frame; their flows are chained, so that a latent is
+interpolated once. The optional temporal term pulls a frame towards its warped predecessor, where valid.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...kernels.flow import warp
+from ...kernels.moments import match_moments
+from .optimize import Anchor, Recipe, References, Report, distill, falling
+
+
+@dataclass(frozen=True)
+class Call:
+    """Frames that are optimised together, and whether they start warm from the frame before them."""
+
+    frames: range
+    warm: bool
+
+    def steps(self, all_steps: int, warm_steps: int) -> int:
+        return warm_steps if self.warm else all_steps
+
+
+def calls(frames: int, cuts: Sequence[int], per_call: int, warm: bool) -> Iterator[Call]:
+    """A clip as calls: all at once, or after each cut one frame alone and then its followers."""
+    if not warm:
+        yield Call(range(frames), False)
+        return
+    starts = sorted({0, *(c for c in cuts if 0 < c < frames)})
+    for start, end in zip(starts, [*starts[1:], frames], strict=True):
+        yield Call(range(start, start + 1), False)
+        for first in range(start + 1, end, per_call):
+            yield Call(range(first, min(first + per_call, end)), True)
+
+
+class Motion:
+    """A FLOW at the latents' size: from each frame back to the one before."""
+
+    def __init__(self, flow: Any, like: Tensor):
+        if flow.stride != 1:
+            raise ValueError(
+                f"the flow has stride {flow.stride} and a warm start needs neighbouring frames: use stride 1"
+            )
+        flow.check_frames(len(like), "latents")
+        self.flow, self.like = flow, like
+
+    def back(self, frame: int) -> tuple[Tensor, Tensor]:
+        """The flow [1, 2, h, w] from a frame to the one before, and where it holds [1, 1, h, w]."""
+        pair = self.flow.pair(frame - 1, *self.like.shape[-2:])
+        valid = pair.backward_valid[:, None] & (not self.flow.crosses_cut(frame - 1))
+        return pair.backward.to(self.like), valid.to(self.like)
+
+    def chained(self, frames: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Flows from several frames in a row to the one before them all."""
+        flows, valids = [], []
+        for frame in frames:
+            flow, valid = self.back(frame)
+            if flows:
+                valid = valid * (warp(valids[-1], flow) > 0.99)
+                flow = flow + warp(flows[-1], flow)
+            flows.append(flow)
+            valids.append(valid)
+        return torch.cat(flows), torch.cat(valids)
+
+
+def carried(result: Tensor, fresh: Tensor, motion: Motion, frames: Sequence[int]) -> Tensor:
+    """Where frames start: a finished frame [1, C, h, w] along the flow, else its look on `fresh`."""
+    flows, valid = motion.chained(frames)
+    moved = warp(result.expand(len(frames), -1, -1, -1), flows)
+    return torch.where(valid > 0, moved, match_moments(fresh, result))
+
+
+def neighbours(z: Tensor, before: Tensor | None, motion: Motion, frames: Sequence[int]) -> Anchor:
+    """Every frame's warped predecessor: within the call as it is now, else the finished frame before."""
+    first = z[:1] if before is None else before
+    flows, weights = zip(*(motion.back(max(f, 1)) for f in frames), strict=True)
+    weights = torch.cat(weights)
+    if before is None:
+        weights[0] = 0
+    return Anchor(warp(torch.cat([first, z[:-1].detach()]), torch.cat(flows)), weights)
+
+
+def stylize(
+    references: References,
+    start: Tensor,
+    recipe: Recipe,
+    *,
+    steps: int,
+    warm_steps: int = 0,
+    flow: Any = None,
+    report: Report = lambda step: None,
+) -> Tensor:
+    """Optimise the latents of a clip (within `features.gradients`), each from `start` or from a warm one."""
+    if recipe.temporal_weight and flow is None:
+        raise ValueError("temporal_weight compares neighbouring frames: connect a flow, or set it to 0")
+    motion = None if flow is None or len(start) == 1 else Motion(flow, start)
+    warm = motion is not None and warm_steps > 0
+    done = torch.empty_like(start)
+    for call in calls(len(start), flow.cuts if warm else (), recipe.frames_per_call, warm):
+        some = slice(call.frames.start, call.frames.stop)
+        z, before, anchor = start[some], None, None
+        if call.warm:
+            before = done[some.start - 1 : some.start]
+            z = carried(before, z, motion, call.frames)
+        if motion is not None and recipe.temporal_weight:
+            anchor = lambda z, before=before, f=call.frames: neighbours(z, before, motion, f)  # noqa: E731
+        levels = falling(call.steps(steps, warm_steps))
+        done[some] = distill(references, z, levels, recipe, frames=call.frames, anchor=anchor, report=report)
+    return done

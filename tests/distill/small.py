@@ -1,0 +1,64 @@
+"""What the distillation tests share: a small SD1.5-shaped model, smooth latents, references."""
+
+from contextlib import contextmanager
+
+import torch
+
+from reelbrush.nodes.diffusion import unet
+from reelbrush.nodes.distill import features
+from reelbrush.nodes.distill.optimize import References
+
+from ..diffusion.tiny import LAYOUTS, conditioning, tiny_model
+
+# Two levels: with more, group normalisation over a handful of values makes gradients a matter of luck.
+SMALL = {
+    **LAYOUTS["sd15"],
+    "channel_mult": (1, 1),
+    "num_res_blocks": (1, 2),
+    "transformer_depth": (1, 1, 1),
+    "transformer_depth_output": (1, 1, 1, 1, 1),
+    "context_dim": 16,
+}
+
+
+def model(seed=0, dtype=torch.float32):
+    made = tiny_model(SMALL, seed=seed)
+    made.model.diffusion_model.to(dtype)
+    return made
+
+
+def null(of):
+    return conditioning(of, seed=3, tokens=4)
+
+
+def latents(frames, seed=0, size=(8, 12), scale=1.0, dtype=torch.float32):
+    g = torch.Generator().manual_seed(seed)
+    return (scale * torch.randn(frames, 4, *size, generator=g)).to(dtype)
+
+
+def contents(frames=1, **more):
+    return latents(frames, 1, scale=0.3, **more)
+
+
+def styles(pictures=1, **more):
+    return 2 * latents(pictures, 2, **more) + 1.5
+
+
+@contextmanager
+def references(of, style=None, content=None, *masks, frugal=False, layers="last 6"):
+    """References on an opened model, gradients on."""
+    with unet.loaded(of) as base, features.gradients(base, frugal=frugal):
+        style = styles(dtype=base.get_dtype()) if style is None else style
+        yield References(features.Eye(base, null(of), layers), style, content, *masks)
+
+
+def rows_seen(monkeypatch):
+    """How many rows went through the UNet: a list of (rows, with gradients)."""
+    seen, look = [], features.Eye.__call__
+
+    def counted(self, z, timestep, parts, *, grad=False):
+        seen.append((len(z), grad))
+        return look(self, z, timestep, parts, grad=grad)
+
+    monkeypatch.setattr(features.Eye, "__call__", counted)
+    return seen

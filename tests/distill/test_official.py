@@ -1,0 +1,314 @@
+"""Parity with the official loops (xugao97/AttentionDistillation): same weights, same noises, both precisions.
+
+Needs a ComfyUI (COMFYUI_PATH), diffusers, and a checkout of the official code (AD_PATH). The UNet is
+Stable Diffusion 1.5's layout with 32 channels; weights have std 0.7/sqrt(fan-in), norms 1 ± 0.1. Every line
+also says how far the method moves the latent: a parity where nothing happens would say nothing.
+"""
+
+import importlib.util
+import logging
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+AD = os.environ.get("AD_PATH")
+pytestmark = [
+    pytest.mark.comfyui,
+    pytest.mark.skipif(not AD, reason="needs the official code: set AD_PATH"),
+    pytest.mark.skipif(not importlib.util.find_spec("diffusers"), reason="needs diffusers"),
+]
+
+CONFIG = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 32,
+    "num_res_blocks": [2, 2, 2, 2],
+    "channel_mult": [1, 2, 4, 4],
+    "num_heads": 8,
+    "num_head_channels": -1,
+    "use_spatial_transformer": True,
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1] * 9 + [0] * 3,
+    "transformer_depth_middle": 1,
+    "context_dim": 768,
+    "use_linear_in_transformer": False,
+    "adm_in_channels": None,
+    "use_checkpoint": False,
+    "legacy": False,
+}
+log = logging.getLogger("reelbrush.parity")
+
+
+def random_weights(network):
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in sorted(network.named_parameters()):
+            noise = torch.randn(p.shape, generator=g, dtype=torch.float64)
+            new = noise * 0.7 / p[0].numel() ** 0.5 if p.ndim > 1 else noise * 0.1 + name.endswith("weight")
+            p.copy_(new)
+
+
+def comfy_model(dtype):
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    config = comfy.supported_models.SD15(dict(CONFIG))
+    config.set_inference_dtype(dtype, None)
+    base = config.get_model({}, device="cpu")
+    base.diffusion_model.to(dtype)
+    random_weights(base.diffusion_model)
+    return comfy.model_patcher.ModelPatcher(base, torch.device("cpu"), torch.device("cpu"))
+
+
+def diffusers_unet(model):
+    import comfy.utils
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel(
+        block_out_channels=(32, 64, 128, 128),
+        layers_per_block=2,
+        cross_attention_dim=768,
+        attention_head_dim=8,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    ).to(model.model.get_dtype())
+    weights = model.model.diffusion_model.state_dict()
+    names = comfy.utils.unet_to_diffusers(CONFIG)
+    unet.load_state_dict({name: weights[names[name]] for name in unet.state_dict()})
+    return unet.requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def official():
+    """The official pipeline module; its `utils` and `losses` would hide ComfyUI's modules of that name."""
+    if importlib.util.find_spec("reel_tv_ops"):
+        importlib.import_module("reel_tv_ops")
+    before = {name: sys.modules.pop(name, None) for name in ("utils", "losses")}
+    try:
+        for name in ("losses", "utils", "pipeline_sd"):
+            spec = importlib.util.spec_from_file_location(name, Path(AD) / f"{name}.py")
+            module = sys.modules[name] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        yield module
+    finally:
+        for name, module in before.items():
+            sys.modules.pop(name, None)
+            if module is not None:
+                sys.modules[name] = module
+
+
+def scheduler():
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+@contextmanager
+def losses_of(official, monkeypatch):
+    """The loss that the official loop shows on its progress bar."""
+    seen = []
+
+    class Bar(list):
+        def set_postfix(self, loss, **_):
+            seen.append(loss)
+
+    monkeypatch.setattr(official, "tqdm", lambda steps, **_: Bar(steps))
+    yield seen
+
+
+@contextmanager
+def double_stays_double():
+    """The official loop casts its latents with `.float()`; for a run in float64 that must not happen."""
+    single = torch.Tensor.float
+    torch.Tensor.float = lambda self: self if self.dtype == torch.float64 else single(self)
+    try:
+        yield
+    finally:
+        torch.Tensor.float = single
+
+
+def pipeline(official, unet, latents, null):
+    """What `optimize` and `sample` use of a diffusers pipeline, without text encoder and VAE."""
+    self = SimpleNamespace(
+        unet=unet,
+        classifier=unet,
+        scheduler=scheduler(),
+        device=torch.device("cpu"),
+        _execution_device=torch.device("cpu"),
+        vae_scale_factor=8,
+        cross_attention_kwargs=None,
+        clip_skip=None,
+        init=lambda *_: None,
+        enable_tiling=lambda *_: None,
+        image2latent=lambda name: latents[name],
+        latent2image=lambda z: z,
+        maybe_free_model_hooks=lambda: None,
+        encode_prompt=lambda prompt, *_, **__: (null[prompt], null[""]),
+    )
+    cls = official.ADPipeline
+    for name in ("extract_feature", "AD"):
+        setattr(self, name, getattr(cls, name).__get__(self))
+    return self
+
+
+def latents(dtype, *shapes):
+    g = torch.Generator().manual_seed(1)
+    return [torch.randn(s, generator=g, dtype=torch.float64).to(dtype) for s in shapes]
+
+
+def pictures(dtype, styles=2):
+    """A faint content, strong styles and a text: far enough apart that the method has something to do."""
+    content, style, text = latents(dtype, (1, 4, 16, 16), (styles, 4, 16, 16), (1, 77, 768))
+    return 0.3 * content, 2 * style + 1.5, text
+
+
+def report(what, ours, theirs, off):
+    """One parity line: the difference, and how far the method moved at all."""
+    difference = float((ours - theirs).norm() / theirs.norm())
+    moved = float((theirs - off).norm() / theirs.norm())
+    log.warning("parity %s: relative difference %.2e, method on - off %.2e", what, difference, moved)
+    return difference, moved
+
+
+def masks(size):
+    source, target = torch.zeros(1, size, size), torch.zeros(1, size, size)
+    source[:, : size // 2], target[:, :, : size // 2] = 1.0, 1.0
+    return source, target
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["no mask", "masked"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_optimisation_follows_the_official_loop(official, monkeypatch, dtype, masked):
+    from reelbrush.nodes.diffusion import unet
+    from reelbrush.nodes.distill import features
+    from reelbrush.nodes.distill.optimize import Recipe, References, distill, falling
+
+    model = comfy_model(dtype)
+    content, style, text = pictures(dtype, 1 if masked else 2)  # the official mask serves one style picture
+    of_style, of_target = masks(128) if masked else (None, None)
+    fake = pipeline(official, diffusers_unet(model), {"style": style, "content": content}, {"": text})
+    with losses_of(official, monkeypatch) as expected, double_stays_double():
+        theirs = official.ADPipeline.optimize(
+            fake,
+            lr=0.05,
+            weight=0.25,
+            controller=official.utils.Controller((10, 16)),
+            style_image="style",
+            content_image="content",
+            num_inference_steps=20,
+            source_mask=None if of_style is None else of_style[None].to(dtype),
+            target_mask=None if of_target is None else of_target[None].to(dtype),
+        ).detach()
+
+    seen = []
+    with unet.loaded(model) as base, features.gradients(base):
+        eye = features.Eye(base, [[text, {}]])
+        references = References(eye, style, content, of_style, of_target)
+        ours = distill(references, content, falling(20), Recipe(), report=seen.append)
+        bare = []
+        distill(References(eye, style, content), content, falling(20)[:1], Recipe(), report=bare.append)
+    losses = torch.tensor([s.style + 0.25 * s.content for s in seen], dtype=torch.float64)
+    expected = torch.tensor(expected, dtype=torch.float64)
+    worst = float(((losses - expected) / expected).abs().max())
+    # What the method does to the loss: the fall over the steps; for masks, masked against unmasked.
+    effect = abs(1 - bare[0].style / seen[0].style) if masked else 1 - seen[-1].style / seen[0].style
+    name = f"optimise {'masked ' if masked else ''}{dtype}"
+    log.warning("parity %s: losses differ by %.2e at most; on - off %.2f", name, worst, effect)
+    difference, moved = report(name, ours, theirs.to(ours.dtype), content)
+    if dtype == torch.float64:
+        assert worst < 1e-4
+        assert difference < 1e-4
+        assert moved > 50 * 1e-4
+    else:
+        near = float(((ours - theirs).abs() < 0.01 * theirs.std()).float().mean())
+        log.warning("parity %s: %.2f%% of elements within 1%% of the std", name, 100 * near)
+        assert worst < 2e-3
+        assert near > 0.99
+        assert effect > 50 * 2e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_guided_sampling_follows_the_official_loop(official, monkeypatch, dtype):
+    """The official `sample` with CFG 3, AdaIN and two iterations; its noises are recorded and replayed."""
+    from reelbrush.nodes import host
+    from reelbrush.nodes.distill.guided import Guide, replayed
+    from reelbrush.nodes.distill.optimize import Recipe
+
+    model, steps = comfy_model(dtype), 10
+    start, style, null = pictures(dtype)
+    positive, negative = latents(dtype, (1, 77, 768), (1, 77, 768))
+    start = torch.randn(start.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(
+        dtype
+    )
+    noises = []
+    draw = torch.randn_like
+    monkeypatch.setattr(torch, "randn_like", lambda like: noises.append(draw(like)) or noises[-1])
+    fake = pipeline(
+        official,
+        diffusers_unet(model),
+        {"style": style},
+        {"a text": positive, "not this": negative, "": null},
+    )
+    fake.unet.config.sample_size = 16
+    fake.encode_prompt = lambda prompt, device, n, cfg, unwanted=None, **_: (
+        (null, null) if not cfg else (positive, negative)
+    )
+    fake.prepare_latents = lambda *_: start.clone()
+
+    def official_sample(iterations):
+        with losses_of(official, monkeypatch), double_stays_double():
+            return official.ADPipeline.sample(
+                fake,
+                lr=0.015,
+                iters=iterations,
+                adain=True,
+                weight=0.0,
+                controller=official.utils.Controller((10, 16)),
+                style_image="style",
+                start_time=1000,
+                prompt="a text",
+                negative_prompt="not this",
+                num_inference_steps=steps,
+                guidance_scale=3.0,
+            ).detach()
+
+    off = official_sample(0)
+    theirs = official_sample(2)
+
+    scale = model.model.latent_format.scale_factor
+    guide = Guide(style / scale, [[null, {}]], iterations=2, recipe=Recipe(0.015, 0.0), frames_per_call=1)
+    sampling = model.model.model_sampling
+    times = torch.tensor([*(1 + i * 1000 // steps for i in reversed(range(steps)))], dtype=torch.float32)
+    sigmas = torch.cat([sampling.sigma(times), torch.zeros(1)]).to(dtype)
+    first = start * (1 + sigmas[0] ** 2) ** 0.5
+
+    def run(denoise, x, levels):
+        return guide.sampling(replayed(noises))(denoise, first, levels)
+
+    with torch.inference_mode(), double_stays_double():
+        ours = host.sample(
+            model, run, torch.zeros_like(start), sigmas, [[positive, {}]], [[negative, {}]], cfg=3.0
+        )
+    name = f"guided {dtype}"
+    difference, moved = report(name, ours.to(dtype) * scale, theirs, off)
+    if dtype == torch.float64:
+        assert difference < 1e-4
+        assert moved > 50 * 1e-4
+    else:
+        near = float(((ours * scale - theirs).abs() < 0.01 * theirs.std()).float().mean())
+        log.warning("parity %s: %.2f%% of elements within 1%% of the std", name, 100 * near)
+        assert near > 0.99
+        assert moved > 50 * 2e-3

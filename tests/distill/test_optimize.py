@@ -1,0 +1,232 @@
+"""Algorithm 1 on a small model: what it does to latents, and what it leaves alone."""
+
+import pytest
+import torch
+
+from reelbrush.kernels.distill import distance, query_distance, reference
+from reelbrush.nodes import host
+from reelbrush.nodes.diffusion import unet
+from reelbrush.nodes.distill import features, optimize
+from reelbrush.nodes.distill.optimize import Recipe, distill, falling
+
+from .small import contents, latents, model, references, rows_seen, styles
+
+
+@pytest.mark.parametrize("steps", [20, 50, 100, 200])
+def test_timesteps_fall_as_the_official_scheduler_has_them(steps):
+    assert falling(steps) == [1 + i * (1000 // steps) for i in reversed(range(steps))]
+
+
+def test_timesteps_reach_the_top_for_any_number_of_steps():
+    assert falling(300)[0] > 990
+    assert falling(300)[-1] == 1
+    assert falling(1) == [1]
+
+
+def test_the_style_loss_falls_and_the_content_holds_as_far_as_it_weighs():
+    content, distances, falls = contents(), [], []
+    for weight in (0.0, 2.0):
+        seen = []
+        with references(model(), styles(), content) as refs:
+            z = distill(refs, content, [1] * 6, Recipe(content_weight=weight), report=seen.append)
+        falls.append(seen[0].style - seen[-1].style)
+        distances.append(float((z - content).norm()))
+    assert falls[0] > 0.05 * seen[0].style
+    assert falls[0] > falls[1]
+    assert distances[0] > distances[1]
+
+
+def test_the_gradient_is_that_of_the_weighted_losses():
+    """Against differences along a direction; the ideal output is a constant in it, so it is held still."""
+    content, z, way = (x.double() for x in (contents(), latents(1, 7), 1e-5 * latents(1, 8)))
+    with references(model(dtype=torch.float64), content=content) as refs:
+        style = refs.style_at(301)
+        losses, g = optimize.gradient(refs, style, z, 301, Recipe(content_weight=0.5), range(1))
+        here, ahead, behind = (refs.eye(x, 301, "qo") for x in (z, z + way, z - way))
+        wanted = refs.content_at(301, range(1))
+
+        def total(seen):
+            together = zip(seen, here, style, wanted, strict=True)
+            return sum(
+                distance(f.heads("out"), still.heads("q"), s[:2]) + 0.5 * query_distance(f.heads("q"), c)
+                for f, still, s, c in together
+            )
+
+        numeric = float((total(ahead) - total(behind)) / 2)
+    assert len(here) == 6
+    assert losses[0] > 0
+    assert losses[1] > 0
+    assert numeric == pytest.approx(float((g * way).sum()), rel=1e-3)
+
+
+def test_frames_together_equal_frames_alone_and_share_the_style(monkeypatch):
+    content, double = contents(3).double(), {"dtype": torch.float64}
+    rows = rows_seen(monkeypatch)
+    with references(model(**double), styles(2, **double), content) as refs:
+        together = distill(refs, content, [401, 1], Recipe(frames_per_call=3))
+        assert rows == [(2, False), (3, False), (3, True)] * 2
+        split = distill(refs, content, [401, 1], Recipe(frames_per_call=2))
+        alone = [
+            distill(refs, content[i : i + 1], [401, 1], Recipe(), frames=range(i, i + 1)) for i in range(3)
+        ]
+    torch.testing.assert_close(split, together)
+    torch.testing.assert_close(torch.cat(alone), together)
+
+
+def test_without_a_content_weight_the_content_costs_nothing(monkeypatch):
+    rows = rows_seen(monkeypatch)
+    with references(model(), styles(), contents()) as refs:
+        distill(refs, contents(), [1], Recipe(content_weight=0.0))
+    assert rows == [(1, False), (1, True)]
+
+
+def test_recomputing_to_save_memory_changes_nothing():
+    found, held = [], []
+    for frugal in (False, True):
+        with references(model(), content=contents(), frugal=frugal) as refs:
+            held.append(features.graph_bytes(refs.eye, contents(), 201))
+            found.append(optimize.gradient(refs, refs.style_at(201), contents(), 201, Recipe(), range(1))[1])
+    torch.testing.assert_close(*found)
+    assert held[1] < 0.7 * held[0]
+
+
+def test_free_memory_decides_how_many_frames_share_a_call(monkeypatch):
+    with references(model()) as refs:
+        one = features.graph_bytes(refs.eye, contents(), 1)
+        for room, expected in (
+            (100 * one, features.Plan(8)),
+            (5 * one, features.Plan(3)),
+            (one, features.Plan(1, frugal=True)),
+        ):
+            monkeypatch.setattr(host, "free_memory", lambda where=None, room=room: room)
+            assert features.plan(refs.eye, contents(8), 1) == expected
+        assert features.plan(refs.eye, contents(8), 1, 5) == features.Plan(5)
+
+
+def test_the_model_is_as_before_also_after_an_error():
+    of = model()
+    net = of.model.diffusion_model
+    before = {name: p.clone() for name, p in net.named_parameters()}
+    own = {id(m): set(vars(m)) for m in net.modules()}
+    with pytest.raises(ZeroDivisionError), unet.loaded(of) as base, features.gradients(base, frugal=True):
+        1 / 0  # noqa: B018
+    with torch.inference_mode(), references(of) as refs:
+        distill(refs, contents(), [1], Recipe())
+    assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
+    assert {id(m): set(vars(m)) for m in net.modules()} == own
+
+
+def test_a_style_is_kept_for_later_calls_as_far_as_memory_allows(monkeypatch):
+    rows = rows_seen(monkeypatch)
+    with references(model()) as refs:
+        first = refs.style_at(301)
+        size = sum(s.k.nbytes + s.v.nbytes for s in first)
+        refs.memory = size + 1
+        refs.style_at(301), refs.style_at(301), refs.style_at(1), refs.style_at(1)
+    assert len(rows) == 1 + 1 + 2
+
+
+# -- masks -----------------------------------------------------------------------------------------
+
+
+def halves(size, axis, frames=1):
+    mask = torch.zeros(frames, *size)
+    mask.narrow(axis + 1, 0, size[axis] // 2).fill_(1.0)
+    return mask
+
+
+def test_each_layer_sees_the_masks_at_its_own_size():
+    """Target and style differ in size and shape; eq. 12 is taken literally, labels read every n-th pixel."""
+    style, z = styles(size=(8, 16)).double(), contents(size=(16, 8)).double()
+    of_style, of_target = halves((64, 128), 1), halves((128, 64), 0)
+    with references(model(dtype=torch.float64), style, None, of_style, of_target) as refs:
+        losses, _ = optimize.gradient(refs, refs.style_at(301), z, 301, Recipe(), range(1))
+        expected, sizes = 0.0, set()
+        for f, s in zip(refs.eye(z, 301, "qkv"), refs.eye(style, 301, "kv"), strict=True):
+            sizes.add(f.size)
+            nth = 128 // f.size[0]
+            labels = of_style[0, ::nth, ::nth].flatten(), of_target[:, ::nth, ::nth].flatten(1)
+            q, k, v = (f.heads(name) for name in "qkv")
+            expected += float(reference(q, k, v, (s.heads("k"), s.heads("v")), labels=labels).detach())
+    assert sizes == {(16, 8), (8, 4)}
+    assert float(losses[0]) == pytest.approx(expected)
+
+
+def test_a_label_that_vanishes_at_an_attention_resolution_is_refused_in_words():
+    style_mask = torch.zeros(1, 64, 96)
+    style_mask[:, 1:5, 1:5] = 1.0  # seen by no token of the 4x6 layers
+    with (
+        references(model(), styles(), contents(), style_mask, halves((64, 96), 0)) as refs,
+        pytest.raises(ValueError, match="label 1, which the style mask does not have at the 6x4"),
+    ):
+        distill(refs, contents(), [1], Recipe())
+
+
+def test_masks_that_do_not_fit_are_refused_in_words():
+    with references(model(), styles(), contents(), halves((8, 12), 0)) as refs:
+        with pytest.raises(ValueError, match="target_mask is missing"):
+            refs.check_masks(1)
+        refs.target_mask = halves((8, 12), 0, 3)
+        with pytest.raises(ValueError, match="3 pictures for 2 latents"):
+            refs.check_masks(2)
+
+
+def test_a_mask_per_frame_stays_with_its_frame():
+    content = contents(2).double()
+    target = torch.cat([halves((8, 12), 0), 1 - halves((8, 12), 0)])
+    with references(model(dtype=torch.float64), None, content, halves((8, 12), 1), target) as refs:
+        both = distill(refs, content, [1, 1], Recipe(frames_per_call=2))
+        second = distill(refs, content[1:], [1, 1], Recipe(), frames=range(1, 2))
+    torch.testing.assert_close(both[1:], second)
+    assert float((both[1] - both[0]).abs().max()) > 0.05
+
+
+# -- what can go wrong -----------------------------------------------------------------------------
+
+
+def overflowing(monkeypatch, below):
+    """A UNet whose features overflow at timesteps below a limit, as half precision does."""
+    look = features.Eye.__call__
+
+    def broken(self, z, timestep, parts, *, grad=False):
+        found = look(self, z, timestep, parts, grad=grad)
+        if grad and timestep < below:
+            found[0].out = found[0].out * torch.inf
+        return found
+
+    monkeypatch.setattr(features.Eye, "__call__", broken)
+
+
+def test_a_nan_stops_the_run_in_words(monkeypatch):
+    overflowing(monkeypatch, 500)
+    with (
+        references(model(), content=contents()) as refs,
+        pytest.raises(RuntimeError, match=r"NaN at step 3 \(timestep 301\)"),
+    ):
+        distill(refs, contents(), [901, 601, 301, 1], Recipe())
+
+
+def test_or_the_last_good_latent_comes_back(monkeypatch):
+    with references(model(), content=contents()) as refs:
+        kept = []
+        distill(refs, contents(), [901, 601], Recipe(), report=lambda s: kept.append(s.z.clone()))
+        overflowing(monkeypatch, 500)
+        z = distill(refs, contents(), [901, 601, 301, 1], Recipe(keep_last_good=True))
+    assert torch.equal(z, kept[0])  # step 2's latent is the one whose loss was no number
+
+
+def test_a_cancelled_run_stops_within_a_step_and_lets_go(monkeypatch):
+    calls = []
+
+    def cancel():
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    of, steps = model(), []
+    own = {id(m): set(vars(m)) for m in of.model.diffusion_model.modules()}
+    monkeypatch.setattr(host, "check_interrupt", cancel)
+    with pytest.raises(KeyboardInterrupt), references(of, content=contents()) as refs:
+        distill(refs, contents(), falling(200), Recipe(), report=steps.append)
+    assert len(steps) == 2
+    assert {id(m): set(vars(m)) for m in of.model.diffusion_model.modules()} == own
