@@ -49,7 +49,16 @@ class Input:
     def is_file(self) -> bool:
         """True when a path on the command line may stand for it."""
         return self.type in ("COMBO", "STRING") and (
-            self.choices is not None or bool(_FILES.search(self.name)) or "image_upload" in self.options
+            self.choices is not None or bool(_FILES.search(self.name))
+        )
+
+    @property
+    def is_upload(self) -> bool:
+        """True when the file comes from the input folder, into which a server takes uploads."""
+        return any(word.endswith("_upload") for word in self.options) or self.name in (
+            "file",
+            "image",
+            "flow",
         )
 
     @property

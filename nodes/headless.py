@@ -159,14 +159,15 @@ def _checked(node: Node, given: Input, value: Any, *, free: bool) -> Any:
 
 
 def _ask(node: Node, custom: Any) -> None:
-    """A node's own VALIDATE_INPUTS, with the values it asks for; links arrive as None, as in ComfyUI."""
+    """A node's own VALIDATE_INPUTS, with the values it asks for."""
     code = custom.__func__.__code__
     wanted = code.co_varnames[1 : code.co_argcount]
     values = {name: None if isinstance(v, Link) else v for name, v in node.inputs.items() if name in wanted}
-    if not set(wanted) - set(values) or custom.__func__.__defaults__:
-        answer = custom(**values)
-        if answer is not True:
-            raise ValueError(f"{node}: {answer or 'its inputs are not valid'}")
+    if any(isinstance(node.inputs.get(name), Link) for name in wanted) or set(wanted) - set(values):
+        return  # a value that is not known yet: the node itself will look
+    answer = custom(**values)
+    if answer is not True:
+        raise ValueError(f"{node}: {answer or 'its inputs are not valid'}")
 
 
 # -- running ---------------------------------------------------------------------------------------

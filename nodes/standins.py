@@ -21,9 +21,6 @@ from .video.reel import LazyVideo
 
 log = logging.getLogger("reelbrush")
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-CLIPS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif", ".m4v")
-
 
 class LoadImage:
     RETURN_TYPES = ("IMAGE", "MASK")
@@ -32,6 +29,10 @@ class LoadImage:
     @classmethod
     def INPUT_TYPES(cls):
         return {"required": {"image": ("STRING", {"image_upload": True})}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, image):
+        return _in_input(image, "picture")
 
     def load(self, image):
         return read_picture(host.input_path(image, "picture"))
@@ -44,6 +45,10 @@ class LoadVideo:
     @classmethod
     def INPUT_TYPES(cls):
         return {"required": {"file": ("STRING", {"video_upload": True})}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, file):
+        return _in_input(file, "clip")
 
     def load(self, file):
         return (LazyVideo.from_file(host.input_path(file, "clip")),)
@@ -278,6 +283,15 @@ STANDINS: dict[str, tuple[type, str]] = {
     "PrimitiveStringMultiline": (_primitive("STRING", multiline=True), "String (Multiline)"),
     "PrimitiveBoolean": (_primitive("BOOLEAN"), "Boolean"),
 }
+
+
+def _in_input(name: str, what: str) -> bool | str:
+    """True, or what is wrong with the file, before anything runs."""
+    try:
+        host.input_path(name, what)
+    except ValueError as error:
+        return str(error)
+    return True
 
 
 # -- pictures --------------------------------------------------------------------------------------

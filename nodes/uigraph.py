@@ -17,7 +17,7 @@ VIRTUAL = ("Reroute", "PrimitiveNode", *NOTES)
 MUTED, BYPASSED = 2, 4
 INPUTS, OUTPUTS = -10, -20  # a subgraph's own ends, as its links name them
 
-_CONTROLS = ("fixed", "increment", "decrement", "randomize")
+_CONTROLS = ("fixed", "increment", "decrement", "randomize", True, False)  # the oldest files: a switch
 _UPLOADS = ("image_upload", "video_upload", "audio_upload", "animated_image_upload")
 
 
@@ -232,7 +232,7 @@ def widget_values(raw: dict, known: Definition | None) -> dict[str, Any]:
     for given, extra in row:
         if at >= len(values or ()):
             break
-        if extra and not (isinstance(values[at], str) and values[at] in extra):
+        if extra and not (isinstance(values[at], str | bool) and values[at] in extra):
             continue
         if not extra:
             inputs[given.name] = values[at]
@@ -240,7 +240,7 @@ def widget_values(raw: dict, known: Definition | None) -> dict[str, Any]:
     return inputs
 
 
-def _row(known: Definition) -> Iterator[tuple[Input, tuple[str, ...]]]:
+def _row(known: Definition) -> Iterator[tuple[Input, tuple[str | bool, ...]]]:
     """The widgets in the order in which values are stored; extras come with the values they may have."""
     required = [given for given in known.inputs.values() if given.required]
     optional = [given for given in known.inputs.values() if not given.required]
