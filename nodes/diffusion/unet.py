@@ -226,6 +226,7 @@ def _replacement(layer: Layer, attend: Attend, beneath: Callable | None, reading
             )
         return attend(q, k, v, at)
 
+    replacement.reelbrush_beneath = beneath  # so that what others have set can be told from what is ours
     return replacement
 
 
