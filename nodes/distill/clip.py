@@ -58,7 +58,7 @@ class Motion:
 
     def back(self, frame: int) -> tuple[Tensor, Tensor]:
         """The flow [1, 2, h, w] from a frame to the one before, and where it holds [1, 1, h, w]."""
-        pair = self.flow.pair(frame - 1, *self.like.shape[-2:])
+        pair = self.flow.pair(frame - 1).at(*self.like.shape[-2:])
         valid = pair.backward_valid[:, None] & (not self.flow.crosses_cut(frame - 1))
         return pair.backward.to(self.like), valid.to(self.like)
 

@@ -11,7 +11,6 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import (
-    conv2d,
     gelu,
     group_norm,
     interpolate,
@@ -44,7 +43,14 @@ SDXL = {
     "linear": True,
     "adm_in_channels": 2816,
 }
-LAYOUTS = {"sd15": SD15, "sd21": SD21, "sdxl": SDXL}
+MINI = {  # two levels and four self-attention layers of an SD1.x: for tests of what goes on around a UNet
+    **SD15,
+    "channel_mult": (1, 1),
+    "num_res_blocks": (1, 1),
+    "transformer_depth": (1, 0),
+    "transformer_depth_output": (1, 1, 0, 0),
+}
+LAYOUTS = {"sd15": SD15, "sd21": SD21, "sdxl": SDXL, "mini": MINI}
 
 
 # -- layers whose weights go through `weight_function` on their way in (ComfyUI's weight wrappers) ----
@@ -72,7 +78,7 @@ class Linear(_Cast, nn.Linear):
 
 class Conv2d(_Cast, nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
-        return conv2d(x, *self.cast(), self.stride, self.padding)
+        return self._conv_forward(x, *self.cast())
 
 
 class GroupNorm(_Cast, nn.GroupNorm):

@@ -151,6 +151,7 @@ def pipeline(official, unet, latents, null):
         vae_scale_factor=8,
         cross_attention_kwargs=None,
         clip_skip=None,
+        guidance_scale=3.0,
         init=lambda *_: None,
         enable_tiling=lambda *_: None,
         image2latent=lambda name: latents[name],

@@ -1,0 +1,111 @@
+"""Algorithm 2 on a small model, under the stand-in of ComfyUI's guider."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from reelbrush.nodes.distill import guided
+from reelbrush.nodes.distill.guided import Guidance, Guide, seeded
+from reelbrush.nodes.distill.optimize import Recipe
+
+from ..diffusion.tiny import conditioning
+from ..diffusion.tiny_sampling import sample
+from .small import contents, latents, model, null, rows_seen, styles
+
+SCALE = 0.18215
+
+
+def euler(denoise, x, sigmas):
+    """Core's plain Euler sampler."""
+    for now, then in pairwise(sigmas):
+        d = (x - denoise(x, now)) / now
+        x = x + d * (then - now)
+    return x
+
+
+def levels(of, *timesteps):
+    table = of.model.model_sampling.sigmas
+    return torch.stack([table[t] for t in timesteps] + [torch.tensor(0.0)])
+
+
+def drawn(of, guide=None, frames=1, seed=0, timesteps=(801, 501, 201)):
+    """A sampling with CFG 2 from noise, guided or by plain Euler; model space."""
+    sigmas = levels(of, *timesteps)
+    function = euler if guide is None else guide.sampling(seeded(seed))
+    start = latents(frames, 4) * sigmas[0] / SCALE
+    texts = [conditioning(of, seed=s, tokens=4) for s in (1, 2)]
+    with torch.inference_mode():
+        return sample(of, function, start, sigmas, *texts, cfg=2.0) * SCALE
+
+
+def guide(of, style=None, **more):
+    return Guide((styles() if style is None else style) / SCALE, null(of), frames_per_call=1, **more)
+
+
+def test_no_iterations_is_plain_euler_bit_for_bit():
+    of = model()
+    assert torch.equal(drawn(of, guide(of, iterations=0)), drawn(of))
+
+
+def test_outside_its_range_it_is_plain_euler_bit_for_bit():
+    of = model()
+    assert torch.equal(drawn(of, guide(of, start_percent=0.9, end_percent=0.95)), drawn(of))
+
+
+def test_guidance_brings_the_style_loss_down():
+    of, losses = model(), []
+    for settings in ({"iterations": 0}, {"iterations": 4, "recipe": Recipe(0.05, 0.0)}):
+        z = drawn(of, guide(of, adain=False, **settings))
+        from .small import references
+
+        with references(of, styles()) as refs:
+            from reelbrush.nodes.distill.optimize import gradient
+
+            losses.append(float(gradient(refs, refs.style_at(1), z.clone(), 1, Recipe(), range(1))[0][0]))
+    assert losses[1] < 0.95 * losses[0]
+
+
+def test_adain_gives_the_noised_style_s_statistics():
+    of = model()
+    z = Guidance(guide(of, iterations=1, recipe=Recipe(0.0, 0.0)), of.model, latents(1), seeded(3))(
+        latents(1), 2.0
+    )
+    style = (styles() + 2.0 * seeded(3)(styles())) / 5**0.5
+    torch.testing.assert_close(z.mean((2, 3)), style.mean((2, 3)), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(z.std((2, 3)), style.std((2, 3)), atol=1e-4, rtol=1e-4)
+
+
+def test_a_seed_repeats_and_another_does_not():
+    of = model()
+    one, again, other = (drawn(of, guide(of, iterations=1), seed=s) for s in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+def test_a_content_that_does_not_weigh_is_not_looked_at(monkeypatch):
+    rows, of = rows_seen(monkeypatch), model()
+    drawn(of, guide(of, content=contents() / SCALE), frames=1)
+    assert rows == [(1, False), (1, True), (1, True)] * 3
+    rows.clear()
+    drawn(of, guide(of, content=contents() / SCALE, recipe=Recipe(0.015, 0.3)))
+    assert rows == [(1, False), (1, False), (1, True), (1, True)] * 3  # once per level, not per iteration
+
+
+def test_contents_that_do_not_fit_the_frames_are_refused_in_words():
+    of = model()
+    with pytest.raises(ValueError, match="2 frames and the latent 3"):
+        drawn(of, guide(of, content=contents(2) / SCALE), frames=3)
+
+
+def test_another_packs_model_stays_in_inference_mode_and_as_it_was():
+    of = model()
+    own = {id(m): set(vars(m)) for m in of.model.diffusion_model.modules()}
+    drawn(of, guide(of))
+    assert {id(m): set(vars(m)) for m in of.model.diffusion_model.modules()} == own
+
+
+def test_several_style_pictures_share_their_statistics():
+    two = styles(2)
+    flat = guided.one_picture(two)
+    torch.testing.assert_close(flat.mean((2, 3))[0], two.mean((0, 2, 3)))
