@@ -54,7 +54,8 @@ def recorder(seen):
 
     patches = {"attn1_patch": [before], "attn2_output_patch": [after], "input_block_patch": [block]}
     patches["output_block_patch"] = [skip]
-    address = {("input", 4, 0): replace("in"), ("output", 5): replace("out"), ("middle", 0): replace("mid")}
+    address = {("input", 4, 0): replace("in"), ("output", 1): replace("out"), ("output", 5): replace("out")}
+    address[("middle", 0)] = replace("mid")
     return {"patches": patches, "patches_replace": {"attn1": address, "attn2": dict(address)}}
 
 
@@ -66,7 +67,7 @@ def test_patches_are_called_with_their_addresses(layout):
     patched = model.model.diffusion_model(*args, **kwargs, transformer_options=recorder(seen))
     assert (patched - plain).abs().mean() > 0.01 * plain.std() and plain.std() > 0.1
     layers = [entry[1:3] for entry in seen if entry[0] == "attn1_patch"]
-    assert len(layers) == {"sd15": 16, "sd21": 16, "sdxl": 70}[layout] == len(set(layers))
+    assert len(layers) == {"sd15": 16, "sd21": 16, "sdxl": 70, "mini": 4}[layout] == len(set(layers))
 
 
 @pytest.mark.comfyui

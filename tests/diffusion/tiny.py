@@ -91,6 +91,16 @@ class TinyBase(nn.Module):
     def get_dtype(self) -> torch.dtype:
         return self.diffusion_model.dtype
 
+    def memory_required(self, input_shape: list[int], cond_shapes: dict | None = None) -> int:
+        return 1000 * input_shape[0]
+
+    def extra_conds(self, **kwargs) -> dict[str, Tensor]:
+        """A text's part of the UNet's inputs; SDXL's vector is the pooled text, then zeros for the sizes."""
+        found = {"c_crossattn": kwargs["cross_attn"]}
+        if "pooled_output" in kwargs:
+            found["y"] = torch.nn.functional.pad(kwargs["pooled_output"], (0, 1536))
+        return found
+
     def apply_model(
         self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs
     ):

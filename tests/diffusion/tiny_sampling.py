@@ -16,7 +16,7 @@ def wrappers(options: dict, kind: str) -> list[Callable]:
     return [f for key in options.get("wrappers", {}).get(kind, {}).values() for f in key]
 
 
-def prepared(model, positive: list, negative: list | None = None) -> dict[str, list[dict]]:
+def prepared(model, latent: Tensor, positive: list, negative: list | None = None) -> dict[str, list[dict]]:
     """CONDITIONING as a guider keeps it: one dict per entry, ranges as sigmas, a uuid."""
     sampling, sides = model.get_model_object("model_sampling"), {}
     for side, entries in {"positive": positive, "negative": negative}.items():
@@ -24,13 +24,11 @@ def prepared(model, positive: list, negative: list | None = None) -> dict[str, l
             continue
         sides[side] = []
         for text, extra in entries:
-            cond = {**extra, "model_conds": {"c_crossattn": text}, "uuid": uuid.uuid4()}
+            given = {"width": latent.shape[3] * 8, "height": latent.shape[2] * 8, **extra, "cross_attn": text}
+            cond = {**given, "model_conds": model.model.extra_conds(**given), "uuid": uuid.uuid4()}
             for end in ("start", "end"):
                 if f"{end}_percent" in extra:
                     cond[f"timestep_{end}"] = sampling.percent_to_sigma(extra[f"{end}_percent"])
-            if "pooled_output" in extra:  # stands for SDXL's size embedding: pooled text, then zeros
-                pooled = extra["pooled_output"]
-                cond["model_conds"]["y"] = torch.cat([pooled, pooled.new_zeros(len(pooled), 1536)], dim=1)
             sides[side].append(cond)
     return sides
 
@@ -135,7 +133,7 @@ def sample(
     options = _merged(model)
     to = options["transformer_options"]
     to["sample_sigmas"] = sigmas
-    conds = prepared(model, positive, negative)
+    conds = prepared(model, latent, positive, negative)
     ready = Executor(
         lambda model, shape, conds, model_options=None: (model.model, conds, []),
         wrappers(to, "prepare_sampling"),
