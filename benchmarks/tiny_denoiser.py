@@ -6,7 +6,7 @@ zero mean and unit variance over the training pictures. No VAE: a latent is as l
 The text context is [1, 77, 768] with a vocabulary of two words, "photo" and "painting"; "" is the empty text.
 
     python benchmarks/tiny_denoiser.py train --data ../shared/data --out ~/denoiser --minutes 90
-    python benchmarks/tiny_denoiser.py sample --weights ~/denoiser/denoiser.safetensors --sheet /tmp/sheet.png
+    python benchmarks/tiny_denoiser.py sample --weights ~/denoiser/denoiser.safetensors --sheet sheet.png
 
 `load(path)` gives it as a MODEL: ComfyUI's own where ComfyUI is loaded, else the stand-in of the tests;
 `PixelVAE` stands where a graph has a VAE, `encode_text` where it has CLIP Text Encode.
@@ -18,12 +18,13 @@ cross-attention projects the four words there are instead of 77 tokens per pictu
 
 import argparse
 import hashlib
-import importlib.util
+import importlib
 import json
 import logging
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from safetensors import safe_open
@@ -50,13 +51,12 @@ TEXTS = ("photo", "painting", "")
 
 
 def tiny(name: str):
-    """A module of tests/diffusion, which is no package."""
-    full = f"tests.diffusion.{name}"
-    if full not in sys.modules:
-        spec = importlib.util.spec_from_file_location(full, TESTS / f"{name}.py")
-        sys.modules[full] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[full])
-    return sys.modules[full]
+    """A module of tests/diffusion: a folder that is no package, seen here as one under another name."""
+    package = "reelbrush_tiny"
+    if package not in sys.modules:
+        sys.modules[package] = ModuleType(package)
+        sys.modules[package].__path__ = [str(TESTS)]
+    return importlib.import_module(f"{package}.{name}")
 
 
 # -- pictures and texts ----------------------------------------------------------------------------
@@ -255,25 +255,59 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict]:
 def load(path: str | Path):
     """The denoiser as a MODEL: ComfyUI's ModelPatcher where ComfyUI is loaded, else the tests' stand-in."""
     weights, config = read(path)
-    make = tiny("tiny")
-    return (
-        make.comfy_model(config, weights)
-        if "folder_paths" in sys.modules
-        else make.tiny_model(config, weights)
-    )
+    make = tiny("tiny").comfy_model if "folder_paths" in sys.modules else tiny("tiny").tiny_model
+    return make(config, weights, scale=1.0)
+
+
+@torch.inference_mode()
+def sheet(weights: Path, picture: Path, data: Path | None, steps: int, size: int, seed: int) -> None:
+    """Samples from noise (photo, painting), and pictures noised to three levels and denoised from there."""
+    import cv2
+
+    model, stand_in, vae = load(weights), tiny("tiny"), PixelVAE()
+    schedule = model.get_model_object("model_sampling").sigmas
+    g = torch.Generator().manual_seed(seed)
+    rows = []
+    for text in ("photo", "painting"):
+        noise = torch.randn(6, 4, size, size, generator=g)
+        rows.append(_draw(stand_in, model, noise, torch.zeros_like(noise), schedule, 999, steps, text))
+    if data is not None:
+        shown, _ = Pictures(data).batch(6, size, g)
+        noise = torch.randn(shown.shape, generator=g)
+        rows += [shown]
+        rows += [_draw(stand_in, model, noise, shown, schedule, t, steps, "") for t in (800, 500, 200)]
+    image = torch.cat([torch.cat(list(vae.decode(row)), dim=1) for row in rows], dim=0)
+    image = cv2.resize((image * 255).byte().numpy()[..., ::-1], None, fx=3, fy=3, interpolation=0)
+    cv2.imwrite(str(picture), image)
+
+
+def _draw(stand_in, model, noise: Tensor, latent: Tensor, schedule: Tensor, top: int, steps: int, text: str):
+    levels = torch.linspace(top, 0, max(2, steps * top // 999)).round().long()
+    sigmas = torch.cat([schedule[levels], torch.zeros(1)])
+    return stand_in.sample(model, stand_in.euler, latent, sigmas, encode_text(text), noise=noise)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    training = commands.add_parser("train")
-    training.add_argument("--data", type=Path, required=True)
+    training = commands.add_parser("train", help="train on the pictures of a data folder")
+    training.add_argument("--data", type=Path, required=True, help="a folder with content/ and style/")
     training.add_argument("--out", type=Path, required=True)
     training.add_argument("--minutes", type=float, default=90)
     training.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    showing = commands.add_parser("sample", help="draw a sheet of samples")
+    showing.add_argument("--weights", type=Path, required=True)
+    showing.add_argument("--sheet", type=Path, required=True)
+    showing.add_argument("--data", type=Path, help="also denoise pictures of this folder")
+    showing.add_argument("--steps", type=int, default=20)
+    showing.add_argument("--size", type=int, default=64)
+    showing.add_argument("--seed", type=int, default=0)
+    a = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    train(arguments.data, arguments.out, arguments.minutes, arguments.seed)
+    if a.command == "train":
+        train(a.data, a.out, a.minutes, a.seed)
+    else:
+        sheet(a.weights, a.sheet, a.data, a.steps, a.size, a.seed)
 
 
 if __name__ == "__main__":
