@@ -108,10 +108,15 @@ class Canvas:
     ) -> None:
         """Lay a color over what is there, where `cover` is above 0."""
         target = self.rgba[box] if box else self.rgba
-        a = np.broadcast_to(np.asarray(cover, np.float32), target.shape[:2])[..., None]
+        color, a = np.asarray(color, np.float32), np.asarray(cover, np.float32)
+        if a.ndim:
+            a = a[..., None]
         target *= 1 - a
-        target[..., :3] += a * np.asarray(color, np.float32)
-        target[..., 3:] += a
+        if color.ndim == 1:
+            target += a * np.append(color, np.float32(1))
+        else:
+            target[..., :3] += a * color
+            target[..., 3:] += a
 
     def fill(self, color: Array | Color, distance: Array) -> None:
         """Lay a color inside a shape given by its distance, with a smooth edge one pixel wide."""

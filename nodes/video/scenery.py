@@ -86,11 +86,11 @@ def woods(rng: np.random.Generator, left: float, width: float, scale: float, lig
     """Two ranges of wooded hills on the far shore."""
     canvas = Canvas(left, 96, width, 72, scale)
     x = canvas.x
-    for top, height, far in ((136.0, 8.0, 0.45), (147.0, 5.0, 0.12)):
+    for top, height, far, deep in ((136.0, 8.0, 0.45, 16), (147.0, 5.0, 0.12, 26)):
         ridge = top - height * noise(rng, (1, x.size), (1, 90 * scale), 3)
         dark, bright = mix((0.09, 0.17, 0.13), light.sky, far), mix((0.45, 0.52, 0.20), light.glow, far)
         canvas.fill(tuple(dark * light.tint), ridge - canvas.y)
-        for depth in np.arange(0, 26, 2.3):
+        for depth in np.arange(0, deep, 2.3):
             for at in np.arange(0, width, 2.6):
                 cx = at + rng.uniform(-1.3, 1.3)
                 foot = ridge[0, int(np.clip(cx * scale, 0, x.size - 1))] + depth + rng.uniform(-1.2, 1.2)

@@ -8,13 +8,14 @@ or when it leaves the frame.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 
 from . import scenery
 from .canvas import Array, Canvas
 
+ORDER = ("sky", "mountains", "balloon", "woods", "lake", "boat", "meadow", "house", "tree")  # back to front
 Pose = tuple[float, float, float]  # where the origin of a sprite is (x, y) and how far it is turned
 
 
@@ -25,6 +26,38 @@ class Layer:
     canvas: Canvas
     near: float | Array = 1.0
     pose: Callable[[float], Pose] | None = None
+
+
+@lru_cache(2)  # the shots of the last sample: asked for again, they are only moved
+def _paint(
+    size: tuple[int, int], light: scenery.Light, seed: int, stage: tuple[float, float]
+) -> tuple[tuple[str, Canvas, float | Array], ...]:
+    """The painted layers, back to front: name, canvas, nearness."""
+    scale, wide = 2 * size[1] / 288, size[0] / size[1] * 288
+    random = dict(zip(ORDER, np.random.default_rng(seed).spawn(len(ORDER)), strict=True))
+    far, slope = 2.1, 0.024  # nearness of the horizon, and how it grows towards the camera
+
+    def strip(name: str, near: float) -> Canvas:
+        margin = 24.5 * near + 4
+        return getattr(scenery, name)(random[name], -margin, wide + 2 * margin, scale, light)
+
+    def plane(name: str) -> tuple[str, Canvas, Array]:
+        canvas = strip(name, far + slope * 140)
+        return name, canvas, far + slope * np.maximum(canvas.y[:, 0] - scenery.HORIZON, 0)
+
+    house = scenery.house(random["house"], wide / 2 + stage[0], 228, scale, light)
+    tree = scenery.tree(random["tree"], wide / 2 + stage[1], 276, 240, scale, light)
+    return (
+        ("sky", strip("sky", 1.6), 1.6),
+        ("mountains", strip("mountains", 1.8), 1.8),
+        ("balloon", scenery.balloon(random["balloon"], scale, light), 0.0),
+        ("woods", strip("woods", far), far),
+        plane("lake"),
+        ("boat", scenery.boat(random["boat"], scale, light), 0.0),
+        plane("meadow"),
+        ("house", house, far + slope * (228 - scenery.HORIZON)),
+        ("tree", tree, 5.2),
+    )
 
 
 class Shot:
@@ -41,34 +74,10 @@ class Shot:
         """`pan` is the camera's place at a time in frames; `stage` is where house and tree stand."""
         self.size, self.pan = size, pan
         self.unit = size[1] / 288
-        scale, wide = 2 * self.unit, size[0] / self.unit
-        draws = iter(np.random.default_rng(seed).spawn(9))
-        mid = wide / 2
+        own = {"balloon": self._balloon, "boat": self._boat}
         self.layers = [
-            self._wide(scenery.sky, next(draws), 1.6, wide, scale, light),
-            self._wide(scenery.mountains, next(draws), 1.8, wide, scale, light),
-            Layer(scenery.balloon(next(draws), scale, light), pose=self._balloon),
-            self._wide(scenery.woods, next(draws), 2.1, wide, scale, light),
-            self._plane(scenery.lake, next(draws), 2.1, 0.024, wide, scale, light),
-            Layer(scenery.boat(next(draws), scale, light), pose=self._boat),
-            self._plane(scenery.meadow, next(draws), 2.1, 0.024, wide, scale, light),
-            Layer(scenery.house(next(draws), mid + stage[0], 228, scale, light), 2.1 + 0.024 * (228 - 150)),
-            Layer(scenery.tree(next(draws), mid + stage[1], 276, 240, scale, light), 5.2),
+            Layer(canvas, near, own.get(name)) for name, canvas, near in _paint(size, light, seed, stage)
         ]
-
-    @staticmethod
-    def _wide(paint: Callable, rng, near: float, wide: float, scale: float, light: scenery.Light) -> Layer:
-        margin = 24.5 * near + 4
-        return Layer(paint(rng, -margin, wide + 2 * margin, scale, light), near)
-
-    @classmethod
-    def _plane(
-        cls, paint: Callable, rng, far: float, slope: float, wide: float, scale: float, light
-    ) -> Layer:
-        """A ground plane: the nearness of a row grows with its distance from the horizon."""
-        layer = cls._wide(paint, rng, far + slope * 140, wide, scale, light)
-        layer.near = np.maximum(far + slope * (layer.canvas.y[:, 0] - scenery.HORIZON), far)
-        return layer
 
     def _balloon(self, t: float) -> Pose:
         s = np.sin(np.pi * (t - 24) / 96)
@@ -185,8 +194,8 @@ class Shot:
     def motion(self, t: float, to: float) -> tuple[Array, Array]:
         """Flow [H, W, 2] in pixels from the frame at `t` to that at `to`, and what is occluded there."""
         width, height = self.size
-        x = np.tile((np.arange(width, dtype=np.float32) + 0.5) / self.unit, height)
-        y = np.repeat((np.arange(height, dtype=np.float32) + 0.5) / self.unit, width)
+        x = np.tile((np.arange(width) + 0.5) / self.unit, height)
+        y = np.repeat((np.arange(height) + 0.5) / self.unit, width)
         which = self._labels(t)
         x2, y2 = np.empty_like(x), np.empty_like(y)
         for number, layer in enumerate(self.layers):
@@ -197,14 +206,14 @@ class Shot:
             (x2 < edge) | (x2 > width / self.unit - edge) | (y2 < edge) | (y2 > height / self.unit - edge)
         )
         hidden = outside | (self.seen(x2, y2, to) != which)
-        flow = np.stack([x2 - x, y2 - y], -1).astype(np.float32) * self.unit
+        flow = np.stack([x2 - x, y2 - y], -1).round(9).astype(np.float32) * self.unit  # what rests has 0
         return flow.reshape(height, width, 2), hidden.reshape(height, width)
 
     @cache  # noqa: B019 (a shot lives as long as its scene is made)
     def _labels(self, t: float) -> Array:
         width, height = self.size
-        x = np.tile((np.arange(width, dtype=np.float32) + 0.5) / self.unit, height)
-        y = np.repeat((np.arange(height, dtype=np.float32) + 0.5) / self.unit, width)
+        x = np.tile((np.arange(width) + 0.5) / self.unit, height)
+        y = np.repeat((np.arange(height) + 0.5) / self.unit, width)
         return self.seen(x, y, t)
 
 
