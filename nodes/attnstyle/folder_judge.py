@@ -25,9 +25,10 @@ class FolderJudge(EmbeddingJudge):
             try:
                 model = clip.from_pretrained(folder, local_files_only=True, use_safetensors=True)
                 self.tokenizer = tokenizer_class.from_pretrained(folder, local_files_only=True)
-            except (OSError, ValueError, KeyError) as error:
+            except Exception as error:  # every kind of broken file has its own
+                why = " ".join(str(error).split())[:160]
                 raise ValueError(
-                    f"the folder {folder.name!r} holds no CLIP that transformers can load ({error}): "
+                    f"the folder {folder.name!r} holds no CLIP that transformers can load ({why}): "
                     f"models/{KIND}/<name>/ needs config.json, model.safetensors and the tokenizer files"
                 ) from error
             self.model = model.float().requires_grad_(False).train(False)

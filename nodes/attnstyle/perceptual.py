@@ -1,11 +1,24 @@
 """Which perceptual network the content loss looks through."""
 
-from torch import nn
+from pathlib import Path
+
+from torch import Tensor, nn
 
 from .. import host
 
 KIND = "perceptual"
 EMBEDDED, NONE = "embedded", "none"
+
+
+class StyA2KEyes(nn.Module):
+    """The encoder of a StyA2K model: its feature maps by level, shallow to deep."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {f"level{i}": m for i, m in enumerate(self.model.encode(images).maps, start=1)}
 
 
 def names() -> list[str]:
@@ -18,9 +31,15 @@ def load(name: str) -> nn.Module | None:
     if name == NONE:
         return None
     if name == EMBEDDED:
-        from ..stya2k.checkpoint import embedded_encoder
+        from ..stya2k import checkpoint
 
-        return embedded_encoder()
+        weights = sorted((Path(checkpoint.__file__).parent / "weights").glob("*.safetensors"))
+        if not weights:
+            raise RuntimeError(
+                "this copy of ReelBrush has no embedded StyA2K model: choose a file in models/perceptual, "
+                'or "none" with content_weight 0'
+            )
+        return StyA2KEyes(checkpoint.load(weights[0]))
     from ..stya2k.perceptual import load_perceptual
 
     return load_perceptual(host.model_path(KIND, name))

@@ -1,23 +1,14 @@
 """What AttnStyle's tests share."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 
-
-def _color_judge():
-    path = Path(__file__).parent / "color_judge.py"
-    spec = importlib.util.spec_from_file_location("color_judge", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.ColorJudge
+from .color_judge import ColorJudge
 
 
 @pytest.fixture
 def judge():
-    return _color_judge()()
+    return ColorJudge()
 
 
 @pytest.fixture
