@@ -4,10 +4,11 @@ The literal dictionary is for tools that scan packs without importing them; a te
 what the wings declare.
 """
 
+from .distill import nodes as distill_nodes
 from .flow import nodes as flow_nodes
 from .video import nodes as video_nodes
 
-_WINGS = (video_nodes, flow_nodes)
+_WINGS = (video_nodes, flow_nodes, distill_nodes)
 
 NODE_CLASS_MAPPINGS = {
     "ReelBrushSaveVideo": video_nodes.SaveVideo,
@@ -24,6 +25,12 @@ NODE_CLASS_MAPPINGS = {
     "ReelBrushStabilityReport": flow_nodes.error_nodes.StabilityReport,
     "ReelBrushStabilize": flow_nodes.Stabilize,
     "ReelBrushStabilizeVideo": flow_nodes.StabilizeVideo,
+    "ReelBrushADOptimize": distill_nodes.ADOptimize,
+    "ReelBrushADSampler": distill_nodes.ADSampler,
+    "ReelBrushTextureInit": distill_nodes.texture_nodes.TextureInit,
+    "ReelBrushTextureExpand": distill_nodes.texture_nodes.TextureExpand,
+    "ReelBrushSeamless": distill_nodes.texture_nodes.Seamless,
+    "ReelBrushTuneVAE": distill_nodes.texture_nodes.TuneVAE,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {node_id: name for wing in _WINGS for node_id, (_, name) in wing.NODES.items()}

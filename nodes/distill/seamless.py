@@ -14,6 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
+from ..diffusion import unet
+
 AXES = {"none": (False, False), "x": (True, False), "y": (False, True), "both": (True, True)}
 MARGIN = 16  # latent pixels repeated beyond a circular edge where a VAE decodes in tiles
 
@@ -22,8 +24,9 @@ def seamless_model(model: Any, axes: str) -> Any:
     """A clone of a MODEL whose pictures wrap around along `axes`; "none" gives the model itself."""
     if axes == "none":
         return model
+    network = unet.network(model)
     patched = model.clone()
-    for name, conv in padded_convolutions(model.model.diffusion_model):
+    for name, conv in padded_convolutions(network):
         patched.add_object_patch(f"diffusion_model.{name}._conv_forward", circular(conv, axes))
     return patched
 

@@ -151,7 +151,7 @@ def pipeline(official, unet, latents, null):
         vae_scale_factor=8,
         cross_attention_kwargs=None,
         clip_skip=None,
-        guidance_scale=3.0,
+        guidance_scale=1.5,
         init=lambda *_: None,
         enable_tiling=lambda *_: None,
         image2latent=lambda name: latents[name],
@@ -243,7 +243,7 @@ def test_optimisation_follows_the_official_loop(official, monkeypatch, dtype, ma
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_guided_sampling_follows_the_official_loop(official, monkeypatch, dtype):
-    """The official `sample` with CFG 3, AdaIN and two iterations; its noises are recorded and replayed."""
+    """The official `sample` with CFG 1.5, AdaIN and two iterations; its noises are recorded and replayed."""
     from reelbrush.nodes import host
     from reelbrush.nodes.distill.guided import Guide, replayed
     from reelbrush.nodes.distill.optimize import Recipe
@@ -283,7 +283,7 @@ def test_guided_sampling_follows_the_official_loop(official, monkeypatch, dtype)
                 prompt="a text",
                 negative_prompt="not this",
                 num_inference_steps=steps,
-                guidance_scale=3.0,
+                guidance_scale=1.5,
             ).detach()
 
     off = official_sample(0)
@@ -301,7 +301,7 @@ def test_guided_sampling_follows_the_official_loop(official, monkeypatch, dtype)
 
     with torch.inference_mode(), double_stays_double():
         ours = host.sample(
-            model, run, torch.zeros_like(start), sigmas, [[positive, {}]], [[negative, {}]], cfg=3.0
+            model, run, torch.zeros_like(start), sigmas, [[positive, {}]], [[negative, {}]], cfg=1.5
         )
     name = f"guided {dtype}"
     difference, moved = report(name, ours.to(dtype) * scale, theirs, off)
