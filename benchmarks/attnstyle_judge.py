@@ -4,10 +4,11 @@
 
 Two towers meet in one space, as in CLIP: a convolutional image tower whose embedding is the mean of its
 patch tokens, and a text tower that is a bag of words it knows. What a word means is not learned from
-people but computed from the picture (`measures`): hue shares, brightness, gradient energy. A picture's target is a softmax over its standardised measures, with "photo" as
-the word for a picture in which nothing stands out. Pictures are tinted, darkened, blurred, striped and
-roughened at random, so that every word is met in all strengths; half of each batch is perturbed along
-the gradient's sign, so that the judge is harder to please by noise that nobody sees.
+people but computed from the picture (`measures`): hue shares, brightness, gradient energy. A picture's
+target is a softmax over its standardised measures, with "photo" as the word for a picture in which
+nothing stands out. Pictures are tinted, darkened, blurred, striped and roughened at random, so that
+every word is met in all strengths; half of each batch is perturbed along the gradient's sign, so that
+the judge is harder to please by noise that nobody sees.
 
 The pictures whose number in the sorted list is divisible by `HELD_OUT` are never shown to it.
 """
@@ -21,10 +22,11 @@ from pathlib import Path
 import cv2
 import numpy
 import torch
-from reelbrush.nodes.attnstyle.judge import EmbeddingJudge
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, gelu, grid_sample, interpolate, normalize
+
+from reelbrush.nodes.attnstyle.judge import EmbeddingJudge
 
 log = logging.getLogger("attnstyle_judge")
 

@@ -4,11 +4,12 @@ The literal dictionary is for tools that scan packs without importing them; a te
 what the wings declare.
 """
 
+from .attnstyle import nodes as attnstyle_nodes
 from .distill import nodes as distill_nodes
 from .flow import nodes as flow_nodes
 from .video import nodes as video_nodes
 
-_WINGS = (video_nodes, flow_nodes, distill_nodes)
+_WINGS = (video_nodes, flow_nodes, distill_nodes, attnstyle_nodes)
 
 NODE_CLASS_MAPPINGS = {
     "ReelBrushSaveVideo": video_nodes.SaveVideo,
@@ -31,6 +32,15 @@ NODE_CLASS_MAPPINGS = {
     "ReelBrushTextureExpand": distill_nodes.texture_nodes.TextureExpand,
     "ReelBrushSeamless": distill_nodes.texture_nodes.Seamless,
     "ReelBrushTuneVAE": distill_nodes.texture_nodes.TuneVAE,
+    "ReelBrushStyleJudge": attnstyle_nodes.judge_nodes.StyleJudge,
+    "ReelBrushLoadStyleJudge": attnstyle_nodes.judge_nodes.LoadStyleJudge,
+    "ReelBrushDiffusionJudge": attnstyle_nodes.judge_nodes.DiffusionStyleJudge,
+    "ReelBrushKeyFrames": attnstyle_nodes.KeyFrames,
+    "ReelBrushAttnStyle": attnstyle_nodes.AttnStyle,
+    "ReelBrushAttnStyleApply": attnstyle_nodes.AttnStyleApply,
+    "ReelBrushAttnStyleApplyVideo": attnstyle_nodes.AttnStyleApplyVideo,
+    "ReelBrushSaveAttnStyle": attnstyle_nodes.SaveAttnStyle,
+    "ReelBrushLoadAttnStyle": attnstyle_nodes.LoadAttnStyle,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {node_id: name for wing in _WINGS for node_id, (_, name) in wing.NODES.items()}

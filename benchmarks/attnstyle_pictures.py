@@ -1,0 +1,194 @@
+"""AttnStyle against direct pixel optimisation, on pictures that the judge never saw.
+
+    python benchmarks/attnstyle_judge.py --pictures CONTENT STYLE --out judge.safetensors
+    python benchmarks/attnstyle_pictures.py --judge judge.safetensors --perceptual squeezenet.safetensors \\
+        --pictures CONTENT --out FOLDER
+
+For each picture a word that does not describe it (P below 0.2) is asked for:
+
+- AttnStyle, the node's defaults but for fewer patches, smaller pictures, and a threshold that suits this
+  judge (0.7 is CLIP's: a trained two-tower scorer of eleven words goes well below);
+- `pixels`: Adam on the picture itself, the same judge, losses and draws, until P is what AttnStyle reached;
+- `pixels, all losses`: the same with the content, layout and variation losses added.
+
+Written: a line per picture with P and the content distance of each (the relative distance of the perceptual
+network's features, which AttnStyle also trains on, and 1 - SSIM of the luma, which nobody trains on), and a
+contact sheet.
+"""
+
+import argparse
+import json
+import logging
+import time
+from pathlib import Path
+
+import attnstyle_judge as towers
+import cv2
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from reelbrush.nodes.attnstyle.curriculum import Weights
+from reelbrush.nodes.attnstyle.losses import (
+    Classification,
+    Content,
+    Layout,
+    PatchClassification,
+    TotalVariation,
+)
+from reelbrush.nodes.attnstyle.patches import parse_scales
+from reelbrush.nodes.attnstyle.train import Settings, train
+from reelbrush.nodes.stya2k.perceptual import load_perceptual
+
+log = logging.getLogger("attnstyle_pictures")
+ASKED = ("red", "golden", "blue", "purple", "green", "dark", "bright", "gray")
+SETTINGS = Settings(epochs=150, patches=16, threshold=0.2, early_stop=False)
+
+
+def ssim(a: Tensor, b: Tensor) -> float:
+    """Mean structural similarity of the lumas over 7x7 windows."""
+    a, b = (x.mean(1, keepdim=True) for x in (a, b))
+    mean = lambda x: avg_pool2d(x, 7, 1)  # noqa: E731
+    ma, mb = mean(a), mean(b)
+    va, vb, cov = mean(a * a) - ma**2, mean(b * b) - mb**2, mean(a * b) - ma * mb
+    c1, c2 = 0.01**2, 0.03**2
+    return (((2 * ma * mb + c1) * (2 * cov + c2)) / ((ma**2 + mb**2 + c1) * (va + vb + c2))).mean().item()
+
+
+def optimise_pixels(
+    judge: towers.WordJudge,
+    picture: Tensor,
+    word: str,
+    goal: float,
+    weights: Weights,
+    content: Content,
+    *,
+    rate: float = 0.01,
+    steps: int = 300,
+) -> tuple[Tensor, int]:
+    """Adam on the pixels until the word's probability is `goal`; the picture and the steps it took."""
+    generator = torch.Generator().manual_seed(0)
+    aim = judge.aim(word, "a photo", picture)
+    whole = Classification(aim)
+    draw = {"patches": SETTINGS.patches, "threshold": SETTINGS.threshold, "generator": generator}
+    patches = PatchClassification(aim, judge.size, parse_scales(SETTINGS.patch_scales), **draw)
+    layout, tv, first = Layout(aim, picture), TotalVariation(), torch.tensor([0])
+    x = picture.clone().requires_grad_()
+    optimizer = torch.optim.Adam([x], lr=rate)
+    took = 0
+    while took < steps and likely(judge, x.detach(), word) < goal:
+        took += 1
+        loss = weights.classification * whole(x, first) + weights.patches * patches(x, first)
+        if weights.content:
+            loss = loss + weights.content * content(x, first) + weights.layout * layout(x, first)
+            loss = loss + weights.tv * tv(x)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            x.clamp_(0, 1)
+    return x.detach(), took
+
+
+def likely(judge: towers.WordJudge, picture: Tensor, word: str) -> float:
+    return judge.words(picture)[0, towers.WORDS.index(word)].item()
+
+
+def ask(judge: towers.WordJudge, picture: Tensor, number: int) -> str:
+    """The next word in turn that does not describe the picture."""
+    words = [ASKED[(number + i) % len(ASKED)] for i in range(len(ASKED))]
+    return next(w for w in words if likely(judge, picture, w) < 0.2)
+
+
+def label(picture: Tensor, lines: list[str]):
+    image = (picture[0].permute(1, 2, 0).numpy()[..., ::-1] * 255).round().astype("uint8")
+    image = cv2.resize(image, (192, 192), interpolation=cv2.INTER_CUBIC)
+    image = cv2.copyMakeBorder(image, 0, 18 * len(lines), 0, 0, cv2.BORDER_CONSTANT)
+    for i, line in enumerate(lines):
+        cv2.putText(
+            image, line, (3, 205 + 18 * i), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255, 255, 255), 1, cv2.LINE_AA
+        )
+    return image
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--judge", type=Path, required=True)
+    parser.add_argument("--perceptual", type=Path, required=True)
+    parser.add_argument("--pictures", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("--size", type=int, default=128)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args.out.mkdir(parents=True, exist_ok=True)
+    judge, eye = towers.WordJudge(args.judge), load_perceptual(args.perceptual)
+    files = towers.held_out(args.pictures)[args.first : args.first + args.count]
+    pictures = towers.load(files, args.size).float() / 255
+    for number, (file, x) in enumerate(zip(files, pictures.split(1), strict=True), start=args.first):
+        start = time.process_time()
+        word, content = ask(judge, x, number), Content(eye, x)
+        first = torch.tensor([0])
+
+        def numbers(picture: Tensor, content=content, x=x, word=word, first=first) -> dict[str, float]:
+            with torch.no_grad():
+                found = {"P": likely(judge, picture, word), "features": content(picture, first).item()}
+            return found | {"1-SSIM": 1 - ssim(picture, x)}
+
+        result = train(judge, x, word, "a photo", SETTINGS, perceptual=eye)
+        drawn = {"AttnStyle": result.network(x)}
+        score = likely(judge, drawn["AttnStyle"], word)
+        bare = Weights(content=0.0)
+        drawn["pixels"], a = optimise_pixels(judge, x, word, score, bare, content)
+        drawn["pixels, all losses"], b = optimise_pixels(judge, x, word, score, Weights(), content)
+        row = {"picture": file.name, "word": word, "P before": likely(judge, x, word)}
+        row |= {name: numbers(picture) for name, picture in drawn.items()}
+        row |= {"steps": [a, b], "seconds": time.process_time() - start}
+        log.info("%s", json.dumps(row))
+        with (args.out / f"{number:03}.json").open("w") as f:
+            json.dump(row, f)
+        cells = [label(x, [f"asked: {word}", f"P {row['P before']:.2f}", ""])]
+        for name, picture in drawn.items():
+            n = row[name]
+            cells.append(
+                label(
+                    picture,
+                    [name, f"P {n['P']:.2f}  features {n['features']:.2f}", f"1-SSIM {n['1-SSIM']:.2f}"],
+                )
+            )
+        cv2.imwrite(str(args.out / f"{number:03}.png"), cv2.hconcat(cells))
+    summarise(args.out)
+
+
+def summarise(folder: Path) -> None:
+    """All rows so far, in one table and one contact sheet of two columns."""
+    rows = [json.loads(p.read_text()) for p in sorted(folder.glob("[0-9]*.json"))]
+    methods = [k for k, v in rows[0].items() if isinstance(v, dict)]
+    log.info("%d pictures, P before: largest %.3f", len(rows), max(r["P before"] for r in rows))
+    for m in methods:
+        p = [r[m]["P"] for r in rows]
+        mean = {k: sum(r[m][k] for r in rows) / len(rows) for k in ("features", "1-SSIM")}
+        log.info(
+            "%-20s P mean %.3f least %.3f, %d above 0.8; %s",
+            m,
+            sum(p) / len(p),
+            min(p),
+            sum(v > 0.8 for v in p),
+            mean,
+        )
+    for k in ("features", "1-SSIM"):
+        won = sum(r["AttnStyle"][k] < r["pixels"][k] for r in rows)
+        log.info("AttnStyle closer than pixels by %s: %d of %d", k, won, len(rows))
+    strips = [cv2.imread(str(p)) for p in sorted(folder.glob("[0-9]*.png"))]
+    if len(strips) % 2:
+        strips.append(strips[-1] * 0)
+    half = len(strips) // 2
+    sheet = cv2.hconcat([cv2.vconcat(strips[:half]), cv2.vconcat(strips[half:])])
+    cv2.imwrite(str(folder / "sheet.png"), sheet)
+
+
+if __name__ == "__main__":
+    main()
