@@ -8,13 +8,12 @@ also says how far the method moves the latent: a parity where nothing happens wo
 import importlib.util
 import logging
 import os
-import sys
-from contextlib import contextmanager
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+
+from . import official as of
+from .official import comfy_model, diffusers_unet, double_stays_double, losses_of, pipeline
 
 AD = os.environ.get("AD_PATH")
 pytestmark = [
@@ -23,146 +22,13 @@ pytestmark = [
     pytest.mark.skipif(not importlib.util.find_spec("diffusers"), reason="needs diffusers"),
 ]
 
-CONFIG = {
-    "image_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 32,
-    "num_res_blocks": [2, 2, 2, 2],
-    "channel_mult": [1, 2, 4, 4],
-    "num_heads": 8,
-    "num_head_channels": -1,
-    "use_spatial_transformer": True,
-    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-    "transformer_depth_output": [1] * 9 + [0] * 3,
-    "transformer_depth_middle": 1,
-    "context_dim": 768,
-    "use_linear_in_transformer": False,
-    "adm_in_channels": None,
-    "use_checkpoint": False,
-    "legacy": False,
-}
 log = logging.getLogger("reelbrush.parity")
-
-
-def random_weights(network):
-    g = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, p in sorted(network.named_parameters()):
-            noise = torch.randn(p.shape, generator=g, dtype=torch.float64)
-            new = noise * 0.7 / p[0].numel() ** 0.5 if p.ndim > 1 else noise * 0.1 + name.endswith("weight")
-            p.copy_(new)
-
-
-def comfy_model(dtype):
-    import comfy.model_patcher
-    import comfy.supported_models
-
-    config = comfy.supported_models.SD15(dict(CONFIG))
-    config.set_inference_dtype(dtype, None)
-    base = config.get_model({}, device="cpu")
-    base.diffusion_model.to(dtype)
-    random_weights(base.diffusion_model)
-    return comfy.model_patcher.ModelPatcher(base, torch.device("cpu"), torch.device("cpu"))
-
-
-def diffusers_unet(model):
-    import comfy.utils
-    from diffusers import UNet2DConditionModel
-
-    unet = UNet2DConditionModel(
-        block_out_channels=(32, 64, 128, 128),
-        layers_per_block=2,
-        cross_attention_dim=768,
-        attention_head_dim=8,
-        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-    ).to(model.model.get_dtype())
-    weights = model.model.diffusion_model.state_dict()
-    names = comfy.utils.unet_to_diffusers(CONFIG)
-    unet.load_state_dict({name: weights[names[name]] for name in unet.state_dict()})
-    return unet.requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
 def official():
-    """The official pipeline module; its `utils` and `losses` would hide ComfyUI's modules of that name."""
-    if importlib.util.find_spec("reel_tv_ops"):
-        importlib.import_module("reel_tv_ops")
-    before = {name: sys.modules.pop(name, None) for name in ("utils", "losses")}
-    try:
-        for name in ("losses", "utils", "pipeline_sd"):
-            spec = importlib.util.spec_from_file_location(name, Path(AD) / f"{name}.py")
-            module = sys.modules[name] = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
+    with of.pipeline_module() as module:
         yield module
-    finally:
-        for name, module in before.items():
-            sys.modules.pop(name, None)
-            if module is not None:
-                sys.modules[name] = module
-
-
-def scheduler():
-    from diffusers import DDIMScheduler
-
-    return DDIMScheduler(
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-
-
-@contextmanager
-def losses_of(official, monkeypatch):
-    """The loss that the official loop shows on its progress bar."""
-    seen = []
-
-    class Bar(list):
-        def set_postfix(self, loss, **_):
-            seen.append(loss)
-
-    monkeypatch.setattr(official, "tqdm", lambda steps, **_: Bar(steps))
-    yield seen
-
-
-@contextmanager
-def double_stays_double():
-    """The official loop casts its latents with `.float()`; for a run in float64 that must not happen."""
-    single = torch.Tensor.float
-    torch.Tensor.float = lambda self: self if self.dtype == torch.float64 else single(self)
-    try:
-        yield
-    finally:
-        torch.Tensor.float = single
-
-
-def pipeline(official, unet, latents, null):
-    """What `optimize` and `sample` use of a diffusers pipeline, without text encoder and VAE."""
-    self = SimpleNamespace(
-        unet=unet,
-        classifier=unet,
-        scheduler=scheduler(),
-        device=torch.device("cpu"),
-        _execution_device=torch.device("cpu"),
-        vae_scale_factor=8,
-        cross_attention_kwargs=None,
-        clip_skip=None,
-        guidance_scale=1.5,
-        init=lambda *_: None,
-        enable_tiling=lambda *_: None,
-        image2latent=lambda name: latents[name],
-        latent2image=lambda z: z,
-        maybe_free_model_hooks=lambda: None,
-        encode_prompt=lambda prompt, *_, **__: (null[prompt], null[""]),
-    )
-    cls = official.ADPipeline
-    for name in ("extract_feature", "AD"):
-        setattr(self, name, getattr(cls, name).__get__(self))
-    return self
 
 
 def latents(dtype, *shapes):
@@ -192,7 +58,7 @@ def masks(size):
 
 @pytest.mark.parametrize("masked", [False, True], ids=["no mask", "masked"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_optimisation_follows_the_official_loop(official, monkeypatch, dtype, masked):
+def test_optimisation_follows_the_official_loop(official, dtype, masked):
     from reelbrush.nodes.diffusion import unet
     from reelbrush.nodes.distill import features
     from reelbrush.nodes.distill.optimize import Recipe, References, distill, falling
@@ -201,7 +67,7 @@ def test_optimisation_follows_the_official_loop(official, monkeypatch, dtype, ma
     content, style, text = pictures(dtype, 1 if masked else 2)  # the official mask serves one style picture
     of_style, of_target = masks(128) if masked else (None, None)
     fake = pipeline(official, diffusers_unet(model), {"style": style, "content": content}, {"": text})
-    with losses_of(official, monkeypatch) as expected, double_stays_double():
+    with losses_of(official) as expected, double_stays_double():
         theirs = official.ADPipeline.optimize(
             fake,
             lr=0.05,
@@ -270,7 +136,7 @@ def test_guided_sampling_follows_the_official_loop(official, monkeypatch, dtype)
     fake.prepare_latents = lambda *_: start.clone()
 
     def official_sample(iterations):
-        with losses_of(official, monkeypatch), double_stays_double():
+        with losses_of(official), double_stays_double():
             return official.ADPipeline.sample(
                 fake,
                 lr=0.015,
