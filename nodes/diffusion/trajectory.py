@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...kernels.ddim import interpolate
+from .. import host
 
 log = logging.getLogger("reelbrush")
 
@@ -92,6 +93,13 @@ def timestep(sigma: float) -> float:
 
 
 # -- files -----------------------------------------------------------------------------------------
+
+
+def target(name: str) -> Path:
+    """Where a trajectory of this name is written."""
+    if not name.strip():
+        raise ValueError("the trajectory's name is empty: give it one")
+    return host.output_path(f"{KIND}/{name.removesuffix('.safetensors')}.safetensors", "trajectory")
 
 
 def save(trajectory: Trajectory, path: Path, *, half: bool = False) -> None:

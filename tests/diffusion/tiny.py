@@ -119,7 +119,7 @@ class TinyBase(nn.Module):
             transformer_options=transformer_options,
             **kwargs,
         )
-        return sampling.calculate_denoised(sigma, output.float(), x)
+        return sampling.calculate_denoised(sigma, output.to(torch.promote_types(x.dtype, torch.float32)), x)
 
 
 class TinyPatcher:
