@@ -201,10 +201,9 @@ class ImageScale:
             height or max(1, round(high * width / wide)),
         )
         if crop == "center":
-            x, y = (
-                max(0, round((wide - high * width / height) / 2)),
-                max(0, round((high - wide * height / width) / 2)),
-            )
+            narrower = (width / height) / (wide / high)  # as ComfyUI divides: ties round the same way
+            x = round((wide - wide * narrower) / 2) if narrower < 1 else 0
+            y = round((high - high * ((wide / high) / (width / height))) / 2) if narrower > 1 else 0
             image = image[:, y : high - y, x : wide - x]
         planes = image.permute(0, 3, 1, 2)
         if upscale_method in ("bilinear", "bicubic", "lanczos"):  # lanczos needs Pillow, which ComfyUI has

@@ -1,0 +1,204 @@
+"""Graphs run from the terminal: a clip comes out, or one sentence that names the node."""
+
+import json
+
+import pytest
+import torch
+
+from reelbrush.nodes import headless, standins
+from reelbrush.nodes.video import codec, sample
+from reelbrush.nodes.video.reel import LazyVideo
+
+CLIP = {
+    "1": {"class_type": "LoadVideo", "inputs": {"file": "clip.mp4"}},
+    "2": {
+        "class_type": "ReelBrushTrimVideo",
+        "inputs": {"video": ["1", 0], "start": 1, "frames": 3, "every_nth": 1, "max_side": 0},
+        "_meta": {"title": "The middle"},
+    },
+    "3": {
+        "class_type": "SaveVideo",
+        "inputs": {"video": ["2", 0], "filename_prefix": "video/a", "format": "auto", "codec": "auto"},
+    },
+}
+
+
+def changed(key):
+    return lambda **values: {key: {"inputs": CLIP[key]["inputs"] | values}}
+
+
+load, trim, save = changed("1"), changed("2"), changed("3")
+
+
+@pytest.fixture
+def graph(home):
+    """Writes a graph file, `CLIP` with changes (None drops a node), and its input clip of 6 frames."""
+    frames = torch.rand(6, 32, 48, 3, generator=torch.Generator().manual_seed(0))
+    LazyVideo.from_frames(frames, 12).save_to(str(home / "input" / "clip.mp4"))
+
+    def write(changes=None, data=None):
+        data = data or json.loads(json.dumps(CLIP))
+        for key, node in (changes or {}).items():
+            if node is None:
+                del data[key]
+            else:
+                data.setdefault(key, {}).update(node)
+        (home / "g.json").write_text(json.dumps(data))
+        return home / "g.json"
+
+    return write
+
+
+def test_a_clip_goes_in_and_a_clip_comes_out(graph, home):
+    (file,) = headless.render(graph())
+    assert file == home / "output" / "video" / "a_00001_.mp4"
+    info = codec.probe(file, count=True)
+    assert (info.width, info.height, info.frame_count, info.fps) == (48, 32, 3, 12)
+    assert json.loads(info.metadata["prompt"])["3"]["class_type"] == "SaveVideo"
+    assert headless.render(graph())[0].name == "a_00002_.mp4"
+
+
+def test_the_ui_format_runs_too_and_travels_in_the_metadata(graph, home):
+    link = [[1, 1, 0, 3, 0, "VIDEO"]]
+    saved = {"id": 3, "type": "SaveVideo", "inputs": [{"name": "video", "type": "VIDEO", "link": 1}]}
+    data = {
+        "nodes": [
+            {"id": 1, "type": "LoadVideo", "widgets_values": ["clip.mp4", "image"]},
+            {**saved, "widgets_values": ["v/b", "mp4", "h264"]},
+            {"id": 4, "type": "MarkdownNote", "widgets_values": ["# Hello"]},
+        ],
+        "links": link,
+    }
+    (file,) = headless.render(graph(data=data))
+    assert file.parent == home / "output" / "v"
+    assert json.loads(codec.probe(file).metadata["workflow"])["links"] == link
+
+
+def test_out_takes_the_result_and_its_ending_chooses_the_format(graph, home, tmp_path):
+    target = tmp_path / "far" / "result.webm"
+    assert headless.render(graph(), out=target) == [target]
+    assert codec.probe(target, count=True).frame_count == 3
+    assert not list((home / "output").rglob("*.webm")) and not list(target.parent.glob(".*"))
+
+
+def test_set_reaches_any_file_that_the_command_line_names(graph, home, tmp_path):
+    away = tmp_path / "away"
+    away.mkdir()
+    (home / "input" / "clip.mp4").rename(away / "other.mp4")
+    (file,) = headless.render(graph(), [f"Load Video.file={away / 'other.mp4'}", "The middle.frames=2"])
+    assert codec.probe(file, count=True).frame_count == 2
+    with pytest.raises(ValueError, match=r"Load Video \(node 1\): the clip .* leaves the input folder"):
+        headless.render(graph({"1": {"inputs": {"file": str(away / "other.mp4")}}}))
+
+
+def test_pictures_are_saved_and_numbered_by_out(graph, home):
+    parts = {"class_type": "GetVideoComponents", "inputs": {"video": ["1", 0]}}
+    data = {
+        "1": CLIP["1"],
+        "2": parts,
+        "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "p"}},
+    }
+    assert [f.name for f in headless.render(graph(data=data))] == [f"p_{i:05}_.png" for i in range(1, 7)]
+    files = headless.render(graph(data=data), out=home / "x.png")
+    assert [f.name for f in files] == [f"x_{i:05}.png" for i in range(1, 7)]
+    assert standins.read_picture(files[0])[0].shape == (1, 32, 48, 3)
+
+
+def test_a_float_from_a_clip_feeds_another_node(graph):
+    data = {
+        "1": CLIP["1"],
+        "2": {"class_type": "GetVideoComponents", "inputs": {"video": ["1", 0]}},
+        "3": {"class_type": "CreateVideo", "inputs": {"images": ["2", 0], "fps": ["2", 2]}},
+        "4": CLIP["3"] | {"inputs": CLIP["3"]["inputs"] | {"video": ["3", 0]}},
+    }
+    (file,) = headless.render(graph(data=data))
+    info = codec.probe(file, count=True)
+    assert (info.fps, info.frame_count) == (12, 6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"2": {"class_type": "KSampler"}}, r"KSampler \(The middle \(node 2\)\): these nodes run in"),
+        ({"2": {"class_type": "ReelBrushNix"}}, "no node ReelBrushNix.* update ReelBrush"),
+        ({"3": None}, "saves and shows nothing"),
+        (load(file="nix.mp4"), r"Load Video \(node 1\): the clip 'nix.mp4' is not in the input folder"),
+        (load(file="../g.json"), r"\(node 1\): the clip '../g.json' leaves the input folder"),
+        ({"1": {"class_type": "PrimitiveInt", "inputs": {"value": 1}}}, r"takes VIDEO, and Int \(node 1\)"),
+        (trim(video=["1", 3]), "output 3 of Load Video .* has 1"),
+        (trim(video=5), "video needs a connection of type VIDEO, not 5"),
+        (trim(every_nth=0), "every_nth is 0, and 1 is the least"),
+        (trim(max_side=1e9), "16384 is the most"),
+        (trim(start="soon"), "start is 'soon', which is no INT"),
+        ({"2": {"inputs": {"video": ["1", 0]}}}, r"The middle \(node 2\): its input start is missing"),
+        (save(format="vhs"), "format is 'vhs', and it can be auto, mp4"),
+        (save(filename_prefix="../a"), r"node 3\).*leaves the output"),
+        (save(video=["3", 0]), r"circle: Save Video \(node 3\)"),
+    ],
+)
+def test_what_cannot_run_is_one_sentence_that_names_the_node(graph, home, changes, words):
+    with pytest.raises((ValueError, RuntimeError), match=words) as caught:
+        headless.render(graph(changes))
+    assert "\n" not in str(caught.value)
+    assert not list((home / "output").rglob("*.mp4"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "out", "words"),
+    [
+        ({}, "a.xyz", r"Save Video \(node 3\) writes .mp4, .mkv, .webm"),
+        ({"4": CLIP["3"]}, "a.mp4", r"saves with Save Video \(node 3\), Save Video \(node 4\)"),
+    ],
+)
+def test_out_that_cannot_be_is_refused_before_anything_runs(graph, home, changes, out, words):
+    with pytest.raises(ValueError, match=words):
+        headless.render(graph(changes), out=home / out)
+    assert not list((home / "output").rglob("*.mp4"))
+
+
+def test_the_sample_is_written_when_the_graph_names_it_and_it_is_missing(graph, home, monkeypatch, caplog):
+    def write(folder, names):
+        (home / "input" / "clip.mp4").rename(folder / names[0])
+
+    monkeypatch.setattr(sample, "write_sample", write)
+    with caplog.at_level("INFO"):
+        (file,) = headless.render(graph({"1": {"inputs": {"file": sample.CLIP}}}))
+    assert file.exists() and caplog.text.count("writing the sample") == 1
+
+
+def test_nodes_run_under_inference_mode_with_what_they_hide(graph, monkeypatch):
+    seen = {}
+
+    class Look:
+        RETURN_TYPES, OUTPUT_NODE, FUNCTION = (), True, "look"
+
+        @classmethod
+        def INPUT_TYPES(cls):
+            hidden = {"prompt": "PROMPT", "info": "EXTRA_PNGINFO", "me": "UNIQUE_ID"}
+            return {"required": {"video": ("VIDEO",)}, "hidden": hidden}
+
+        def look(self, video, prompt, info, me):
+            seen.update(mode=torch.is_inference_mode_enabled(), prompt=prompt, info=info, me=me)
+            return {}
+
+    monkeypatch.setattr(headless, "classes", lambda: {**standins.STANDINS, "Look": (Look, "Look")})
+    data = {"1": CLIP["1"], "7": {"class_type": "Look", "inputs": {"video": ["1", 0]}}}
+    assert headless.render(graph(data=data)) == []
+    assert seen["mode"] and seen["me"] == "7" and seen["info"] == {}
+    assert seen["prompt"]["7"]["inputs"]["video"] == ["1", 0]
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_an_error_inside_a_node_names_it_and_an_interrupt_passes(graph, monkeypatch):
+    def fail(error):
+        def load(self, file):
+            raise error
+
+        monkeypatch.setattr(standins.LoadVideo, "load", load)
+
+    fail(RuntimeError("no more film"))
+    with pytest.raises(RuntimeError, match=r"^Load Video \(node 1\): no more film$"):
+        headless.render(graph())
+    fail(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        headless.render(graph())
