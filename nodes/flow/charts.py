@@ -46,7 +46,7 @@ def _frame(axes: "Axes", report: Report) -> None:
     axes.set(xlabel="frame", ylabel=_axis_label(report))
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, loc="upper right")
+    axes.legend(fontsize=8)
 
 
 def error_plot(report: Report) -> Tensor:
@@ -85,7 +85,7 @@ def error_heatmap(report: Report, height: int, width: int) -> Tensor:
     picture = axes.imshow(heat.numpy(), cmap="inferno", vmin=0, vmax=top, interpolation="nearest")
     bar = figure.colorbar(picture, ax=axes, fraction=0.04, pad=0.01, extend="max")
     bar.set_label(_axis_label(report), fontsize=8)
-    axes.set_title(f"Mean error per pixel over {len(report.pairs)} pairs", fontsize=10)
+    axes.set_title(f"Mean error per pixel over {sum(p.counts for p in report.pairs)} pairs", fontsize=10)
     axes.set_xticks([])
     axes.set_yticks([])
     return figure_to_image(figure)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from . import codec, scenery, style_pictures
 from .canvas import Array
@@ -28,9 +29,10 @@ SIZE = (512, 288)
 VARIANTS = ("main", "cut", "still")
 CLIP = "reelbrush_sample.mp4"
 CLIP_CUT = "reelbrush_sample_cut.mp4"
+CLIP_STYLIZED = "reelbrush_sample_stylized.mp4"
 FLOW = "reelbrush_sample_flow.safetensors"
 STYLES = {f"reelbrush_style_{name}.png": name for name in style_pictures.NAMES}
-FILES = (CLIP, CLIP_CUT, *STYLES, FLOW)
+FILES = (CLIP, CLIP_CUT, CLIP_STYLIZED, *STYLES, FLOW)
 
 
 @dataclass
@@ -90,6 +92,19 @@ def scene(
     return Scene(*(torch.from_numpy(a) for a in (pictures, *moves, *hidden)))
 
 
+def flickering(frames: Tensor, amount: float = 0.05, seed: int = 11) -> Tensor:
+    """As a stylizer leaves a clip that it takes frame by frame: flat colours, other blotches each time."""
+    g = torch.Generator().manual_seed(seed)
+    out = torch.empty_like(frames)
+    for frame, new in zip(frames, out, strict=True):
+        flat = frame.flip(-1) * 0.6 + (frame * 6).round() / 15
+        blotches = torch.randn(1, 3, frame.shape[0] // 16 + 2, frame.shape[1] // 16 + 2, generator=g)
+        blotches = interpolate(blotches, frame.shape[:2], mode="bicubic")[0].permute(1, 2, 0)
+        tone = 1 + amount * torch.randn((), generator=g)
+        new.copy_((flat * tone + amount * blotches).clamp(0, 1))
+    return out
+
+
 def style(name: str, size: tuple[int, int] = (512, 512)) -> Tensor:
     """A procedurally painted style picture [H, W, 3]: swirls, waves or glass."""
     return torch.from_numpy(style_pictures.paint(name, size))
@@ -131,6 +146,8 @@ def write_sample(folder: str | Path, names: Iterable[str] = FILES) -> list[Path]
         try:
             if name == CLIP:
                 _write_clip(part, main(FLOW in names).frames)
+            elif name == CLIP_STYLIZED:
+                _write_clip(part, flickering(main(FLOW in names).frames))
             elif name == CLIP_CUT:
                 _write_clip(part, scene(variant="cut", flow=False).frames)
             elif name == FLOW:
