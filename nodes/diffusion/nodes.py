@@ -1,0 +1,5 @@
+"""The diffusion wing's nodes, gathered: each room declares its own."""
+
+from . import clip_nodes, style_nodes, trajectory_nodes
+
+NODES = {**trajectory_nodes.NODES, **style_nodes.NODES, **clip_nodes.NODES}

@@ -1,0 +1,103 @@
+"""What the attention tests share: both kinds of models, trajectories, counted UNet rows, plain sampling."""
+
+import os
+from contextlib import contextmanager
+from functools import cache
+
+import pytest
+import torch
+
+from reelbrush.nodes import host
+from reelbrush.nodes.diffusion import unet
+from reelbrush.nodes.diffusion.reference import noised
+from reelbrush.nodes.diffusion.trajectory import Trajectory
+
+from . import tiny, tiny_sampling
+
+BOTH = pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(
+            "tiny", marks=pytest.mark.skipif(bool(os.environ.get("COMFYUI_PATH")), reason="the real one runs")
+        ),
+        pytest.param("comfy", marks=pytest.mark.comfyui),
+    ],
+)
+SIZE = (12, 16)  # latents: odd at the coarsest level of SD1.5's layout, not square
+
+
+@cache
+def _made(kind: str, layout: str):
+    return (tiny.comfy_model if kind == "comfy" else tiny.tiny_model)(layout)
+
+
+def make(kind: str, layout: str = "sd15"):
+    """A MODEL with random weights: the tests' own, or a real ComfyUI's with the same weights. All tests share
+    one base model, as all nodes of a ComfyUI do: whoever leaves something behind in it breaks the others."""
+    return _made(kind, layout).clone()
+
+
+def levels(model, count: int = 3) -> torch.Tensor:
+    """Descending noise levels for `count` steps, then 0."""
+    table = model.model.model_sampling.sigmas
+    places = torch.linspace(900, 100, count).long()
+    return torch.cat([table[places], torch.zeros(1)])
+
+
+def latents(frames: int = 1, seed: int = 0, size: tuple[int, int] = SIZE) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(frames, 4, *size, generator=g)
+
+
+def trajectory(model, frames: int = 1, seed: int = 10, size: tuple[int, int] = SIZE, sigmas=None):
+    """A picture at each level of `levels`, with the text of seed 7."""
+    sigmas = levels(model) if sigmas is None else sigmas
+    z, ascending = noised(latents(frames, seed, size), sigmas, seed)
+    return Trajectory(z, ascending, tiny.conditioning(model, seed=7), unet.family(model), "noised")
+
+
+def sample(
+    model, frames: int = 2, *, cfg: float = 1.0, seed: int = 0, sigmas=None, function=None, latent=None
+):
+    """Euler from noise, as a sampler node runs it: the result in model space."""
+    run = tiny_sampling.sample if isinstance(model, tiny.TinyPatcher) else host.sample
+    sigmas = levels(model) if sigmas is None else sigmas
+    start = latents(frames, seed) * float(sigmas[0]) if latent is None else latent
+    negative = tiny.conditioning(model, seed=2)
+    out = run(
+        model,
+        function or tiny_sampling.euler,
+        model.model.process_latent_out(start),
+        sigmas,
+        tiny.conditioning(model, seed=1),
+        negative,
+        cfg=cfg,
+    )
+    return model.model.process_latent_in(out)
+
+
+@contextmanager
+def counted(model):
+    """A list that gets the row count of every evaluation of the UNet, reading passes too; the count is taken
+    where the first block's convolution runs."""
+    seen = []
+    hook = (
+        unet.network(model)
+        .input_blocks[0][0]
+        .register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
+    )
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def fingerprint(model) -> list:
+    """Everything about a MODEL's network and patches that a test may want unchanged."""
+    weights = {k: v.clone() for k, v in model.model.state_dict().items()}
+    instance = [sorted(vars(m)) for m in model.model.modules()]
+    return [weights, instance, str(model.model_options), dict(model.object_patches), str(model.wrappers)]
+
+
+def same(a: list, b: list) -> bool:
+    return a[1:] == b[1:] and all(torch.equal(a[0][k], b[0][k]) for k in a[0])
