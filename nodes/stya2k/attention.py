@@ -1,0 +1,90 @@
+"""The A2K module: all-to-key attention with its 1x1 convolutions, shared by both StyA2K networks.
+
+The parameter names are the official files' (q, k, v for distributed attention; q2, k2, v2 for
+progressive; fusion1, fusion2; sim_alpha, sim_beta), so their weights load as they are. What depends on
+the style is made by `encode`, once; `forward` takes N content frames against it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ...kernels.all_to_key import (
+    Arithmetic,
+    Regions,
+    all_to_all_attention,
+    distribute,
+    distributed_attention,
+    progressive_attention,
+    regions_of,
+)
+from ...kernels.moments import moments
+
+Moments = tuple[Tensor, Tensor]
+
+MODES = ("all-to-key", "distributed only", "progressive only", "no region matching")
+KINDS = (*MODES, "all-to-all", "adain", "one head")  # what a network can be trained as: Tables 2 and 3
+
+
+@dataclass(frozen=True)
+class Code:
+    """What one A2K module keeps of a style."""
+
+    mean: Tensor
+    std: Tensor
+    keys: tuple[Tensor, Tensor] | None = None
+    regions: Regions | None = None
+    points: tuple[Tensor, Tensor] | None = None  # all-to-all
+
+
+class A2K(nn.Module):
+    """Eq. 14. `adapt` gives the content term the style's moments (ours); the paper adds it as it is."""
+
+    def __init__(self, channels: int, how: Arithmetic, *, kind: str = "all-to-key", adapt: bool = False):
+        super().__init__()
+        if kind not in KINDS:
+            raise ValueError(f"attention {kind!r} is not known: one of {', '.join(KINDS)}")
+        self.how, self.kind, self.adapt = how, kind, adapt
+        for name in ("q", "k", "v", "q2", "k2", "v2", "fusion1", "fusion2"):
+            setattr(self, name, nn.Conv2d(channels, channels, 1))
+        self.sim_alpha = nn.Parameter(torch.ones(1))
+        self.sim_beta = nn.Parameter(torch.zeros(1))
+
+    @property
+    def mode(self) -> str:
+        """The mode that the weights were trained for."""
+        return self.kind if self.kind in MODES else "all-to-key"
+
+    def encode(self, style: Tensor) -> Code:
+        """A style's features, once for all frames."""
+        mean, std = moments(style)
+        if self.kind == "adain":
+            return Code(mean, std)
+        norm = (style - mean) / std
+        k, v = self.k(norm), self.v(style)
+        if self.kind == "all-to-all":
+            return Code(mean, std, points=(k, v))
+        keys = distribute(k, v, self.how, self.sim_alpha, self.sim_beta)
+        return Code(mean, std, keys, regions_of(self.k2(norm), self.v2(style), self.how))
+
+    def forward(
+        self, content: Tensor, code: Code, mode: str | None = None, stats: Moments | None = None
+    ) -> Tensor:
+        """N content maps, transferred. `stats` replaces the maps' own moments: of the whole, for a tile."""
+        mean, std = stats or moments(content)
+        norm = (content - mean) / std
+        adapted = norm * code.std + code.mean if self.adapt or self.kind == "adain" else content
+        if self.kind == "adain":
+            return adapted
+        if self.kind == "all-to-all":
+            return adapted + self.fusion1(all_to_all_attention(self.q(norm), *code.points, self.how))
+        mode, out = mode or self.mode, adapted
+        if mode != "progressive only":
+            out = out + self.fusion1(distributed_attention(self.q(norm), *code.keys, self.how))
+        if mode != "distributed only":
+            match = mode != "no region matching"
+            out = out + self.fusion2(
+                progressive_attention(self.q2(norm), code.regions, self.how, match=match)
+            )
+        return out

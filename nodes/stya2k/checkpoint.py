@@ -1,0 +1,150 @@
+"""What a StyA2K file is, from its keys and shapes; and one safetensors file made of the official four.
+
+Known: a folder with the official `latest_net_A2K.pth`, `latest_net_transform.pth`,
+`latest_net_decoder.pth` and an encoder (`vgg_normalised.pth`, or torchvision's VGG-19); one safetensors
+file that `reelbrush convert-stya2k` or a training made. Widths come from the weights; what weights
+cannot say (the arithmetic, the attention they were trained with) is in the file's metadata. Files ending
+in .pth are read with weights_only=True.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ...kernels.all_to_key import Arithmetic
+from .network import DECODER, OFFICIAL, StyA2K
+from .perceptual import VGG19, VGG_NORMALISED, VGG_TORCHVISION, read_weights
+from .small import SmallStyA2K
+
+Weights = dict[str, Tensor]
+OFFICIAL_FILES = {
+    "A2K": "the 3_1 attention",
+    "transform": "the 4_1 and 5_1 attention",
+    "decoder": "the decoder",
+}
+
+
+def _renamed() -> dict[str, str]:
+    """Official name -> ours, as prefixes without .weight and .bias."""
+    names = {"A2K": "a2k3", "transform.attn_adain_4_1": "a2k4", "transform.attn_adain_5_1": "a2k5"}
+    names |= {"transform.merge_conv": "merge", "decoder.decoder_layer_1.1": "first"}
+    return names | {f"decoder.decoder_layer_2.{d[0]}": f"decoder.{i}" for i, d in enumerate(DECODER)}
+
+
+def from_official(parts: dict[str, Weights], encoder: Weights) -> Weights:
+    """The official files' tensors under our names; `parts` by file: A2K, transform, decoder."""
+    flat = {f"{part}.{key}": value for part, weights in parts.items() for key, value in weights.items()}
+    state: Weights = {}
+    for key, value in flat.items():
+        for old, new in _renamed().items():
+            if key.startswith(old + "."):
+                state[new + key[len(old) :]] = value
+    normalised = "features.0.weight" not in encoder
+    convs = ["encoder.first"] if normalised else []
+    convs += [f"encoder.convs.{i}" for i in range(len(VGG_TORCHVISION))]
+    indices = VGG_NORMALISED if normalised else VGG_TORCHVISION
+    for name, index in zip(convs, indices, strict=True):
+        for kind in ("weight", "bias"):
+            state[f"{name}.{kind}"] = encoder[f"{'' if normalised else 'features.'}{index}.{kind}"]
+    return {key: value.float().contiguous() for key, value in state.items()}
+
+
+def looks_like(weights: Weights) -> str:
+    """In words, what a file that is no StyA2K seems to be."""
+    known = (
+        ("sim_alpha", "the official StyA2K file for ReLU3_1 alone"),
+        ("attn_adain_4_1", "the official StyA2K attention file alone"),
+        ("decoder_layer_2", "the official StyA2K decoder alone"),
+        ("features.28.", "a VGG-19"),
+        ("fire2/", "a SqueezeNet"),
+        ("lora_", "a LoRA"),
+        ("model.diffusion_model.", "a diffusion checkpoint"),
+        ("first_stage_model.", "a diffusion checkpoint"),
+        ("vgg_", "an AdaAttN-like network"),
+    )
+    for key, words in known:
+        if any(key in name for name in weights):
+            return words
+    if {"0.weight", "42.weight"} <= weights.keys():
+        return "vgg_normalised"
+    some = ", ".join(sorted(weights)[:3]) or "no tensors"
+    return f"something else ({some} ...)"
+
+
+def identify(weights: Weights) -> str:
+    """ "small" or "paper", or a sentence about what was given instead."""
+    if "down2.weight" in weights and "a2k8.q.weight" in weights:
+        return "small"
+    if "a2k3.q.weight" in weights and "decoder.7.weight" in weights and "encoder.convs.0.weight" in weights:
+        return "paper"
+    raise ValueError(
+        f"this is no StyA2K model, it looks like {looks_like(weights)}: give a folder with the official "
+        "latest_net_A2K.pth, latest_net_transform.pth, latest_net_decoder.pth and vgg_normalised.pth, "
+        "a file made by `reelbrush convert-stya2k`, or one trained here"
+    )
+
+
+def build(weights: Weights, metadata: dict[str, str] | None = None) -> nn.Module:
+    """The network that these weights are of, loaded, in float32."""
+    about = json.loads((metadata or {}).get("stya2k", "{}"))
+    kind = about.get("attention", "all-to-key")
+    if identify(weights) == "small":
+        names = ("up2", "down2", "down4", "down8")
+        widths = tuple(int(weights[f"{name}.weight"].shape[0]) for name in names)
+        network: nn.Module = SmallStyA2K(widths, kind)
+    else:
+        how = tuple(Arithmetic(**a) for a in about["arithmetic"]) if "arithmetic" in about else OFFICIAL
+        network = StyA2K(VGG19("encoder.first.weight" in weights), how=how, kind=kind)
+    try:
+        network.load_state_dict({key: value.float() for key, value in weights.items()})
+    except RuntimeError as error:
+        raise ValueError(
+            f"the StyA2K weights do not fit together: {str(error).splitlines()[-1].strip()}"
+        ) from error
+    return network.requires_grad_(False).train(False)
+
+
+def _folder(folder: Path) -> Weights:
+    parts, encoder = {}, None
+    for path in sorted([*folder.glob("*.pth"), *folder.glob("*.pt"), *folder.glob("*.safetensors")]):
+        part = next((p for p in OFFICIAL_FILES if path.stem.endswith(f"net_{p}")), None)
+        if part:
+            parts[part] = read_weights(path)
+        elif "vgg" in path.stem.lower():
+            encoder = read_weights(path)
+    missing = [f"*_net_{p}.pth ({words})" for p, words in OFFICIAL_FILES.items() if p not in parts]
+    if encoder is None:
+        missing.append("vgg_normalised.pth (the encoder)")
+    if missing:
+        raise ValueError(f"the folder {folder.name!r} lacks {', '.join(missing)}")
+    return from_official(parts, encoder)
+
+
+def load(path: str | Path) -> nn.Module:
+    """A network from a file or a folder of official files."""
+    path = Path(path)
+    if path.is_dir():
+        return build(_folder(path))
+    metadata: dict[str, str] = {}
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as f:
+            metadata = f.metadata() or {}
+    return build(read_weights(path), metadata)
+
+
+def save(network: nn.Module, path: Path, *, half: bool = True, about: dict | None = None) -> None:
+    """One safetensors file that `load` reads; never half of it."""
+    facts: dict = {"attention": network.kind, **(about or {})}
+    if isinstance(network, StyA2K):
+        facts["arithmetic"] = [asdict(h) for h in network.how]
+    dtype = torch.float16 if half else torch.float32
+    state = {k: v.detach().cpu().to(dtype).contiguous() for k, v in network.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    save_file(state, part, metadata={"stya2k": json.dumps(facts)})
+    part.replace(path)

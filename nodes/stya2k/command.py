@@ -1,0 +1,103 @@
+"""`reelbrush train stya2k` and `reelbrush convert-stya2k`; any path may be given here."""
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from . import checkpoint
+from .data import Pictures
+from .perceptual import load_perceptual
+from .train import PAPER, Recipe, Report, Trainer, recipe_of
+
+log = logging.getLogger("reelbrush")
+
+
+class Command(NamedTuple):
+    """What `__main__` asks of a sub-command."""
+
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("network", choices=("stya2k",), help="what to train")
+    parser.add_argument("folder", type=Path, help="the run: state, log, samples; resumed if it exists")
+    parser.add_argument("--contents", type=Path, required=True, help="photographs: a folder or a packed file")
+    parser.add_argument("--styles", type=Path, required=True, help="styles: a folder or a packed file")
+    parser.add_argument("--perceptual", type=Path, required=True, help="SqueezeNet v1.0 or VGG-19 weights")
+    parser.add_argument("--clips", type=Path, help="folder of clips: frame pairs for the temporal loss")
+    parser.add_argument("--preset", choices=("small", "paper"), default="small")
+    parser.add_argument("--save-as", type=Path, help="write the averaged weights here at the end")
+    parser.add_argument("--cache", type=Path, help="where packed pictures go (default: beside the run)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--save-every", type=int, default=200, metavar="STEPS")
+    parser.add_argument("--sheet-every", type=int, default=500, metavar="STEPS")
+    parser.add_argument("--until", type=int, default=0, metavar="STEP", help="stop (and save) at this step")
+    for item in fields(Recipe):
+        name = "--" + item.name.replace("_", "-")
+        if item.type is bool:
+            parser.add_argument(name, action="store_true", default=None)
+        elif item.name != "size":
+            parser.add_argument(name, type=item.type, help=f"default {item.default}")
+
+
+def _train(args: argparse.Namespace) -> int:
+    """Train until the recipe's last step; Ctrl-C leaves a state to go on from."""
+    old = args.folder / "recipe.json"
+    values = dict(PAPER) if args.preset == "paper" else {}
+    if old.is_file():
+        values |= json.loads(old.read_text())
+    given = {f.name: getattr(args, f.name, None) for f in fields(Recipe)}
+    recipe = recipe_of(values | {name: value for name, value in given.items() if value is not None})
+    cache = args.cache or args.folder.parent
+    contents = Pictures(args.contents, cache, recipe.load_size)
+    styles = Pictures(args.styles, cache, recipe.load_size)
+    trainer = Trainer(args.folder, recipe, contents, styles, load_perceptual(args.perceptual), args.device)
+    if args.clips:
+        trainer.use_clips(args.clips)
+    if trainer.load():
+        log.info("going on from step %d", trainer.step)
+    start = time.monotonic()
+
+    def watch(report: Report) -> None:
+        if report.step % 20 == 0:
+            terms = " ".join(f"{name} {value:.3f}" for name, value in report.losses.items())
+            log.info("step %d/%d %.0f s: %s", report.step, report.steps, time.monotonic() - start, terms)
+        if args.until and report.step >= args.until:
+            raise KeyboardInterrupt
+
+    done = 0
+    try:
+        trainer.run(watch, save_every=args.save_every, sheet_every=args.sheet_every)
+    except KeyboardInterrupt:
+        log.info("stopped at step %d; the same command goes on", trainer.step)
+        done = 0 if args.until else 130
+    if args.save_as:
+        checkpoint.save(trainer.averaged(), args.save_as, about=trainer.facts())
+        log.info("wrote %s", args.save_as)
+    return done
+
+
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="latest_net_{A2K,transform,decoder}.pth and an encoder")
+    parser.add_argument("output", type=Path, help="the .safetensors file to write")
+    parser.add_argument("--half", action="store_true", help="float16: half the size")
+
+
+def _convert(args: argparse.Namespace) -> int:
+    """The official files as one."""
+    network = checkpoint.load(args.folder)
+    checkpoint.save(network, args.output.with_suffix(".safetensors"), half=args.half)
+    log.info("wrote %s; put it into models/stya2k", args.output.with_suffix(".safetensors"))
+    return 0
+
+
+train = Command(_train_arguments, _train)
+convert = Command(_convert_arguments, _convert)

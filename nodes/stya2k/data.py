@@ -1,0 +1,136 @@
+"""Training pictures: any folder, read once, kept small in one packed file, drawn without state.
+
+`pack` decodes and shrinks every picture of a folder into one safetensors file (a uint8 tensor [H, W, 3]
+per name); later runs only read that. Corrupt pictures are skipped and counted. What step k sees depends
+on (seed, k) alone, so a resumed run needs no state of the data.
+"""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+
+log = logging.getLogger("reelbrush")
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def _read(path: Path, side: int) -> np.ndarray | None:
+    import cv2
+
+    try:
+        data = np.fromfile(path, np.uint8)
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    except (OSError, cv2.error):
+        image = None
+    if image is None or min(image.shape[:2]) < 32:
+        return None
+    h, w = image.shape[:2]
+    scale = side / min(h, w)
+    size = (max(side, round(w * scale)), max(side, round(h * scale)))
+    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    h, w = image.shape[:2]
+    h, w = min(h, 2 * side), min(w, 2 * side)  # panoramas are cut
+    return np.ascontiguousarray(image[:h, :w, ::-1])
+
+
+def pack(folder: Path, file: Path, side: int) -> int:
+    """Write `folder`'s pictures, short side `side`, into `file`. Returns how many could not be read."""
+    paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in ENDINGS)
+    pictures: dict[str, Tensor] = {}
+    skipped = []
+    for path in paths:
+        image = _read(path, side)
+        name = path.relative_to(folder).as_posix()
+        if image is None:
+            skipped.append(name)
+            log.warning("training picture %s cannot be read: skipped", name)
+        else:
+            pictures[name] = torch.from_numpy(image)
+    if not pictures:
+        raise ValueError(f"the folder {Path(folder).name!r} has no readable picture ({', '.join(ENDINGS)})")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    stamp = {"side": str(side), "stamp": _stamp(paths), "skipped": json.dumps(skipped)}
+    save_file(pictures, part, metadata=stamp)
+    part.replace(file)
+    return len(skipped)
+
+
+def _stamp(paths: list[Path]) -> str:
+    import hashlib
+
+    text = "\n".join(f"{p.name}:{p.stat().st_size}" for p in paths)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Pictures:
+    """A folder of training pictures, packed on first use beside the run (`cache`)."""
+
+    def __init__(self, folder: Path, cache: Path, side: int):
+        folder = Path(folder)
+        file = folder if folder.suffix == ".safetensors" else None
+        if file is None:
+            if not folder.is_dir():
+                raise ValueError(f"{folder.name!r} is no folder of pictures")
+            file = cache / f"{folder.name}-{side}.safetensors"
+            paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS)
+            if not self._fresh(file, side, paths):
+                pack(folder, file, side)
+        self.file = file
+        with safe_open(file, "pt") as f:
+            self.names = sorted(f.keys())
+            self.skipped: list[str] = json.loads((f.metadata() or {}).get("skipped", "[]"))
+        self._open = safe_open(file, "pt")
+
+    @staticmethod
+    def _fresh(file: Path, side: int, paths: list[Path]) -> bool:
+        if not file.is_file():
+            return False
+        with safe_open(file, "pt") as f:
+            meta = f.metadata() or {}
+        return meta.get("side") == str(side) and meta.get("stamp") == _stamp(paths)
+
+    def get(self, name: str) -> Tensor:
+        """[3, H, W] in 0..1."""
+        return self._open.get_tensor(name).permute(2, 0, 1).float() / 255
+
+    def hold_out(self, count: int, seed: int) -> tuple[list[str], list[str]]:
+        """(kept for training, held out): `count` names chosen by the seed."""
+        order = torch.randperm(len(self.names), generator=torch.Generator().manual_seed(seed)).tolist()
+        held = sorted(self.names[i] for i in order[: min(count, max(0, len(order) - 1))])
+        return sorted(set(self.names) - set(held)), held
+
+
+def crop(picture: Tensor, size: int, rng: torch.Generator, zoom: tuple[float, float] = (0.5, 1.0)) -> Tensor:
+    """A random square of `size`; `zoom` is the share of the short side that the square takes."""
+    h, w = picture.shape[-2:]
+    short = min(h, w)
+    low, high = max(zoom[0], min(1.0, size / short) * 0.75), zoom[1]
+    u, v, flip, t = torch.rand(4, generator=rng).tolist()
+    side = max(8, min(short, round(short * (low + max(0.0, high - low) * t))))
+    y, x = round(u * (h - side)), round(v * (w - side))
+    cut = picture[None, :, y : y + side, x : x + side]
+    if side != size:
+        cut = functional.interpolate(cut, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return (cut.flip(-1) if flip < 0.5 else cut)[0]
+
+
+def recolor(style: Tensor, rng: torch.Generator, share: float) -> Tensor:
+    """Colour augmentation: with probability `share` permuted channels, now and then a negative."""
+    u, which, invert = torch.rand(3, generator=rng).tolist()
+    if u >= share:
+        return style
+    order = [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)][int(which * 6)]
+    style = style[list(order)]
+    return 1 - style if invert < 0.15 else style
+
+
+def step_rng(seed: int, step: int) -> torch.Generator:
+    """The generator of one training step: everything random about it comes from here."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) % (1 << 63))

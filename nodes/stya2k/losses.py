@@ -1,0 +1,130 @@
+"""What StyA2K is trained with: eqs. 16-18, and the terms that the small network adds to them.
+
+Every term takes feature dicts of a perceptual network (perceptual.py). Departures: the paper writes
+norms in eqs. 16-17 and the official code takes mean squares, as here; each layer is divided by the power
+of its target, so that one set of weights serves any perceptual network (`relative=False` is the official
+sum).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ...kernels.all_to_key import Arithmetic, all_to_key
+from ...kernels.flow import inside, warp
+from ...kernels.moments import moments, normalize
+
+Features = dict[str, Tensor]
+
+
+def moments_loss(out: Features, style: Features, layers: tuple[str, ...], relative: bool = True) -> Tensor:
+    """Eq. 16: distance of mean and deviation per channel."""
+    total = torch.zeros((), device=out[layers[0]].device)
+    for layer in layers:
+        mean, std = moments(out[layer])
+        want_mean, want_std = moments(style[layer])
+        power = (want_mean.square() + want_std.square()).mean((1, 2, 3)) if relative else 1.0
+        miss = ((mean - want_mean).square() + (std - want_std).square()).mean((1, 2, 3))
+        total = total + (miss / power).mean()
+    return total
+
+
+def gram(x: Tensor) -> Tensor:
+    """Second moments between channels [N, C, C]."""
+    flat = x.flatten(2)
+    return flat @ flat.transpose(1, 2) / flat.shape[-1]
+
+
+def gram_loss(out: Features, style: Features, layers: tuple[str, ...]) -> Tensor:
+    """Distance of Gram matrices relative to the style's: texture that moments cannot tell."""
+    total = torch.zeros((), device=out[layers[0]].device)
+    for layer in layers:
+        want = gram(style[layer])
+        miss = (gram(out[layer]) - want).square().sum((1, 2))
+        total = total + (miss / want.square().sum((1, 2)).clamp_min(1e-8)).mean()
+    return total
+
+
+def content_loss(
+    out: Features, content: Features, layers: tuple[str, ...], weights: tuple[float, ...] | None = None
+) -> Tensor:
+    """Distance of instance-normalised features: structure, whatever the palette."""
+    weights = weights or (1.0,) * len(layers)
+    return sum(
+        w * functional.mse_loss(normalize(out[layer]), normalize(content[layer]))
+        for layer, w in zip(layers, weights, strict=True)
+    )
+
+
+def keys_of(features: Features, layers: tuple[str, ...], upto: int) -> Tensor:
+    """Eq. 17's keys in the official code: this layer and all shallower ones, normalised, at its size."""
+    size = features[layers[upto]].shape[-2:]
+    return torch.cat(
+        [normalize(functional.interpolate(features[name], size)) for name in layers[: upto + 1]], 1
+    )
+
+
+def match_loss(
+    out: Features,
+    content: Features,
+    style: Features,
+    layers: tuple[str, ...],
+    shallow: tuple[str, ...] = (),
+    sizes: tuple[int, ...] = (),
+    heads: int = 8,
+    relative: bool = True,
+) -> Tensor:
+    """Eq. 17: distance to the target that all-to-key attention without parameters makes.
+
+    `shallow` are layers that only enter the keys; `sizes` are the region's points a side per layer.
+    """
+    names = (*shallow, *layers)
+    total = torch.zeros((), device=out[layers[0]].device)
+    for i, layer in enumerate(layers):
+        how = Arithmetic(size=sizes[i] if sizes else 8, heads=heads, scaled=relative)
+        with torch.no_grad():
+            q = keys_of(content, names, len(shallow) + i)
+            k = keys_of(style, names, len(shallow) + i)
+            made = all_to_key(q, k, style[layer], how)
+            target = made + content[layer]
+        if relative:  # the scale of a sum of three terms says nothing: compare structure
+            total = total + functional.mse_loss(normalize(out[layer]), normalize(made))
+        else:
+            total = total + functional.mse_loss(out[layer], target)
+    return total
+
+
+def variation_loss(x: Tensor) -> Tensor:
+    """Total variation, and what leaves 0..1."""
+    tv = (x[..., 1:] - x[..., :-1]).abs().mean() + (x[..., 1:, :] - x[..., :-1, :]).abs().mean()
+    return tv + 10 * (x - x.clamp(0, 1)).square().mean()
+
+
+@dataclass(frozen=True)
+class Motion:
+    """A frame [N, 3, H, W] that shows another one moved; `flow` leads back to it where `valid`."""
+
+    frame: Tensor
+    flow: Tensor
+    valid: Tensor
+
+    @classmethod
+    def affine(cls, images: Tensor, theta: Tensor) -> "Motion":
+        """Pictures looked up through affine maps [N, 2, 3] in -1..1 coordinates."""
+        h, w = images.shape[-2:]
+        grid = functional.affine_grid(theta.to(images), list(images.shape), align_corners=True)
+        rest = functional.affine_grid(torch.eye(2, 3).to(images)[None], [1, 1, h, w], align_corners=True)
+        size = torch.tensor([w - 1, h - 1]).to(images) / 2
+        flow = ((grid - rest) * size).permute(0, 3, 1, 2)
+        return cls(warp(images, flow), flow, inside(flow))
+
+    def to(self, device: torch.device) -> "Motion":
+        return Motion(self.frame.to(device), self.flow.to(device), self.valid.to(device))
+
+
+def temporal_loss(out: Tensor, moved: Tensor, motion: Motion) -> Tensor:
+    """How far the stylized moved frame is from the stylized frame, moved."""
+    valid = motion.valid[:, None].to(out.dtype)
+    return ((moved - warp(out, motion.flow)).square() * valid).sum() / (3 * valid.sum()).clamp_min(1)

@@ -1,0 +1,127 @@
+"""The StyA2K network of the paper: VGG-19 to ReLU5_1, A2K at 3_1, 4_1 and 5_1, a mirrored decoder.
+
+Any picture size: VGG's pools round up, the decoder's doublings are cropped to the encoder's sizes, and
+the attention pads and masks (kernels/all_to_key.py), so the output has the input's size exactly. On the
+square sizes that the official code takes, the arithmetic is the official one.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...kernels.all_to_key import Arithmetic
+from ...kernels.moments import moments
+from .attention import A2K, Code, Moments
+from .perceptual import VGG19, reflect
+
+LAYERS = ("relu3_1", "relu4_1", "relu5_1")
+OFFICIAL = (Arithmetic(size=8), Arithmetic(size=8), Arithmetic(size=4))
+PAPER = (Arithmetic(count=8, extra=0), Arithmetic(count=8, extra=0), Arithmetic(count=4, extra=0))
+
+# Convolutions of the decoder after the first: official index, channels in and out, doubling after it.
+DECODER = (
+    (1, 512, 256, False),
+    (4, 256, 256, False),
+    (7, 256, 256, False),
+    (10, 256, 128, True),
+    (14, 128, 128, False),
+    (17, 128, 64, True),
+    (21, 64, 64, False),
+    (24, 64, 3, False),
+)
+
+
+@dataclass(frozen=True)
+class Content:
+    """N encoded frames: their size and features at ReLU3_1, 4_1, 5_1."""
+
+    size: tuple[int, int]
+    maps: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class StyleCode:
+    """A style encoded for `StyA2K`."""
+
+    codes: tuple[Code, ...]
+
+
+def _double(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return functional.interpolate(x, scale_factor=2, mode="nearest")[..., : size[0], : size[1]]
+
+
+def _halved(size: tuple[int, int]) -> tuple[int, int]:
+    return -(-size[0] // 2), -(-size[1] // 2)
+
+
+class StyA2K(nn.Module):
+    """Eqs. 1-3, with the 3_1 skip of AdaAttN."""
+
+    align = 64  # 1/16 of the size, regions of 4
+    reach = 192
+    bytes_per_pixel = 2600
+
+    def __init__(
+        self,
+        encoder: VGG19 | None = None,
+        *,
+        how: tuple[Arithmetic, ...] = OFFICIAL,
+        kind: str = "all-to-key",
+    ):
+        super().__init__()
+        self.encoder = (encoder or VGG19(normalised=True)).freeze()
+        self.how, self.kind = how, kind
+        self.a2k3, self.a2k4, self.a2k5 = (
+            A2K(width, h, kind=kind) for width, h in zip((256, 512, 512), how, strict=True)
+        )
+        self.merge = nn.Conv2d(512, 512, 3)
+        self.first = nn.Conv2d(512, 256, 3)
+        self.decoder = nn.ModuleList(nn.Conv2d(cin, cout, 3) for _, cin, cout, _ in DECODER)
+
+    def encode(self, images: Tensor) -> Content:
+        """N frames [N, 3, H, W] in 0..1."""
+        found = self.encoder(images, LAYERS)
+        return Content(tuple(images.shape[-2:]), tuple(found[layer] for layer in LAYERS))
+
+    def encode_style(self, images: Tensor) -> StyleCode:
+        """A style picture, encoded once."""
+        maps = self.encode(images).maps
+        a2k = (self.a2k3, self.a2k4, self.a2k5)
+        return StyleCode(tuple(m.encode(x) for m, x in zip(a2k, maps, strict=True)))
+
+    def measure(self, content: Content) -> list[Moments]:
+        """The content's statistics that `transfer` uses; of a whole frame, where tiles are stylized."""
+        return [moments(m) for m in content.maps]
+
+    def transfer(
+        self, content: Content, code: StyleCode, mode: str | None = None, stats: list[Moments] | None = None
+    ) -> list[Tensor]:
+        """Eq. 2 at the three scales."""
+        a2k = (self.a2k3, self.a2k4, self.a2k5)
+        stats = stats or [None] * 3
+        return [m(x, c, mode, s) for m, x, c, s in zip(a2k, content.maps, code.codes, stats, strict=True)]
+
+    def plain(self, content: Content) -> list[Tensor]:
+        """The content's own features: what strength 0 decodes."""
+        return list(content.maps)
+
+    def decode(self, features: list[Tensor], size: tuple[int, int]) -> Tensor:
+        """Eq. 3, not clamped."""
+        z3, z4, z5 = features
+        sizes = [size, _halved(size)]
+        x = self.merge(reflect(z4 + _double(z5, z4.shape[-2:])))
+        x = _double(functional.relu(self.first(reflect(x)), inplace=True), z3.shape[-2:])
+        x = torch.cat([x, z3], 1)
+        for conv, (_, _, cout, doubles) in zip(self.decoder, DECODER, strict=True):
+            x = conv(reflect(x))
+            if cout != 3:
+                x = functional.relu(x, inplace=True)
+            if doubles:
+                x = _double(x, sizes.pop())
+        return x
+
+    def forward(self, images: Tensor, code: StyleCode, mode: str | None = None) -> Tensor:
+        content = self.encode(images)
+        return self.decode(self.transfer(content, code, mode), content.size)

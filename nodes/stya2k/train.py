@@ -1,0 +1,342 @@
+"""Training a StyA2K network: eqs. 16-18 on folders of pictures, resumable to the bit.
+
+A run is a folder: `recipe.json` (what is trained, on what), `state.pt` (weights, optimizer, averages,
+step), `log.csv`, `samples/`. Everything random about step k comes from (seed, k), so a run that was
+killed goes on as if it had not been. Sheets show held-out styles on held-out contents, with the averaged
+weights. The paper's schedule is the preset `paper`.
+"""
+
+import copy
+import csv
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .clips import ClipPairs
+from .data import Pictures, crop, recolor, step_rng
+from .losses import (
+    Motion,
+    content_loss,
+    gram_loss,
+    match_loss,
+    moments_loss,
+    temporal_loss,
+    variation_loss,
+)
+from .network import PAPER as PAPER_SIZES
+from .network import StyA2K
+from .perceptual import VGG19, Perceptual
+from .small import SmallStyA2K
+
+log = logging.getLogger("reelbrush")
+
+
+@dataclass
+class Recipe:
+    """All that decides the outcome of a run."""
+
+    size: str = "small"
+    attention: str = "all-to-key"
+    steps: int = 20000
+    batch: int = 4
+    load_size: int = 256
+    crop: int = 160
+    learning_rate: float = 1e-3
+    style_weight: float = 10.0
+    match_weight: float = 1.25
+    gram_weight: float = 2.0
+    content_weight: float = 3.0
+    variation_weight: float = 0.3
+    temporal_weight: float = 0.0
+    color_share: float = 0.5
+    average: float = 0.998
+    seed: int = 0
+    held_styles: int = 15
+    held_contents: int = 50
+    schedule: str = "linear"
+    half: bool = False  # autocast to bfloat16
+
+    def rate(self, step: int) -> float:
+        """The learning rate's factor: a short warm-up, then the schedule."""
+        warm = min(1.0, (step + 1) / 100)
+        if self.schedule == "constant":
+            return warm
+        flat = 0.4 if self.schedule == "paper" else 0.0  # two of five epochs
+        done = (step / max(1, self.steps) - flat) / (1 - flat)
+        return warm * (1 - max(0.0, min(1.0, done)) * 0.98)
+
+
+PAPER = {
+    "size": "paper",
+    "steps": 400_000,
+    "batch": 8,
+    "load_size": 512,
+    "crop": 256,
+    "learning_rate": 2e-4,
+    "gram_weight": 0.0,
+    "content_weight": 0.0,
+    "variation_weight": 0.0,
+    "color_share": 0.0,
+    "schedule": "paper",
+}
+
+
+@dataclass
+class Report:
+    """What a step tells whoever watches."""
+
+    step: int
+    steps: int
+    losses: dict[str, float]
+    seconds: float
+    sheet: Tensor | None = field(default=None, repr=False)
+
+
+def build(recipe: Recipe, perceptual: Perceptual | None = None) -> nn.Module:
+    """A fresh network for a recipe; the paper's size takes the perceptual VGG-19 as its encoder."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        if recipe.size == "small":
+            return SmallStyA2K(kind=recipe.attention)
+        if recipe.size != "paper":
+            raise ValueError(f"size {recipe.size!r} is not known: small or paper")
+        if not isinstance(perceptual, VGG19):
+            raise ValueError("the paper's size needs VGG-19 as its perceptual network: it is its encoder too")
+        how = (
+            tuple(replace(h, heads=1) for h in PAPER_SIZES) if recipe.attention == "one head" else PAPER_SIZES
+        )
+        return StyA2K(copy.deepcopy(perceptual), how=how, kind=recipe.attention)
+
+
+class Trainer:
+    """One run."""
+
+    def __init__(
+        self,
+        folder: Path,
+        recipe: Recipe,
+        contents: Pictures,
+        styles: Pictures,
+        perceptual: Perceptual,
+        device: torch.device | str = "cpu",
+    ):
+        self.folder, self.recipe, self.device = Path(folder), recipe, torch.device(device)
+        self.contents, self.styles = contents, styles
+        self.content_names, self.held_contents = contents.hold_out(recipe.held_contents, recipe.seed)
+        self.style_names, self.held_styles = styles.hold_out(recipe.held_styles, recipe.seed)
+        self.perceptual = perceptual.to(self.device, memory_format=torch.channels_last)
+        self.network = build(recipe, perceptual).to(self.device, memory_format=torch.channels_last)
+        self.trained = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+        self.average = {name: p.detach().clone() for name, p in self.trained.items()}
+        self.optimizer = torch.optim.Adam(self.trained.values(), lr=recipe.learning_rate)
+        self.clips: ClipPairs | None = None
+        self.step, self.seconds = 0, 0.0
+        self.history: dict[str, list[float]] = {}
+
+    def use_clips(self, folder: Path) -> None:
+        """Take the temporal loss from frame pairs of real clips instead of moved pictures."""
+        self.clips = ClipPairs(folder, self.contents.file.parent, self.recipe.load_size)
+
+    # -- one step ----------------------------------------------------------------------------------
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor, Motion]:
+        """Contents, styles and a motion of the first content; the same whenever it is asked."""
+        r, rng = self.recipe, step_rng(self.recipe.seed, step)
+
+        def draw(source: Pictures, names: list[str]) -> Tensor:
+            return source.get(names[int(torch.randint(len(names), (1,), generator=rng))])
+
+        contents = [crop(draw(self.contents, self.content_names), r.crop, rng) for _ in range(r.batch)]
+        styles = [
+            recolor(crop(draw(self.styles, self.style_names), r.crop, rng), rng, r.color_share)
+            for _ in range(r.batch)
+        ]
+        if self.clips:
+            pair = self.clips.draw(r.crop, rng)
+            contents[0] = pair.first
+            motion = Motion(pair.second[None], pair.flow[None], pair.valid[None])
+        else:
+            theta = torch.eye(2, 3) + (torch.rand(2, 3, generator=rng) - 0.5) * torch.tensor(
+                [0.06, 0.06, 0.12]
+            )
+            motion = Motion.affine(contents[0][None], theta[None])
+        to = {"device": self.device, "memory_format": torch.channels_last}
+        return torch.stack(contents).to(**to), torch.stack(styles).to(**to), motion.to(self.device)
+
+    def losses(self, content: Tensor, style: Tensor, motion: Motion) -> dict[str, Tensor]:
+        """Eq. 18's terms and ours, weighted."""
+        r, net = self.recipe, self.perceptual
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=r.half):
+            frames, keys = content, style
+            if r.temporal_weight:
+                frames = torch.cat([content, motion.frame])
+                keys = torch.cat([style, style[:1]])
+            out = self.network(frames, self.network.encode_style(keys))
+            made = net(out[: len(content)])
+            with torch.no_grad():
+                both = net(torch.cat([content, style]))
+        made = {k: v.float() for k, v in made.items()}
+        wanted = {k: v[: len(content)].float() for k, v in both.items()}
+        styled = {k: v[len(content) :].float() for k, v in both.items()}
+        out = out.float()
+        relative = r.schedule != "paper"
+        terms = {"style": r.style_weight * moments_loss(made, styled, net.style, relative)}
+        if r.gram_weight:
+            terms["gram"] = r.gram_weight * gram_loss(made, styled, net.gram)
+        if r.content_weight:
+            terms["content"] = r.content_weight * content_loss(made, wanted, net.content, net.weights)
+        if r.match_weight:
+            shallow = () if relative else net.style[:1]
+            terms["match"] = r.match_weight * match_loss(
+                made, wanted, styled, net.match, shallow, sizes=net.sizes, relative=relative
+            )
+        if r.variation_weight:
+            terms["variation"] = r.variation_weight * variation_loss(out)
+        if r.temporal_weight:
+            terms["temporal"] = r.temporal_weight * temporal_loss(out[:1], out[len(content) :], motion)
+        return terms
+
+    def advance(self) -> dict[str, float]:
+        """One optimisation step."""
+        r = self.recipe
+        for group in self.optimizer.param_groups:
+            group["lr"] = r.learning_rate * r.rate(self.step)
+        terms = self.losses(*self.batch(self.step))
+        total = sum(terms.values())
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        nn.utils.clip_grad_norm_(self.trained.values(), 10.0)
+        if torch.isfinite(total):
+            self.optimizer.step()
+        self.step += 1
+        keep = min(r.average, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for name, value in self.trained.items():
+                self.average[name].lerp_(value, 1 - keep)
+        return {k: float(v.detach()) for k, v in terms.items()} | {"total": float(total.detach())}
+
+    def run(
+        self,
+        watch: Callable[[Report], None] | None = None,
+        *,
+        save_every: int = 200,
+        sheet_every: int = 500,
+    ) -> nn.Module:
+        """Train to the recipe's end; `watch` may raise to stop, the state is then on disk."""
+        try:
+            while self.step < self.recipe.steps:
+                start = time.perf_counter()
+                losses = self.advance()
+                self.seconds += time.perf_counter() - start
+                for name, value in losses.items():
+                    self.history.setdefault(name, []).append(value)
+                last = self.step == self.recipe.steps
+                if last or self.step % save_every == 0:
+                    self.save()
+                sheet = None
+                if last or self.step % sheet_every == 0:
+                    sheet = self.sheet()
+                    self._write_sheet(sheet)
+                if watch:
+                    watch(Report(self.step, self.recipe.steps, losses, self.seconds, sheet))
+        except BaseException:
+            self.save()
+            raise
+        return self.averaged()
+
+    # -- results -----------------------------------------------------------------------------------
+
+    def averaged(self) -> nn.Module:
+        """A copy of the network with the averaged weights, on the CPU."""
+        network = build(self.recipe, self.perceptual).cpu()
+        network.load_state_dict({k: v.cpu() for k, v in self.average.items()}, strict=False)
+        return network.requires_grad_(False).train(False)
+
+    @torch.no_grad()
+    def sheet(self, styles: int = 5, contents: int = 4, size: int = 256) -> Tensor:
+        """Held-out styles across, held-out contents down: one picture [H, W, 3]."""
+        rng = torch.Generator().manual_seed(0)
+        style_names = (self.held_styles or self.style_names)[:styles]
+        content_names = (self.held_contents or self.content_names)[:contents]
+        shown = [crop(self.styles.get(n), size, rng, (1.0, 1.0)) for n in style_names]
+        given = torch.stack([crop(self.contents.get(n), size, rng, (1.0, 1.0)) for n in content_names])
+        network = self.averaged().to(self.device)
+        columns = [torch.cat([torch.ones(1, 3, size, size), given])]
+        for style in shown:
+            code = network.encode_style(style[None].to(self.device))
+            columns.append(torch.cat([style[None], network(given.to(self.device), code).cpu()]))
+        rows = torch.stack(columns, 1).clamp(0, 1)  # rows, columns, 3, H, W
+        return rows.permute(0, 3, 1, 4, 2).reshape(len(rows) * size, -1, 3)
+
+    def _write_sheet(self, sheet: Tensor) -> None:
+        import cv2
+
+        path = self.folder / "samples" / f"{self.step:07}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), (sheet * 255).round().byte().numpy()[..., ::-1].copy())
+
+    # -- state -------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write the whole state; never half of it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "network": {name: p.detach() for name, p in self.trained.items()},
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "history": {k: torch.tensor(v) for k, v in self.history.items()},
+        }
+        part = self.folder / "state.part"
+        torch.save(state, part)
+        part.replace(self.folder / "state.pt")
+        with open(self.folder / "log.csv", "w", newline="") as f:
+            table = csv.writer(f)
+            table.writerow(["step", *self.history])
+            columns = list(self.history.values())
+            table.writerows(
+                [i + 1, *(f"{v:.5g}" for v in row)] for i, row in enumerate(zip(*columns, strict=True))
+            )
+        (self.folder / "recipe.json").write_text(json.dumps(self.facts(), indent=1))
+
+    def facts(self) -> dict:
+        """The recipe and what else a model card needs."""
+        return asdict(self.recipe) | {
+            "step": self.step,
+            "held_out_styles": self.held_styles,
+            "held_out_contents": self.held_contents,
+            "skipped": self.contents.skipped + self.styles.skipped,
+        }
+
+    def load(self) -> bool:
+        """Go on from the folder's state, if there is one."""
+        path = self.folder / "state.pt"
+        if not path.is_file():
+            return False
+        old = json.loads((self.folder / "recipe.json").read_text())
+        for name in ("size", "attention", "seed", "batch", "crop", "held_styles", "held_contents"):
+            if old[name] != getattr(self.recipe, name):
+                raise ValueError(
+                    f"the run in {self.folder.name!r} was started with {name} = {old[name]}, not "
+                    f"{getattr(self.recipe, name)}: give the same, or another name"
+                )
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.network.load_state_dict(state["network"], strict=False)
+        self.average = state["average"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history = {k: v.double().tolist() for k, v in state["history"].items()}
+        return True
+
+
+def recipe_of(values: dict) -> Recipe:
+    """A recipe from a dict that may hold more."""
+    known = {f.name for f in fields(Recipe)}
+    return Recipe(**{k: v for k, v in values.items() if k in known})

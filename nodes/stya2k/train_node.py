@@ -1,0 +1,53 @@
+"""Training from a graph: names below input/ and models/, progress with samples, a model in output/stya2k."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from .. import host
+from ..video.plot import loss_plot
+from . import checkpoint, library
+from .data import Pictures
+from .perceptual import load_perceptual
+from .stylize import Model, load_model
+from .train import Report, Trainer, recipe_of
+
+
+def train(
+    contents: str, styles: str, clips: str, perceptual: str, name: str, resume: bool, values: dict
+) -> tuple[Model, Tensor, str]:
+    """Run (or go on with) the training `name`; the model, its curves and what there is to say."""
+    if not name.strip():
+        raise ValueError("save_as is empty: give the run a name")
+    folder = host.output_path(f"{library.KIND}/{name}", "save_as")
+    target = folder.with_name(folder.name + ".safetensors")
+    if not resume and (folder.exists() or target.exists()):
+        raise ValueError(f"there is a run {name!r} already: set resume, or give another save_as")
+    recipe = recipe_of(values)
+    # All of it with autograd on: what is loaded in a node's inference mode cannot take part in training.
+    with host.gradients(), host.progress(recipe.steps, "Training StyA2K", "steps") as bar:
+        sources = [
+            Pictures(host.input_path(f, "folder"), host.folder("temp") / "stya2k", recipe.load_size)
+            for f in (contents, styles)
+        ]
+        judge = load_perceptual(host.model_path("perceptual", perceptual))
+        trainer = Trainer(folder, recipe, *sources, judge, host.device())
+        if clips:
+            trainer.use_clips(host.input_path(clips, "folder"))
+        trainer.load()
+        begun = trainer.step
+
+        def watch(report: Report) -> None:
+            bar.at(report.step, report.sheet)
+
+        trainer.run(watch, sheet_every=max(1, min(250, recipe.steps // 4)))
+    checkpoint.save(trainer.averaged(), target, half=False, about=trainer.facts())
+    skipped = sources[0].skipped + sources[1].skipped
+    lines = [
+        f"saved as {Path(target).name}; choose it in Load StyA2K",
+        f"steps {begun + 1} to {trainer.step}, {trainer.seconds:.0f} s in all",
+        f"held out: {len(trainer.held_styles)} styles, {len(trainer.held_contents)} contents",
+        f"unreadable pictures: {len(skipped)}" + (f" ({', '.join(skipped[:5])})" if skipped else ""),
+    ]
+    plot = loss_plot(trainer.history, f"StyA2K training {name}", log=True)
+    return load_model(target), plot, "\n".join(lines)

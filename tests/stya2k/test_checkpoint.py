@@ -1,0 +1,121 @@
+"""What a file is, is seen from its keys and shapes."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from reelbrush.kernels.all_to_key import Arithmetic
+from reelbrush.nodes.stya2k import checkpoint
+from reelbrush.nodes.stya2k.command import convert
+from reelbrush.nodes.stya2k.network import PAPER, StyA2K
+from reelbrush.nodes.stya2k.perceptual import VGG19, load_perceptual
+from reelbrush.nodes.stya2k.small import SmallStyA2K
+
+
+def same(a, b):
+    return all(torch.equal(x, b.state_dict()[k]) for k, x in a.state_dict().items())
+
+
+@pytest.fixture
+def folder(tmp_path, parts):
+    """The four official files."""
+    where = tmp_path / "official"
+    where.mkdir()
+    for name in ("A2K", "transform", "decoder"):
+        torch.save(parts[name], where / f"latest_net_{name}.pth")
+    torch.save(parts["vgg"], where / "vgg_normalised.pth")
+    return where
+
+
+def test_a_folder_of_official_files(folder, paper):
+    assert same(checkpoint.load(folder), paper)
+
+
+def test_convert_makes_one_file_of_them(folder, paper, tmp_path):
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    convert.add_arguments(parser)
+    assert convert.run(parser.parse_args([str(folder), str(tmp_path / "one.safetensors")])) == 0
+    assert same(checkpoint.load(tmp_path / "one.safetensors"), paper)
+
+
+@pytest.mark.parametrize("widths", [(12, 24, 48, 96), (4, 8, 16, 32)])
+@pytest.mark.parametrize("kind", ["all-to-key", "adain", "one head"])
+def test_the_small_network_comes_back_with_its_widths_and_attention(widths, kind, tmp_path):
+    network = SmallStyA2K(widths, kind)
+    checkpoint.save(network, tmp_path / "s.safetensors", half=False)
+    back = checkpoint.load(tmp_path / "s.safetensors")
+    assert same(network, back)
+    assert (back.widths, back.kind) == (widths, kind)
+    assert back.a2k8.how == network.a2k8.how
+
+
+def test_the_papers_arithmetic_is_kept(tmp_path):
+    checkpoint.save(StyA2K(how=PAPER), tmp_path / "p.safetensors")
+    assert checkpoint.load(tmp_path / "p.safetensors").how == PAPER
+    assert PAPER[0] == Arithmetic(size=8, count=8, extra=0)
+
+
+def test_torchvisions_vgg_is_an_encoder(parts, tmp_path):
+    torchvision = {}
+    for index, conv in zip((0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28), VGG19(False).convs, strict=True):
+        torchvision |= {f"features.{index}.weight": conv.weight, f"features.{index}.bias": conv.bias}
+    torchvision["classifier.0.weight"] = torch.zeros(2, 2)
+    for name in ("A2K", "transform", "decoder"):
+        torch.save(parts[name], tmp_path / f"latest_net_{name}.pth")
+    torch.save({k: v.detach() for k, v in torchvision.items()}, tmp_path / "vgg19-dcbb9e9d.pth")
+    network = checkpoint.load(tmp_path)
+    assert network.encoder.first is None
+    assert torch.equal(network.encoder.convs[3].weight, torchvision["features.7.weight"])
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (["lora_unet_x.lora_up.weight"], "a LoRA"),
+        (["fire2/conv1x1_1.weight"], "a SqueezeNet"),
+        (["features.28.weight"], "a VGG-19"),
+        (["model.diffusion_model.x"], "a diffusion checkpoint"),
+        (["sim_alpha", "q.weight"], "ReLU3_1 alone"),
+        (["nothing.known"], "something else"),
+    ],
+)
+def test_another_file_is_told_what_it_looks_like(keys, words, tmp_path):
+    save_file({k: torch.zeros(1) for k in keys}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=words):
+        checkpoint.load(tmp_path / "x.safetensors")
+
+
+def test_a_folder_that_lacks_a_file_is_told_which(folder):
+    (folder / "latest_net_decoder.pth").unlink()
+    with pytest.raises(ValueError, match="decoder"):
+        checkpoint.load(folder)
+
+
+def test_a_pickle_that_needs_code_is_refused(tmp_path):
+    torch.save(_Code(), tmp_path / "x.pth")
+    with pytest.raises(ValueError, match="plain weights"):
+        checkpoint.load(tmp_path / "x.pth")
+
+
+class _Code:
+    def __reduce__(self):
+        return (__import__, ("os",))
+
+
+def test_weights_that_lack_a_layer_get_one_sentence(small_file, tmp_path):
+    weights = load_file(small_file)
+    del weights["color.bias"]
+    save_file(weights, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="do not fit"):
+        checkpoint.load(tmp_path / "x.safetensors")
+
+
+def test_perceptual_files_are_told_apart(parts, tmp_path):
+    torch.save(parts["vgg"], tmp_path / "vgg.pth")
+    features = load_perceptual(tmp_path / "vgg.pth")(torch.rand(1, 3, 40, 40))
+    assert [features[f"relu{i}_1"].shape[1] for i in range(1, 6)] == [64, 128, 256, 512, 512]
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="no perceptual network"):
+        load_perceptual(tmp_path / "other.pth")
