@@ -125,7 +125,7 @@ def test_range_and_matrix_matter_by_far_more_than_the_tolerance():
         assert np.abs(middles(right, 1) - middles(wrong, 1)).max() > 12
 
 
-@pytest.mark.parametrize(("height", "guess"), [(32, "bt601"), (736, "bt709")])
+@pytest.mark.parametrize(("height", "guess"), [(32, "bt601"), (576, "bt601"), (592, "bt709")])
 def test_untagged_clips_are_read_as_players_read_them(height, guess):
     clip = bars_clip("yuv444p", guess, False, tagged=False, height=height)
     assert codec.probe(clip).color[:2] == ("limited", guess)

@@ -78,6 +78,26 @@ def test_counting_is_exact_where_the_header_only_estimates():
     assert (even.frame_count, even.variable) == (40, False)
 
 
+def test_frames_that_an_edit_list_hides_are_not_there():
+    """A clip that was cut without encoding begins inside a group of pictures; players skip to the cut."""
+    source, target = encode(numbered(40), bf=3, g=12), io.BytesIO()
+    with av.open(source) as whole, av.open(target, "w", format="mp4") as file:
+        stream = file.add_stream_from_template(whole.streams.video[0])
+        for packet in whole.demux(video=0):
+            if packet.dts is not None:
+                packet.pts, packet.dts = (
+                    t - round(13 / 25 / packet.time_base) for t in (packet.pts, packet.dts)
+                )
+                packet.stream = stream
+                file.mux(packet)
+    target.seek(0)
+    assert codec.probe(target).frame_count == codec.probe(target, count=True).frame_count == 27
+    assert [number_of(f) for f, _ in codec.Reader(target)] == list(range(13, 40))
+    for start in (1, 5, 20, 26):
+        ((frame, time),) = codec.Reader(target, start=start, stop=start + 1)
+        assert number_of(frame) == 13 + start and time == Fraction(start, 25)
+
+
 def test_frames_are_nobody_elses_memory():
     """Every frame keeps its pixels while the next ones are decoded, and may be written to."""
     for how in ({"codec": "libx264"}, {"codec": "ffv1", "container": "matroska", "pixels": "bgr0"}):
@@ -240,3 +260,26 @@ def test_sound_is_read_from_any_second(container):
     assert min(errors) < 0.01 and abs(best) <= (1 if container == "mp4" else 45)
     assert codec.read_audio(source, 10.0)["waveform"].shape[2] == 0
     assert codec.read_audio(encode(numbered(3))) is None
+
+
+# -- pictures --------------------------------------------------------------------------------------
+
+
+def picture(folder, pixels):
+    """A folder with one PNG of random pixels in a pixel format; and the values of its first plane."""
+    values = np.random.default_rng(0).integers(0, 256, (48, 64, 3)).astype(np.uint8)
+    frame = av.VideoFrame.from_ndarray(values, format="rgb24").reformat(format=pixels)
+    encoder = av.CodecContext.create("png", "w")
+    encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = 64, 48, pixels, Fraction(1, 25)
+    (packet,) = encoder.encode(frame) + encoder.encode(None)
+    (folder / "1.png").write_bytes(bytes(packet))
+    dtype = ">u2" if pixels.endswith("be") else np.uint8
+    return np.frombuffer(frame.planes[0], dtype).reshape(48, -1)
+
+
+@pytest.mark.parametrize(("pixels", "channels"), [("gray", 1), ("gray16be", 1), ("rgb24", 3), ("rgb48be", 3)])
+def test_pictures_are_read_exactly(pixels, channels, tmp_path):
+    values = picture(tmp_path, pixels)[:, : 64 * channels].reshape(48, 64, channels)
+    ((found, time),) = codec.Reader(tmp_path)
+    assert time == 0 and found.dtype == (torch.uint16 if pixels.endswith("be") else torch.uint8)
+    np.testing.assert_array_equal(found.numpy(), np.broadcast_to(values, (48, 64, 3)))

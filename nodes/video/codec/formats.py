@@ -123,7 +123,8 @@ def pixel_format(recipe: Recipe, info: VideoInfo) -> str:
     odd = info.width % 2 or info.height % 2
     planes = "444p" if odd and codec in ("h264", "h265", "av1") else "420p"
     depths = ("10le", "") if deep else ("",)
-    wishes = [f"yuva{planes}{depth}" for depth in depths] if alpha and codec == "vp9" else []
+    beside = codec == "vp9" and recipe.container.muxer in ("webm", "matroska")  # a second stream holds alpha
+    wishes = [f"yuva{planes}{depth}" for depth in depths] if alpha and beside else []
     wishes += [f"yuv{planes}{depth}" for depth in depths] + [f"yuv420p{depth}" for depth in depths]
     if codec == "prores":
         wishes = ["yuva444p10le"] if alpha else ["yuv422p10le"]

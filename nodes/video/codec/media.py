@@ -2,7 +2,7 @@
 
 **Colours.** Frames are R'G'B' as it is displayed, full range; the conversion from and to Y'CbCr uses the
 clip's own matrix and range, and both are tagged again on what is written. A clip without a tag is read as
-players read it: BT.601 below 720 lines, BT.709 from there on, limited range (full for the `yuvj` formats).
+mpv reads it: BT.709 from 1280 columns or 577 lines on, else BT.601; limited range, full for `yuvj` formats.
 Nothing is tone-mapped: BT.2020 and PQ or HLG values pass through and keep their tags.
 Numbers are those of ITU-T H.273, names are FFmpeg's.
 """
@@ -43,15 +43,16 @@ class ColorTags(NamedTuple):
 
     @classmethod
     def read(
-        cls, range_: int, matrix: int, primaries: int, transfer: int, *, pixels: str, height: int
+        cls, range_: int, matrix: int, primaries: int, transfer: int, *, pixels: str, hd: bool
     ) -> "ColorTags":
         """Names for a decoder's numbers; what is not said is guessed as players guess it."""
-        if pixels.startswith(("rgb", "bgr", "gbr", "argb", "abgr", "pal", "0", "x2")):
+        grey = pixels.startswith(("gray", "ya", "mono")) and range_ != 1  # a picture
+        if grey or pixels.startswith(("rgb", "bgr", "gbr", "argb", "abgr", "pal", "0", "x2")):
             return cls("full", "rgb", _name(PRIMARIES, primaries), _name(TRANSFERS, transfer))
-        full = range_ == 2 or pixels.startswith("yuvj") or (range_ != 1 and pixels.startswith("gray"))
+        full = range_ == 2 or pixels.startswith("yuvj")
         named = _name(MATRICES, 6 if matrix == 5 else matrix)  # 5 and 6 (625 and 525 lines) are one matrix
         if named in ("unknown", "rgb"):
-            named = "bt601" if height < 720 else "bt709"
+            named = "bt709" if hd else "bt601"
         return cls(
             "full" if full else "limited", named, _name(PRIMARIES, primaries), _name(TRANSFERS, transfer)
         )

@@ -16,7 +16,7 @@ from .formats import Recipe, encoder_options, pixel_format
 from .media import MATRICES, PRIMARIES, RANGES, TRANSFERS, ColorTags, VideoInfo
 from .pixels import FromRGB
 from .sound import copied, encoded, samples_from
-from .source import Source, open_source
+from .source import Source, is_folder, open_source
 
 _FINEST = 60_000  # ticks per second that times are kept in, at least
 
@@ -39,7 +39,7 @@ class FileSink:
         if memory and "movflags" in options:
             options["movflags"] = "use_metadata_tags"  # the second pass of faststart needs a file
         self._file = av.open(
-            target if memory else str(target), "w", format=how.container.muxer, options=options
+            target if memory else os.path.abspath(target), "w", format=how.container.muxer, options=options
         )
         self._file.metadata.update(how.metadata)
         self._sound: Iterator[tuple[float, Any]] = iter(())
@@ -71,8 +71,8 @@ class FileSink:
         except (av.FFmpegError, ValueError) as error:
             self.abandon()
             raise ValueError(
-                f"{how.encoder} cannot write {info.width}x{info.height} with quality {how.quality} and preset "
-                f"{how.preset}: choose another size, codec, quality or preset"
+                f"{how.encoder} cannot write {info.width}x{info.height} with quality {how.quality}, "
+                f"preset {how.preset}: choose another size, codec, quality or preset"
             ) from error
         return stream
 
@@ -146,6 +146,8 @@ class FileSink:
     def add_sound_of(self, source: Source, span: tuple[Fraction, Fraction] | None) -> None:
         """The sound of a source; nothing where it has none."""
         start, stop = span or (Fraction(0), None)
+        if is_folder(source):
+            return
         with open_source(source) as container:
             if not container.streams.audio:
                 return

@@ -1,6 +1,5 @@
 """The frames of a source, one at a time, from any frame on."""
 
-import io
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import chain, dropwhile, islice
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from .pictures import pictures_of, read_text
 from .pixels import ToRGB
-from .source import Packets, Source, decode, first_frame, label, open_source, probe, video_stream
+from .source import Packets, Source, decode, first_frame, is_folder, label, open_source, probe, video_stream
 
 
 class Reader:
@@ -42,8 +41,7 @@ class Reader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Fraction]]:
         self.close()
-        folder = not isinstance(self.source, io.BytesIO) and Path(self.source).is_dir()
-        self._frames = self._pictures() if folder else self._clip()
+        self._frames = self._pictures() if is_folder(self.source) else self._clip()
         return self._frames
 
     def _clip(self) -> Iterator[tuple[Tensor, Fraction]]:

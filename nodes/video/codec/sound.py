@@ -1,9 +1,7 @@
 """Sound: copied by packet, decoded, or encoded; timed from the first frame of its source."""
 
-import io
 from collections.abc import Iterator
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import av
@@ -11,7 +9,7 @@ import numpy as np
 import torch
 
 from .media import contiguous
-from .source import Source, is_cover, open_source, probe
+from .source import Source, is_cover, is_folder, open_source, probe
 
 
 def origin_of(container: Any, source: Source) -> Fraction:
@@ -29,6 +27,8 @@ def copied(stream: Any, source: Source, stop: Fraction | None) -> Iterator[tuple
         for packet in container.demux(sound):
             if packet.dts is None:
                 continue
+            if packet.pts is None:
+                packet.pts = packet.dts
             time = packet.pts * sound.time_base - origin
             if stop is not None and time >= stop:
                 return
@@ -81,7 +81,7 @@ def samples_from(source: Source, start: Fraction, stop: Fraction | None) -> Iter
 
 def read_audio(source: Source, start_s: float = 0, duration_s: float | None = None) -> dict | None:
     """The sound of a source as a ComfyUI AUDIO, from `start_s` seconds after its first frame on."""
-    if not isinstance(source, io.BytesIO) and Path(source).is_dir():
+    if is_folder(source):
         return None
     start = Fraction(start_s).limit_denominator(10**6)
     stop = None if duration_s is None else start + Fraction(duration_s).limit_denominator(10**6)

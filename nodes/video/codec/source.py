@@ -11,7 +11,7 @@ from typing import Any
 
 import av
 
-from .media import ColorTags, Orientation, VideoInfo
+from .media import SWS_MATRICES, ColorTags, Orientation, VideoInfo
 from .pictures import pictures_of, read_text
 
 Source = str | os.PathLike | io.BytesIO
@@ -19,6 +19,11 @@ Source = str | os.PathLike | io.BytesIO
 
 def label(source: Source) -> str:
     return "the video in memory" if isinstance(source, io.BytesIO) else repr(Path(source).name)
+
+
+def is_folder(source: Source) -> bool:
+    """True for a folder of pictures."""
+    return not isinstance(source, io.BytesIO) and Path(source).is_dir()
 
 
 @contextmanager
@@ -29,7 +34,7 @@ def open_source(source: Source) -> Iterator[Any]:
         head = file.read(4096)
         file.seek(0)
     elif Path(source).is_file():
-        file = os.fspath(source)
+        file = os.path.abspath(source)  # never mistaken for a protocol
         with open(file, "rb") as opened:
             head = opened.read(4096)
     else:
@@ -78,6 +83,7 @@ def decode(container: Any, stream: Any) -> Iterator[Any]:
     if context.name in ("vp8", "vp9") and stream.metadata.get("alpha_mode") == "1":
         own = av.CodecContext.create("libvpx-vp9" if context.name == "vp9" else "libvpx", "r")
         own.extradata = context.extradata
+        own.thread_type = "AUTO"
         context = own
     for packet in container.demux(stream):
         yield from context.decode(packet if packet.size else None)
@@ -85,12 +91,12 @@ def decode(container: Any, stream: Any) -> Iterator[Any]:
 
 def probe(source: Source, *, count: bool = False) -> VideoInfo:
     """What a source is. The first frame is decoded; with `count` all packets are read for the exact count."""
-    if not isinstance(source, io.BytesIO) and Path(source).is_dir():
+    if is_folder(source):
         return _probe_pictures(Path(source))
     with open_source(source) as container:
         stream = video_stream(container, source)
         frame = first_frame(container, stream, source)
-        info = _info(container, stream, frame)
+        info = _info(container, stream, frame, source)
         _refuse_cut_short(container, stream, source)
     if count:
         table = Packets.read(source)
@@ -111,32 +117,35 @@ def first_frame(container: Any, stream: Any, source: Source) -> Any:
     return frame
 
 
-def _info(container: Any, stream: Any, frame: Any) -> VideoInfo:
+def _info(container: Any, stream: Any, frame: Any, source: Source) -> VideoInfo:
     context, layout = stream.codec_context, frame.format
     fps = Fraction(stream.average_rate or stream.guessed_rate or stream.base_rate or 25)
     start = (frame.pts or 0) * Fraction(stream.time_base)
     seconds = _seconds(stream, container, start)
-    count = stream.frames or max(1, round(seconds * fps))
+    exact = bool(stream.frames) and abs(seconds * fps - stream.frames) < 1  # else an edit list hides some
+    count = stream.frames if exact else max(1, round(seconds * fps) or stream.frames)
     width, height = frame.width, frame.height
     aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)
     if orientation(frame).transpose:
         width, height, aspect = height, width, 1 / aspect
     base = Fraction(stream.base_rate or fps)
+    colors = (int(context.color_range or frame.color_range), int(context.colorspace))
+    colors += (int(context.color_primaries), int(context.color_trc))
+    old = context.name in ("vp8", "webp")  # these know no other matrix
+    hd = not old and (frame.width >= 1280 or frame.height > 576)
+    color = ColorTags.read(*colors, pixels=layout.name, hd=hd)
+    if color.matrix not in ("rgb", *SWS_MATRICES):
+        raise ValueError(
+            f"{label(source)} has the colour matrix {color.matrix}, which cannot be read: convert it to bt709"
+        )
     return VideoInfo(
         width=width,
         height=height,
         fps=fps,
         frame_count=count,
-        exact=bool(stream.frames) and abs(seconds * fps - stream.frames) < 1,
+        exact=exact,
         bit_depth=max((c.bits for c in layout.components), default=8),
-        color=ColorTags.read(
-            int(context.color_range or frame.color_range),
-            int(context.colorspace),
-            int(context.color_primaries),
-            int(context.color_trc),
-            pixels=layout.name,
-            height=height,
-        ),
+        color=color,
         alpha=has_alpha(frame, context.name),
         has_audio=bool(container.streams.audio),
         variable=abs(base / fps - 1) > Fraction(1, 50),
