@@ -5,11 +5,12 @@ what the wings declare.
 """
 
 from .attnstyle import nodes as attnstyle_nodes
+from .diffusion import nodes as diffusion_nodes
 from .distill import nodes as distill_nodes
 from .flow import nodes as flow_nodes
 from .video import nodes as video_nodes
 
-_WINGS = (video_nodes, flow_nodes, distill_nodes, attnstyle_nodes)
+_WINGS = (video_nodes, flow_nodes, distill_nodes, attnstyle_nodes, diffusion_nodes)
 
 NODE_CLASS_MAPPINGS = {
     "ReelBrushSaveVideo": video_nodes.SaveVideo,
@@ -26,6 +27,18 @@ NODE_CLASS_MAPPINGS = {
     "ReelBrushStabilityReport": flow_nodes.error_nodes.StabilityReport,
     "ReelBrushStabilize": flow_nodes.Stabilize,
     "ReelBrushStabilizeVideo": flow_nodes.StabilizeVideo,
+    "ReelBrushInvert": diffusion_nodes.trajectory_nodes.Invert,
+    "ReelBrushSaveTrajectory": diffusion_nodes.trajectory_nodes.SaveTrajectory,
+    "ReelBrushLoadTrajectory": diffusion_nodes.trajectory_nodes.LoadTrajectory,
+    "ReelBrushReconstruct": diffusion_nodes.trajectory_nodes.Reconstruct,
+    "ReelBrushNullText": diffusion_nodes.trajectory_nodes.NullText,
+    "ReelBrushZStar": diffusion_nodes.style_nodes.ZStarNode,
+    "ReelBrushReferenceAttention": diffusion_nodes.style_nodes.ReferenceAttentionNode,
+    "ReelBrushReferenceNoise": diffusion_nodes.style_nodes.ReferenceNoise,
+    "ReelBrushMatchLatent": diffusion_nodes.style_nodes.MatchLatent,
+    "ReelBrushTemporalAttention": diffusion_nodes.clip_nodes.TemporalAttention,
+    "ReelBrushFramesPerCall": diffusion_nodes.clip_nodes.FramesPerCall,
+    "ReelBrushAttentionView": diffusion_nodes.clip_nodes.AttentionView,
     "ReelBrushADOptimize": distill_nodes.ADOptimize,
     "ReelBrushADSampler": distill_nodes.ADSampler,
     "ReelBrushTextureInit": distill_nodes.texture_nodes.TextureInit,

@@ -99,7 +99,10 @@ def target(name: str) -> Path:
     """Where a trajectory of this name is written."""
     if not name.strip():
         raise ValueError("the trajectory's name is empty: give it one")
-    return host.output_path(f"{KIND}/{name.removesuffix('.safetensors')}.safetensors", "trajectory")
+    file = f"{name.removesuffix('.safetensors')}.safetensors"
+    path = host.inside(host.folder("output") / KIND, file, "trajectory")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def save(trajectory: Trajectory, path: Path, *, half: bool = False) -> None:
