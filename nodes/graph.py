@@ -179,16 +179,22 @@ def _to_api(value: Any) -> Any:
     return {"__value__": value} if isinstance(value, list) else value
 
 
+SHIPPED = Path(__file__).parent.parent / "workflows"
+
 # -- reading ---------------------------------------------------------------------------------------
 
 
 def read(path: str | Path, catalog: Catalog) -> Graph:
-    """A graph file in UI or API format."""
+    """A graph file in UI or API format, or the name of a workflow that comes with the pack."""
     path = Path(path)
+    shipped = SHIPPED / f"{path.stem}.json"
+    if not path.exists() and path.suffix in ("", ".json") and shipped.exists():
+        path = shipped
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ValueError(f"there is no graph file {path}") from error
+        names = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.json")))
+        raise ValueError(f"there is no graph file {path}; the pack itself has {names}") from error
     except (UnicodeDecodeError, json.JSONDecodeError, IsADirectoryError) as error:
         raise ValueError(f"{path.name} is no JSON file: save the workflow again in ComfyUI") from error
     return parse(data, catalog, path.name)
