@@ -87,6 +87,8 @@ class ReferenceAttention:
 def noised(latent: Tensor, sigmas: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """A picture's latents (model space) with one noise per frame at each level: variance-preserving latents
     [S, N, C, h, w] and the levels, ascending. No level is skipped: 0 is the picture itself."""
+    if not sigmas.numel():
+        raise ValueError("there are no noise levels: connect a scheduler's SIGMAS with at least one level")
     g = torch.Generator().manual_seed(seed)
     noise = torch.randn(latent.shape, generator=g, dtype=torch.float32).to(latent)
     levels = sigmas.flatten().sort().values.to(torch.float32).unique()

@@ -85,6 +85,8 @@ class FramesPerCall:
     """Wrappers that split a clip's frames over several UNet calls. `frames` 0: as many as memory takes."""
 
     def __init__(self, frames: int):
+        if frames < 0:
+            raise ValueError(f"{frames} frames per call: give 0 or more (0: as many as memory takes)")
         self.frames = frames
         self._controls: dict[tuple, Any] = {}
 

@@ -14,12 +14,11 @@ from reelbrush.nodes.diffusion.trajectory import Trajectory
 
 from . import tiny, tiny_sampling
 
+INSIDE = bool(os.environ.get("COMFYUI_PATH"))
 BOTH = pytest.mark.parametrize(
     "kind",
     [
-        pytest.param(
-            "tiny", marks=pytest.mark.skipif(bool(os.environ.get("COMFYUI_PATH")), reason="the real one runs")
-        ),
+        pytest.param("tiny", marks=pytest.mark.skipif(INSIDE, reason="the real one runs")),
         pytest.param("comfy", marks=pytest.mark.comfyui),
     ],
 )

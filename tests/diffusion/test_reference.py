@@ -1,7 +1,5 @@
 """Reference attention, references without an inversion, and StyleID's start."""
 
-import os
-
 import pytest
 import torch
 
@@ -10,11 +8,22 @@ from reelbrush.nodes.diffusion.clip_nodes import FramesPerCall
 from reelbrush.nodes.diffusion.reference import match, noised
 from reelbrush.nodes.diffusion.style_nodes import MatchLatent, ReferenceAttentionNode, ReferenceNoise
 
-from .attention_tools import BOTH, counted, fingerprint, latents, levels, make, same, sample, trajectory
+from .attention_tools import (
+    BOTH,
+    INSIDE,
+    counted,
+    fingerprint,
+    latents,
+    levels,
+    make,
+    same,
+    sample,
+    trajectory,
+)
 from .test_zstar import heads, softmax_of
 from .tiny import conditioning
 
-ANY = "comfy" if os.environ.get("COMFYUI_PATH") else "tiny"
+ANY = "comfy" if INSIDE else "tiny"
 
 
 def reference(model, picture, mode="concat", *, keep=0.75, temperature=1.5, layers="last 6", **more):

@@ -9,7 +9,7 @@ from reelbrush.nodes.diffusion import unet
 from reelbrush.nodes.diffusion.clip_nodes import FramesPerCall as Node
 from reelbrush.nodes.diffusion.rows import FRAMES, Chunk, FramesPerCall, frames_of, rows, select
 
-from .attention_tools import BOTH, counted, latents, levels, make, sample
+from .attention_tools import BOTH, INSIDE, counted, latents, levels, make, sample
 
 WINDOW = SimpleNamespace(index_list=[4, 5, 6], dim=0)
 ROWS = [
@@ -86,9 +86,7 @@ def test_the_last_of_two_such_nodes_decides():
 
 
 def make_any():
-    from os import environ
-
-    return make("comfy" if environ.get("COMFYUI_PATH") else "tiny")
+    return make("comfy" if INSIDE else "tiny")
 
 
 def test_zero_takes_as_many_frames_as_memory(monkeypatch):

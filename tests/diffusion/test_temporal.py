@@ -8,7 +8,7 @@ from reelbrush.nodes.diffusion.clip_nodes import FramesPerCall, TemporalAttentio
 from reelbrush.nodes.diffusion.temporal import ANCHORS, Temporal
 from reelbrush.nodes.diffusion.unet import SigmaRange
 
-from .attention_tools import BOTH, fingerprint, latents, levels, make, same, sample, trajectory
+from .attention_tools import BOTH, INSIDE, fingerprint, latents, levels, make, same, sample, trajectory
 from .test_zstar import heads, softmax_of, zstar
 
 
@@ -152,7 +152,7 @@ def test_cuts_are_found_in_the_contents_frames():
     g = torch.Generator().manual_seed(0)
     big = torch.nn.functional.interpolate(torch.rand(2, 3, 6, 8, generator=g), (96, 128), mode="bilinear")
     frames = torch.cat([big[:1].repeat(3, 1, 1, 1), 1 - big[1:].repeat(3, 1, 1, 1) ** 2]).movedim(1, -1)
-    kind = "comfy" if __import__("os").environ.get("COMFYUI_PATH") else "tiny"
+    kind = "comfy" if INSIDE else "tiny"
     model = temporal(make(kind), images=frames)
     (wrapper,) = model.wrappers["diffusion_model"]["reelbrush 8 temporal"]
     part = next(c.cell_contents for c in wrapper.__closure__ if hasattr(c.cell_contents, "__self__"))

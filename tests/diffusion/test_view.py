@@ -1,7 +1,5 @@
 """Pictures of attention: the numbers in them against the equations."""
 
-import os
-
 import pytest
 import torch
 
@@ -10,7 +8,7 @@ from reelbrush.nodes.diffusion.layers import layers
 from reelbrush.nodes.diffusion.unet import Features
 from reelbrush.nodes.diffusion.view import VIEWS, _maps, principal, style_share
 
-from .attention_tools import BOTH, fingerprint, make, same, trajectory
+from .attention_tools import BOTH, INSIDE, fingerprint, make, same, trajectory
 
 
 def features(model, seed, size=(3, 4)):
@@ -88,4 +86,4 @@ def test_wrong_numbers_are_answered_in_words():
         view(model, clip, "style share", 3, 0.4)
 
 
-ANY = "comfy" if os.environ.get("COMFYUI_PATH") else "tiny"
+ANY = "comfy" if INSIDE else "tiny"

@@ -1,6 +1,5 @@
 """Z*: the equations in a model's layers, one style for all frames, and what "off" is."""
 
-import os
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +9,19 @@ from reelbrush.nodes.diffusion import unet
 from reelbrush.nodes.diffusion.clip_nodes import FramesPerCall
 from reelbrush.nodes.diffusion.style_nodes import ZStarNode
 
-from .attention_tools import BOTH, SIZE, counted, fingerprint, latents, levels, make, same, sample, trajectory
+from .attention_tools import (
+    BOTH,
+    INSIDE,
+    SIZE,
+    counted,
+    fingerprint,
+    latents,
+    levels,
+    make,
+    same,
+    sample,
+    trajectory,
+)
 from .tiny import conditioning
 
 FREE = {"start_percent": 0.0, "layers": "10-15"}
@@ -166,7 +177,7 @@ OFF = [
 
 @pytest.mark.parametrize("settings", OFF)
 def test_off_gives_the_model_back(settings):
-    model = make("comfy" if os.environ.get("COMFYUI_PATH") else "tiny")
+    model = make("comfy" if INSIDE else "tiny")
     assert zstar(model, trajectory(model), **settings) is model
 
 
