@@ -20,6 +20,7 @@ import argparse
 import json
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import attnstyle_judge as towers
@@ -63,8 +64,8 @@ def optimise_pixels(
     weights: Weights,
     content: Content,
     *,
-    rate: float = 0.01,
-    steps: int = 300,
+    rate: float = 0.02,
+    steps: int = 120,
 ) -> tuple[Tensor, int]:
     """Adam on the pixels until the word's probability is `goal`; the picture and the steps it took."""
     generator = torch.Generator().manual_seed(0)
@@ -121,10 +122,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--count", type=int, default=20)
-    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--epochs", type=int, default=SETTINGS.epochs)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args.out.mkdir(parents=True, exist_ok=True)
+    settings = replace(SETTINGS, epochs=args.epochs)
     judge, eye = towers.WordJudge(args.judge), load_perceptual(args.perceptual)
     files = towers.held_out(args.pictures)[args.first : args.first + args.count]
     pictures = towers.load(files, args.size).float() / 255
@@ -138,7 +141,7 @@ def main() -> None:
                 found = {"P": likely(judge, picture, word), "features": content(picture, first).item()}
             return found | {"1-SSIM": 1 - ssim(picture, x)}
 
-        result = train(judge, x, word, "a photo", SETTINGS, perceptual=eye)
+        result = train(judge, x, word, "a photo", settings, perceptual=eye)
         drawn = {"AttnStyle": result.network(x)}
         score = likely(judge, drawn["AttnStyle"], word)
         bare = Weights(content=0.0)

@@ -26,7 +26,8 @@ ColorJudge = _module("attnstyle", "color_judge.py").ColorJudge
 
 
 def models(kind):
-    folder = Path(os.environ["REELBRUSH_HOME"]) / "models" / kind
+    # output/<kind> is always looked into; ComfyUI keeps the first models folder that it was told
+    folder = Path(os.environ["REELBRUSH_HOME"]) / "output" / kind
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
