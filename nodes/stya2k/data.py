@@ -107,7 +107,7 @@ class Pictures:
         return sorted(set(self.names) - set(held)), held
 
 
-def crop(picture: Tensor, size: int, rng: torch.Generator, zoom: tuple[float, float] = (0.5, 1.0)) -> Tensor:
+def crop(picture: Tensor, size: int, rng: torch.Generator, zoom: tuple[float, float] = (0.4, 0.8)) -> Tensor:
     """A random square of `size`; `zoom` is the share of the short side that the square takes."""
     h, w = picture.shape[-2:]
     short = min(h, w)

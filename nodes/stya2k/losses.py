@@ -1,9 +1,9 @@
 """What StyA2K is trained with: eqs. 16-18, and the terms that the small network adds to them.
 
-Every term takes feature dicts of a perceptual network (perceptual.py). Departures: the paper writes
-norms in eqs. 16-17 and the official code takes mean squares, as here; each layer is divided by the power
-of its target, so that one set of weights serves any perceptual network (`relative=False` is the official
-sum).
+Every term takes feature dicts of a perceptual network (perceptual.py). The paper writes norms in eqs. 16
+and 17, the official code takes mean squares. `relative=False` is the official sum. Ours takes norms, each
+relative to its target's, so that one set of weights serves any perceptual network, and so that no single
+pair of pictures drowns the others of its batch.
 """
 
 from dataclasses import dataclass
@@ -25,9 +25,11 @@ def moments_loss(out: Features, style: Features, layers: tuple[str, ...], relati
     for layer in layers:
         mean, std = moments(out[layer])
         want_mean, want_std = moments(style[layer])
-        power = (want_mean.square() + want_std.square()).mean((1, 2, 3)) if relative else 1.0
         miss = ((mean - want_mean).square() + (std - want_std).square()).mean((1, 2, 3))
-        total = total + (miss / power).mean()
+        if relative:
+            power = (want_mean.square() + want_std.square()).mean((1, 2, 3))
+            miss = (miss / power.clamp_min(1e-12) + 1e-8).sqrt()
+        total = total + miss.mean()
     return total
 
 
@@ -43,7 +45,7 @@ def gram_loss(out: Features, style: Features, layers: tuple[str, ...]) -> Tensor
     for layer in layers:
         want = gram(style[layer])
         miss = (gram(out[layer]) - want).square().sum((1, 2))
-        total = total + (miss / want.square().sum((1, 2)).clamp_min(1e-8)).mean()
+        total = total + (miss / want.square().sum((1, 2)).clamp_min(1e-12) + 1e-8).sqrt().mean()
     return total
 
 

@@ -50,11 +50,11 @@ class Recipe:
     learning_rate: float = 1e-3
     style_weight: float = 10.0
     match_weight: float = 1.25
-    gram_weight: float = 2.0
-    content_weight: float = 3.0
+    gram_weight: float = 4.0
+    content_weight: float = 1.0
     variation_weight: float = 0.3
     temporal_weight: float = 0.0
-    color_share: float = 0.5
+    color_share: float = 0.2
     average: float = 0.998
     seed: int = 0
     held_styles: int = 15

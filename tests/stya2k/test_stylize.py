@@ -1,0 +1,220 @@
+"""Frames in a style: strength, masks, chunks, tiles, colours, the lazy clip."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+
+from reelbrush.nodes.stya2k import stylize as module
+from reelbrush.nodes.stya2k.stylize import (
+    LUMA,
+    Look,
+    Model,
+    Stylizer,
+    make_style,
+    mix_styles,
+    stylize,
+    stylize_video,
+)
+from reelbrush.nodes.video.reel import LazyVideo
+
+
+@pytest.fixture
+def style(model, frames):
+    return make_style(model, frames(1, 60, 44, 1), size=64)
+
+
+@pytest.fixture
+def other(model, frames):
+    return make_style(model, frames(1, 50, 80, 2) ** 3, size=64)
+
+
+@pytest.fixture(params=["small", "paper"])
+def either(request, model, paper, frames, tmp_path):
+    """A style of each network."""
+    loaded = model if request.param == "small" else Model(paper, tmp_path / "paper")
+    return make_style(loaded, frames(1, 60, 44, 1), size=64)
+
+
+@torch.inference_mode()
+def test_strength_is_continuous_at_both_ends(either, frames):
+    clip = frames(1, 45, 66)
+    outs = [stylize(either, clip, Look(s)) for s in (0, 1e-3, 0.5, 1 - 1e-3, 1)]
+    assert outs[0] is clip
+    move = (outs[-1] - outs[0]).abs().max()
+    assert move > 0.05
+    assert (outs[1] - outs[0]).abs().max() < 0.02 * move
+    assert (outs[3] - outs[4]).abs().max() < 0.02 * move
+    assert (outs[2] - outs[0]).abs().mean() > 1e-3
+
+
+@torch.inference_mode()
+def test_chunked_equals_unchunked(either, frames):
+    clip = frames(3, 34, 50)
+    whole = stylize(either, clip, Look(), chunk=3)
+    for chunk in (1, 2, 0):
+        torch.testing.assert_close(stylize(either, clip, Look(), chunk), whole, rtol=0, atol=1e-4)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_tiles_leave_no_seam(style, other, frames, strength):
+    clip = frames(1, 100, 420)
+    mask = torch.linspace(0, 1, 40).expand(1, 30, 40)
+    for look_of in (style, mix_styles(style, other, 1.0, mask)):
+        whole = Stylizer(look_of, Look(strength), (100, 420))(clip)
+        tiled = Stylizer(look_of, Look(strength), (100, 420), tile=128)(clip)
+        assert (tiled - whole).abs().max() < 0.5 / 255
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_tiles_of_the_papers_network_leave_no_seam(paper, frames, tmp_path):
+    style = make_style(Model(paper, tmp_path / "paper"), frames(1, 64, 64, 1), size=64)
+    clip = frames(1, 64, 560)
+    whole = Stylizer(style, Look(), (64, 560))(clip)
+    tiled = Stylizer(style, Look(), (64, 560), tile=128)(clip)
+    assert (tiled - whole).abs().max() < 2 / 255
+
+
+@torch.inference_mode()
+def test_out_of_memory_halves_the_chunk_then_tiles(style, frames, monkeypatch):
+    clip, run = frames(4, 150, 280), Stylizer(style, Look(), (150, 280))
+    want, sizes, encode = run(clip), [], run.network.encode
+
+    def tight(planes):
+        sizes.append(tuple(planes.shape))
+        if planes[:, 0].numel() > 150 * 270:
+            raise torch.OutOfMemoryError("out of memory")
+        return encode(planes)
+
+    monkeypatch.setattr(run.network, "encode", tight, raising=False)
+    monkeypatch.setattr(run.network, "reach", 64)
+    out = run(clip)
+    assert [s[0] for s in sizes[:3]] == [4, 2, 1]
+    assert run.tile == 128
+    assert (out - want).abs().mean() < 0.02  # a reach of 64 is too short to be exact
+
+
+@torch.inference_mode()
+def test_what_does_not_fit_at_all_is_said_in_words(style, frames, monkeypatch):
+    run = Stylizer(style, Look(), (64, 64))
+
+    def never(planes):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(run.network, "encode", never, raising=False)
+    with pytest.raises(RuntimeError, match="even in tiles"):
+        run(frames(1, 64, 64))
+
+
+@torch.inference_mode()
+def test_other_errors_are_not_taken_for_memory(style, frames, monkeypatch):
+    run = Stylizer(style, Look(), (64, 64))
+    monkeypatch.setattr(run.network, "encode", lambda planes: 1 / 0, raising=False)
+    with pytest.raises(ZeroDivisionError):
+        run(frames(1, 64, 64))
+
+
+@torch.inference_mode()
+def test_keep_color_changes_lightness_only(style, frames):
+    clip = frames(1, 32, 40) * 0.4 + 0.3
+    out, plain = (stylize(style, clip, Look(0.3, keep)) for keep in (True, False))
+    luma = torch.tensor(LUMA)
+    change = out - clip
+    inside = ((out > 0) & (out < 1) & (plain > 0) & (plain < 1)).all(-1)
+    assert inside.float().mean() > 0.1
+    assert (change.amax(-1) - change.amin(-1))[inside].max() < 1e-5
+    torch.testing.assert_close((out @ luma)[inside], (plain @ luma)[inside], rtol=0, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_a_mask_divides_the_frame(style, other, frames):
+    clip = frames(2, 96, 192)
+    mask = torch.zeros(1, 24, 48)
+    mask[:, :, 24:] = 1
+    out = stylize(mix_styles(style, other, 1.0, mask), clip, Look())
+    a, b = stylize(style, clip, Look()), stylize(other, clip, Look())
+    assert (a - b).abs().mean() > 0.01
+    torch.testing.assert_close(out[:, :, :48], a[:, :, :48], rtol=0, atol=1e-4)
+    torch.testing.assert_close(out[:, :, -48:], b[:, :, -48:], rtol=0, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_a_moving_mask_moves(style, other, frames):
+    clip = frames(1, 40, 48).repeat(2, 1, 1, 1)
+    mask = torch.stack([torch.zeros(5, 6), torch.ones(5, 6)])
+    out = stylize(mix_styles(style, other, 1.0, mask), clip, Look(), chunk=1)
+    torch.testing.assert_close(out[:1], stylize(style, clip[:1], Look()), rtol=0, atol=1e-5)
+    torch.testing.assert_close(out[1:], stylize(other, clip[:1], Look()), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="2 frames"):
+        stylize(mix_styles(style, other, 1.0, mask), frames(3, 40, 48), Look())
+
+
+def test_mixing_with_nothing_is_off(style, other):
+    assert mix_styles(style, other, 0) is style
+
+
+@torch.inference_mode()
+def test_the_ends_of_a_mix_are_its_styles(style, other, frames):
+    clip = frames(1, 33, 47)
+    torch.testing.assert_close(
+        stylize(mix_styles(style, other, 1.0), clip, Look()), stylize(other, clip, Look()), rtol=0, atol=1e-5
+    )
+    half = mix_styles(style, other, 0.5)
+    torch.testing.assert_close(
+        stylize(half, clip, Look()), stylize(mix_styles(other, style, 0.5), clip, Look()), rtol=0, atol=1e-5
+    )
+
+
+@torch.inference_mode()
+def test_weights_choose_among_style_pictures(model, frames):
+    pictures, clip = frames(2, 50, 50, 3), frames(1, 40, 40)
+    first = stylize(make_style(model, pictures[:1], size=64), clip, Look())
+    torch.testing.assert_close(stylize(make_style(model, pictures, "2, 0", 64), clip, Look()), first)
+    assert [p.weight for p in make_style(model, pictures, "1, 3", 64).parts] == [0.25, 0.75]
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [("1", "1 weights for 2"), ("a, b", "not numbers"), ("-1, 2", "negative"), ("0, 0", "not all be 0")],
+)
+def test_wrong_weights_get_one_sentence(model, frames, weights, words):
+    with pytest.raises(ValueError, match=words):
+        make_style(model, frames(2, 50, 50), weights)
+
+
+def test_styles_of_different_models_do_not_mix(style, frames, paper, tmp_path):
+    with pytest.raises(ValueError, match="different models"):
+        mix_styles(style, make_style(Model(paper, tmp_path / "x"), frames(1, 64, 64)), 0.5)
+
+
+@torch.inference_mode()
+def test_a_style_is_encoded_once(style, frames, monkeypatch):
+    calls, network = [], style.model.network
+    encode = network.encode_style
+    monkeypatch.setattr(network, "encode_style", lambda p: calls.append(1) or encode(p), raising=False)
+    for _ in range(2):
+        stylize(style, frames(3, 32, 32), Look(), chunk=1)
+    assert len(calls) == 1
+
+
+def test_the_lazy_clip_equals_the_images(style, other, frames):
+    clip = frames(3, 32, 48)
+    mask = torch.rand(3, 8, 8)
+    mixed = mix_styles(style, other, 0.7, mask)
+    video = stylize_video(mixed, LazyVideo.from_frames(clip, Fraction(12)), Look(0.8))
+    got = torch.cat(list(video.chunks(2)))
+    with torch.inference_mode():
+        want = stylize(mixed, clip, Look(0.8))
+    assert (got - want).abs().max() <= 1 / 255
+    assert video.frame_count == 3
+
+
+def test_a_clip_at_strength_0_is_the_clip(style, frames):
+    video = LazyVideo.from_frames(frames(2, 32, 48), Fraction(12))
+    assert stylize_video(style, video, Look(0)) is video
+
+
+def test_a_chain_finds_the_model_that_is_loaded(style):
+    assert module.load_model(style.model.path) is style.model

@@ -1,0 +1,299 @@
+"""Training: loss terms against literal formulas, data without state, exact resume, falling losses."""
+
+import dataclasses
+
+import cv2
+import numpy
+import pytest
+import torch
+from torch.nn import functional
+
+from reelbrush.nodes.stya2k import losses
+from reelbrush.nodes.stya2k.clips import ClipPairs
+from reelbrush.nodes.stya2k.data import Pictures, crop, recolor, step_rng
+from reelbrush.nodes.stya2k.perceptual import VGG19, SqueezeNet
+from reelbrush.nodes.stya2k.train import PAPER, Recipe, Trainer, build
+
+LAYERS = ("a", "b")
+
+
+def features(seed, n=2):
+    g = torch.Generator().manual_seed(seed)
+    return {
+        "a": torch.rand(n, 8, 16, 16, generator=g, dtype=torch.float64),
+        "b": torch.rand(n, 16, 8, 8, generator=g, dtype=torch.float64) * 5,
+    }
+
+
+def test_eq_16_is_the_official_sum():
+    out, style = features(0), features(1)
+    want = 0.0
+    for layer in LAYERS:
+        for n in range(2):
+            for c in range(out[layer].shape[1]):
+                x, y = out[layer][n, c].flatten(), style[layer][n, c].flatten()
+                miss = (x.mean() - y.mean()) ** 2
+                miss = miss + ((x.var() + 1e-5) ** 0.5 - (y.var() + 1e-5) ** 0.5) ** 2
+                want += miss / (2 * out[layer].shape[1])
+    torch.testing.assert_close(losses.moments_loss(out, style, LAYERS, relative=False), want)
+
+
+def test_relative_losses_do_not_depend_on_a_networks_scale():
+    out, style = features(0), features(1)
+    loud = [{k: v * 100 for k, v in f.items()} for f in (out, style)]
+    for term in (losses.moments_loss, losses.gram_loss):
+        torch.testing.assert_close(term(*loud, LAYERS), term(out, style, LAYERS), rtol=1e-3, atol=0)
+
+
+def test_the_gram_term_is_the_relative_distance_of_second_moments():
+    out, style = features(0), features(1)
+    want = 0.0
+    for layer in LAYERS:
+        a, b = (
+            torch.einsum("ncij,ndij->ncd", f[layer], f[layer]) / f[layer][0, 0].numel() for f in (out, style)
+        )
+        want += sum((a[n] - b[n]).norm() / b[n].norm() for n in range(2)) / 2
+    torch.testing.assert_close(losses.gram_loss(out, style, LAYERS), want)
+
+
+def test_the_content_term_ignores_palettes():
+    content = features(0)
+    other = {k: v * 3 + 1 for k, v in content.items()}
+    assert losses.content_loss(other, content, LAYERS) < 1e-4
+    assert losses.content_loss(features(1), content, LAYERS) > 1
+
+
+def test_eq_17_is_the_official_form():
+    """All shallower layers enter the keys, regions of the given sizes, one head; n + 1, unscaled."""
+    out, content, style = features(0), features(1), features(2)
+    norm = lambda x: (x - x.mean((2, 3), keepdim=True)) / (x.var((2, 3), keepdim=True) + 1e-5).sqrt()  # noqa: E731
+    want = 0.0
+    for layer, side in (("a", 4), ("b", 4)):
+        size = out[layer].shape[-2:]
+        names = LAYERS[: LAYERS.index(layer) + 1]
+        q, k = (
+            torch.cat([norm(functional.interpolate(f[n], size)) for n in names], 1) for f in (content, style)
+        )
+        v, target = style[layer], torch.zeros_like(style[layer])
+        cells = [(y, x) for y in range(0, size[0], side) for x in range(0, size[1], side)]
+        part = lambda t, n, c: t[n, :, c[0] : c[0] + side, c[1] : c[1] + side].flatten(1)  # noqa: B023, E731
+        for n in range(2):
+            keys, values = [], []
+            for cell in cells:
+                k_m = part(k, n, cell).mean(1)
+                share = torch.sigmoid(k_m @ part(k, n, cell))
+                for t, into in ((k, keys), (v, values)):
+                    p = part(t, n, cell)
+                    into.append((p.mean(1) + (share * p).sum(1)) / (side * side + 1))
+            for y, x in cells:
+                here = part(q, n, (y, x))
+                spread = (here.T @ torch.stack(keys, 1)).softmax(1) @ torch.stack(values)
+                best = max(cells, key=lambda c: float((here * part(k, n, c)).sum()))
+                near = (here.T @ part(k, n, best)).softmax(1) @ part(v, n, best).T
+                target[n, :, y : y + side, x : x + side] = (spread + near).T.reshape(-1, side, side)
+        want += functional.mse_loss(out[layer], target + content[layer])
+    got = losses.match_loss(out, content, style, LAYERS, sizes=(4, 4), heads=1, relative=False)
+    torch.testing.assert_close(got, want)
+
+
+def test_a_moved_picture_that_is_stylized_alike_costs_nothing():
+    x = torch.rand(1, 3, 24, 24)
+    motion = losses.Motion.affine(x, torch.tensor([[[1.02, 0.01, 0.05], [-0.01, 0.98, -0.03]]]))
+    assert losses.temporal_loss(x, motion.frame, motion) < 1e-10
+    assert losses.temporal_loss(x, x, motion) > 1e-3
+
+
+def test_an_affine_motion_is_torchs():
+    x, theta = torch.rand(1, 3, 20, 30), torch.tensor([[[0.95, 0.02, 0.01], [0.0, 0.97, 0.0]]])
+    grid = functional.affine_grid(theta, list(x.shape), align_corners=True)
+    want = functional.grid_sample(x, grid, padding_mode="border", align_corners=True)
+    torch.testing.assert_close(losses.Motion.affine(x, theta).frame, want, rtol=0, atol=1e-4)
+
+
+# -- data
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two folders of small pictures, one of which is broken."""
+    rng = numpy.random.default_rng(0)
+    for kind, count in (("content", 6), ("style", 5)):
+        (tmp_path / kind / "deep").mkdir(parents=True)
+        for i in range(count):
+            small = rng.integers(0, 255, (6, 8, 3), numpy.uint8)
+            image = cv2.resize(small, (90 + 7 * i, 80), interpolation=cv2.INTER_CUBIC)
+            cv2.imwrite(str(tmp_path / kind / ("deep" if i % 2 else ".") / f"{i}.png"), image)
+    (tmp_path / "content" / "broken.jpg").write_bytes(b"\xff\xd8 this is no picture")
+    (tmp_path / "content" / "empty.png").write_bytes(b"")
+    return tmp_path
+
+
+def sources(folders, side=72):
+    return (Pictures(folders / kind, folders / "cache", side) for kind in ("content", "style"))
+
+
+def test_corrupt_pictures_are_skipped_and_counted(folders):
+    contents, styles = sources(folders)
+    assert len(contents.names) == 6
+    assert contents.skipped == ["broken.jpg", "empty.png"]
+    assert styles.skipped == []
+
+
+def test_a_packed_folder_is_read_again_without_its_pictures(folders):
+    (contents, _) = sources(folders)
+    packed = Pictures(contents.file, folders, 72)
+    assert torch.equal(packed.get("0.png"), contents.get("0.png"))
+    assert min(packed.get("0.png").shape[1:]) == 72
+
+
+def test_a_folder_without_pictures_gets_one_sentence(tmp_path):
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match="no readable picture"):
+        Pictures(tmp_path / "none", tmp_path, 64)
+
+
+def test_held_out_pictures_are_not_trained_on(folders):
+    contents, _ = sources(folders)
+    kept, held = contents.hold_out(2, seed=3)
+    assert len(held) == 2
+    assert not set(kept) & set(held)
+    assert contents.hold_out(2, seed=3) == (kept, held)
+
+
+def test_crops_and_colours_depend_on_the_step_alone():
+    picture = torch.rand(3, 70, 90)
+    a, b = (crop(picture, 32, step_rng(5, 7)) for _ in range(2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, crop(picture, 32, step_rng(5, 8)))
+    assert torch.equal(recolor(picture, step_rng(0, 0), 0.0), picture)
+    assert not torch.equal(recolor(picture, step_rng(0, 3), 1.0), recolor(picture, step_rng(0, 4), 1.0))
+
+
+# -- runs
+
+
+@pytest.fixture(scope="module")
+def judge():
+    """An untrained SqueezeNet serves: the terms are what is tested."""
+    torch.manual_seed(1)
+    return SqueezeNet().freeze()
+
+
+TINY = Recipe(
+    steps=6,
+    batch=2,
+    load_size=72,
+    crop=64,
+    held_styles=1,
+    held_contents=2,
+    learning_rate=2e-3,
+    temporal_weight=1.0,
+)
+
+
+def trainer(folders, judge, name="run", **changes):
+    return Trainer(folders / name, dataclasses.replace(TINY, **changes), *sources(folders), judge)
+
+
+def test_a_killed_run_goes_on_to_the_bit(folders, judge):
+    whole = trainer(folders, judge, "whole")
+    whole.run(save_every=100, sheet_every=100)
+
+    class Kill(BaseException):
+        """Not to be caught."""
+
+    def stop(report):
+        if report.step == 3:
+            raise Kill
+
+    with pytest.raises(Kill):
+        trainer(folders, judge, "cut").run(stop, save_every=100, sheet_every=100)
+    again = trainer(folders, judge, "cut")
+    assert again.load()
+    assert again.step == 3
+    again.run(save_every=100, sheet_every=100)
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(value, again.network.state_dict()[name]), name
+    assert all(torch.equal(v, again.average[k]) for k, v in whole.average.items())
+    assert whole.history["total"][3:] == again.history["total"][3:]
+
+
+def test_losses_fall(folders, judge):
+    run = trainer(folders, judge, "fall", steps=24, temporal_weight=0.0, color_share=0.0, schedule="constant")
+    run.run(save_every=1000, sheet_every=1000)
+    total = run.history["total"]
+    assert sum(total[-6:]) < 0.95 * sum(total[:6])
+
+
+def test_a_run_leaves_what_a_person_looks_at(folders, judge):
+    run = trainer(folders, judge, "seen", steps=2)
+    network = run.run(sheet_every=1)
+    assert sorted(p.name for p in (folders / "seen" / "samples").iterdir()) == ["0000001.jpg", "0000002.jpg"]
+    assert (folders / "seen" / "log.csv").read_text().count("\n") == 3
+    facts = run.facts()
+    assert facts["skipped"] == ["broken.jpg", "empty.png"]
+    assert len(facts["held_out_contents"]) == 2
+    assert not any(p.requires_grad for p in network.parameters())
+
+
+def test_another_recipe_under_the_same_name_is_refused(folders, judge):
+    trainer(folders, judge, steps=1).run(sheet_every=100)
+    with pytest.raises(ValueError, match="attention = all-to-key"):
+        trainer(folders, judge, attention="adain").load()
+
+
+def test_the_averages_start_at_the_weights_and_trail_them(folders, judge):
+    run = trainer(folders, judge, "average")
+    before = {k: v.clone() for k, v in run.average.items()}
+    run.advance()
+    name = "decode8.0.a.weight"
+    keep = 2 / 11
+    want = before[name] * keep + run.network.state_dict()[name] * (1 - keep)
+    torch.testing.assert_close(run.average[name], want)
+
+
+def test_the_papers_schedule():
+    paper = Recipe(**PAPER)
+    assert (paper.steps, paper.batch, paper.learning_rate) == (400_000, 8, 2e-4)
+    assert paper.rate(150_000) == 1
+    assert paper.rate(280_000) == pytest.approx(0.51)
+    assert paper.rate(400_000) == pytest.approx(0.02)
+
+
+def test_the_papers_network_trains_with_its_frozen_encoder(folders):
+    torch.manual_seed(0)
+    vgg = VGG19(normalised=True).freeze()
+    recipe = dataclasses.replace(
+        TINY, size="paper", schedule="paper", match_weight=1.25, temporal_weight=0.0, batch=1
+    )
+    run = Trainer(folders / "paper", recipe, *sources(folders), vgg)
+    assert not any(name.startswith("encoder") for name in run.trained)
+    losses_ = run.advance()
+    assert set(losses_) >= {"style", "match", "total"}
+
+
+def test_the_papers_size_needs_vgg(judge):
+    with pytest.raises(ValueError, match="VGG-19"):
+        build(dataclasses.replace(TINY, size="paper"), judge)
+
+
+def test_clips_give_pairs_with_motion(tmp_path):
+    from fractions import Fraction
+
+    from reelbrush.nodes.video.reel import LazyVideo
+
+    g = torch.Generator().manual_seed(0)
+    wide = functional.interpolate(torch.rand(1, 3, 10, 16, generator=g), (80, 128), mode="bicubic").clamp(
+        0, 1
+    )
+    frames = torch.stack([wide[0, :, :, 2 * t : 2 * t + 96].permute(1, 2, 0) for t in range(4)])
+    (tmp_path / "clips").mkdir()
+    LazyVideo.from_frames(frames, Fraction(12)).save_to(str(tmp_path / "clips" / "pan.mp4"))
+    pairs = ClipPairs(tmp_path / "clips", tmp_path, 64)
+    assert pairs.count == 3
+    pair = pairs.draw(48, step_rng(0, 0))
+    assert pair.first.shape == (3, 48, 48)
+    motion = losses.Motion(pair.second[None], pair.flow[None], pair.valid[None])
+    still = losses.Motion(pair.second[None], torch.zeros_like(pair.flow)[None], pair.valid[None])
+    moved = losses.temporal_loss(pair.first[None], pair.second[None], motion)
+    assert moved < 0.5 * losses.temporal_loss(pair.first[None], pair.second[None], still)
