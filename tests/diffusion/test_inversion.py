@@ -209,3 +209,61 @@ def test_comfyui_and_the_stand_in_agree(monkeypatch):
     here = tiny.tiny_model("mini")
     _, ours = invert(here, tiny.conditioning(here), latent, levels(here, 6), refine=1)
     torch.testing.assert_close(ours.latents, theirs.latents, rtol=1e-4, atol=1e-4)
+
+
+# -- in a real ComfyUI -----------------------------------------------------------------------------
+
+
+@pytest.mark.comfyui
+def test_sdxl_is_told_its_size():
+    """The guider adds SDXL's vector; inverting without it would be refused by the UNet."""
+    model, seen = tiny.comfy_model("sdxl"), []
+    watched = model.clone()
+
+    def watch(executor, x, t, context=None, y=None, *rest, **extra):
+        seen.append(y.shape)
+        return executor(x, t, context, y, *rest, **extra)
+
+    watched.add_wrapper_with_key("diffusion_model", "test", watch)
+    with torch.inference_mode():
+        _, made = invert(watched, tiny.conditioning(model), frames(2), levels(model, 3))
+    assert seen == [(2, 2816)] * 2 and made.family == "sdxl"
+
+
+@pytest.mark.comfyui
+def test_core_nodes_continue_from_the_noise():
+    """SamplerCustom with added noise off and the node's own outputs comes back to the clip."""
+    from comfy_extras.nodes_custom_sampler import KSamplerSelect, SamplerCustom
+
+    from reelbrush.nodes.diffusion.trajectory_nodes import Invert
+
+    model, latent = tiny.comfy_model("mini", prediction="v"), {"samples": frames(2)}
+    text = tiny.conditioning(model)
+    up = torch.cat([levels(model, 12).flip(0), torch.zeros(1)])
+    with torch.inference_mode():
+        noise, made, sigmas = Invert().invert(model, text, latent, 5, "next timestep", 3, 0, 0, sigmas=up)
+        assert torch.equal(sigmas, up)
+        (euler,) = KSamplerSelect().get_sampler("euler")
+        back, _ = SamplerCustom().sample(model, False, 0, 1.0, text, text, euler, sigmas, noise)
+        again = reconstruct(model, made)
+    assert error(back["samples"], latent["samples"]) < 1e-2
+    assert error(again, back["samples"]) < 1e-4
+
+
+@pytest.mark.comfyui
+def test_a_cancelled_inversion_stops_at_the_next_step_and_cleans_up():
+    import comfy.model_management as management
+
+    model, calls = tiny.comfy_model("mini").clone(), []
+
+    def cancels(executor, *rest, **extra):
+        calls.append("call")
+        if len(calls) == 2:
+            management.interrupt_current_processing()
+        return executor(*rest, **extra)
+
+    model.add_wrapper_with_key("diffusion_model", "test", cancels)
+    model.add_callback_with_key("on_cleanup", "test", lambda _: calls.append("clean"))
+    with pytest.raises(management.InterruptProcessingException), torch.inference_mode():
+        invert(model, tiny.conditioning(model), frames(), levels(model, 10))
+    assert calls == ["call", "call", "clean"]
