@@ -1,4 +1,4 @@
-"""`reelbrush sample`: write the sample clip, its cut variant, a flickering one, its exact flow and the style pictures."""
+"""`reelbrush sample`: write the sample's clips, its exact flow and the style pictures."""
 
 import argparse
 import sys

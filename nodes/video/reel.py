@@ -18,9 +18,10 @@ from torch.nn.functional import interpolate
 from .. import host
 from . import chain, codec
 from .chain import Clip, Operation, Window, operation
-from .pipeline import Pipeline, PixelStream, rebatch
+from .pipeline import Pipeline, rebatch
 from .save import Format, Sound, Target, frames_of, save
 from .spool import Spool, SpoolStream
+from .streams import PixelStream
 
 __all__ = ["Clip", "LazyVideo", "Operation", "Window", "lockstep", "operation"]
 

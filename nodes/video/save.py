@@ -18,8 +18,9 @@ from typing import Any
 
 from .. import host
 from . import chain, codec
-from .pipeline import Batch, Pipeline, PixelStream, Stream
+from .pipeline import Pipeline
 from .spool import Spool, SpoolStream
+from .streams import Batch, PixelStream, Stream
 
 Target = str | os.PathLike | io.BytesIO
 

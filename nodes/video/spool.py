@@ -19,7 +19,8 @@ from torch import Tensor
 
 from .. import host
 from . import chain, codec
-from .pipeline import Batch, Pipeline, PixelStream, Stream, join, state_key
+from .pipeline import Pipeline, state_key
+from .streams import Batch, PixelStream, Stream, join
 
 _CHUNK_BYTES = 8 << 20
 _FORMAT = 1

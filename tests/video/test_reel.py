@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from reelbrush.nodes import host
-from reelbrush.nodes.video import chain, codec, pipeline, reel, save, spool
+from reelbrush.nodes.video import chain, codec, pipeline, reel, save, spool, streams
 from reelbrush.nodes.video.reel import LazyVideo, Operation, operation
 
 
@@ -76,7 +76,7 @@ def pixels(x):
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
     """Frames as small as these would all fit one batch: make borders."""
-    monkeypatch.setattr(pipeline, "batch_size", lambda width, height: 3)
+    monkeypatch.setattr(streams, "batch_size", lambda width, height: 3)
     monkeypatch.setattr(spool, "_CHUNK_BYTES", 0)  # four frames per chunk, the least
     Trail.calls = 0
 
