@@ -6,6 +6,7 @@ import importlib
 import pytest
 import torch
 
+from reelbrush.nodes import host
 from reelbrush.nodes.flow import batch, estimate
 from reelbrush.nodes.flow.charts import colour_wheel
 from reelbrush.nodes.flow.estimate import METHODS, Flow
@@ -135,15 +136,21 @@ def test_raft_runs_with_weights_in_place(home):
         models = importlib.import_module("torchvision.models.optical_flow")
     except (ImportError, RuntimeError) as error:
         pytest.skip(f"needs torchvision ({error})")
-    folder = home / "models" / "flow"
+    folder = host.model_folders("flow")[0]
     folder.mkdir(parents=True, exist_ok=True)
+    frames = texture(40, 50).expand(2, -1, -1, -1)
     torch.manual_seed(0)
-    torch.save(models.raft_small(weights=None).state_dict(), folder / "raft_small_C_T_V2-01064c6d.pth")
-    flow = estimate.estimate(texture(40, 50).expand(2, -1, -1, -1), "raft-small")
-    assert flow.forward.shape == (1, 2, 40, 50) and flow.forward.isfinite().all()
-    torch.save({"conv.weight": torch.zeros(1)}, folder / "raft_large_C_T_SKHT_V2-ff5fadd5.pth")
-    with pytest.raises(ValueError, match="no torchvision raft-large checkpoint"):
-        estimate.estimate(texture(40, 50).expand(2, -1, -1, -1), "raft-large")
+    small, large = folder / "raft_small_C_T_V2-01064c6d.pth", folder / "raft_large_C_T_SKHT_V2-ff5fadd5.pth"
+    try:
+        torch.save(models.raft_small(weights=None).state_dict(), small)
+        torch.save({"conv.weight": torch.zeros(1)}, large)
+        flow = estimate.estimate(frames, "raft-small")
+        assert flow.forward.shape == (1, 2, 40, 50) and flow.forward.isfinite().all()
+        with pytest.raises(ValueError, match="no torchvision raft-large checkpoint"):
+            estimate.estimate(frames, "raft-large")
+    finally:
+        small.unlink(missing_ok=True)
+        large.unlink(missing_ok=True)
 
 
 def test_frames_of_another_clip_are_refused():
