@@ -44,7 +44,7 @@ def read_lossless(path: str | os.PathLike) -> Tensor:
     damaged = f"{Path(path).name!r} is damaged: delete it, it will be computed again"
     try:
         with Reader(path) as reader:
-            seal = reader.info.metadata.get(_TAG, reader.info.metadata.get(_TAG.upper(), ""))
+            seal = reader.info.metadata.get(_TAG)
             frames = [frame for frame, _ in reader]
     except ValueError as error:
         raise ValueError(damaged) from error

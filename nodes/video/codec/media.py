@@ -170,5 +170,6 @@ def tags(metadata: dict[str, str | dict] | None, source: dict[str, str] | None =
 
     The source's own tags stay, but for those that describe the old file.
     """
-    kept = {k: v for k, v in (source or {}).items() if k.lower() not in _TECHNICAL}
-    return kept | {k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()}
+    given = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()}
+    replaced = _TECHNICAL | {k.lower() for k in given}
+    return {k: v for k, v in (source or {}).items() if k.lower() not in replaced} | given

@@ -19,6 +19,9 @@ from .sound import copied, encoded, samples_from
 from .source import Source, is_folder, open_source
 
 _FINEST = 60_000  # ticks per second that times are kept in, at least
+_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
+_AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
+_OPUS_RATES = (48000,)
 
 
 def tick_of(info: VideoInfo, codec: str) -> Fraction:
@@ -128,19 +131,18 @@ class FileSink:
         first = next(pieces, None)
         if first is None or not self._how.container.sounds:
             return
-        layout = {1: "mono", 2: "stereo", 3: "2.1", 4: "quad", 6: "5.1", 8: "7.1"}.get(first.shape[0])
+        channels = first.shape[0]
+        layout = _LAYOUTS.get(channels)
         if layout is None:
-            raise ValueError(f"sound with {first.shape[0]} channels cannot be written: give 1, 2, 6 or 8")
+            raise ValueError(f"sound with {channels} channels cannot be written: give 1 to 8")
         opus = self._how.container.sounds[0] == "opus"
-        rates = (
-            (48000,)
-            if opus
-            else (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
-        )
+        rates = _OPUS_RATES if opus else _AAC_RATES
         stream = self._file.add_stream(
-            "libopus" if opus else "aac", rate=rate if rate in rates else 48000, layout=layout
+            "libopus" if opus else "aac",
+            rate=rate if rate in rates else 48000,
+            layout=layout if channels in (1, 2, 6, 8) else "stereo",  # what every player knows
         )
-        stream.bit_rate = 96_000 * max(1, first.shape[0])
+        stream.bit_rate = 96_000 * min(channels, 6)
         self._sound = encoded(stream, chain([first], pieces), rate, layout)
 
     def add_sound_of(self, source: Source, span: tuple[Fraction, Fraction] | None) -> None:

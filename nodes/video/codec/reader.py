@@ -6,13 +6,23 @@ from itertools import chain, dropwhile, islice
 from pathlib import Path
 from typing import Any
 
-import av
 import torch
 from torch import Tensor
 
 from .pictures import pictures_of, read_text
 from .pixels import ToRGB
-from .source import Packets, Source, decode, first_frame, is_folder, label, open_source, probe, video_stream
+from .source import (
+    Packets,
+    Source,
+    decode,
+    faults_said,
+    first_frame,
+    is_folder,
+    label,
+    open_source,
+    probe,
+    video_stream,
+)
 
 
 class Reader:
@@ -85,16 +95,11 @@ class Reader:
         with open_source(self.source) as container:
             stream = video_stream(container, self.source)
             time_base = Fraction(stream.time_base)
-            try:
+            with faults_said(self.source):
                 if seek is not None:
                     container.seek(seek, stream=stream)
                 for frame in decode(container, stream):
                     yield frame, time_base
-            except av.FFmpegError as error:
-                raise ValueError(
-                    f"{label(self.source)} is cut short or damaged ({error.strerror}): "
-                    "copy or download it again"
-                ) from error
 
     def _check_end(self, done: int, end: Fraction) -> None:
         promised = self.info.frame_count

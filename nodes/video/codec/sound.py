@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .media import contiguous
-from .source import Source, is_cover, is_folder, open_source, probe
+from .source import Source, faults_said, is_cover, is_folder, open_source, probe
 
 
 def origin_of(container: Any, source: Source) -> Fraction:
@@ -21,7 +21,7 @@ def origin_of(container: Any, source: Source) -> Fraction:
 
 def copied(stream: Any, source: Source, stop: Fraction | None) -> Iterator[tuple[float, Any]]:
     """The packets of a source's sound, timed from its first frame on."""
-    with open_source(source) as container:
+    with open_source(source) as container, faults_said(source):
         sound, origin = container.streams.audio[0], origin_of(container, source)
         shift = round(origin / sound.time_base)
         for packet in container.demux(sound):
@@ -70,13 +70,17 @@ def samples_from(source: Source, start: Fraction, stop: Fraction | None) -> Iter
             container.seek(int((start + origin - Fraction(1, 2)) / sound.time_base), stream=sound)
 
         def pieces() -> Iterator[tuple[int, np.ndarray]]:
+            at = 0
             for frame in container.decode(sound):
-                at = round((frame.pts * Fraction(frame.time_base) - origin) * rate)
+                if frame.pts is not None:
+                    at = round((frame.pts * Fraction(frame.time_base) - origin) * rate)
                 for part in resampler.resample(frame):
                     yield at, part.to_ndarray()
+                at += frame.samples
 
         last = None if stop is None else round(stop * rate)
-        yield from contiguous(pieces(), round(start * rate), last, slack=rate // 50)
+        with faults_said(source):
+            yield from contiguous(pieces(), round(start * rate), last, slack=rate // 50)
 
 
 def read_audio(source: Source, start_s: float = 0, duration_s: float | None = None) -> dict | None:

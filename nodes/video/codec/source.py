@@ -49,6 +49,17 @@ def open_source(source: Source) -> Iterator[Any]:
         yield container
 
 
+@contextmanager
+def faults_said(source: Source) -> Iterator[None]:
+    """A fault amid the file as a sentence."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise ValueError(
+            f"{label(source)} is cut short or damaged ({error.strerror}): copy or download it again"
+        ) from error
+
+
 def _why_not(head: bytes, error: Exception) -> str:
     known = head[4:8] in (b"ftyp", b"moov", b"mdat") or head[:4] in (b"\x1aE\xdf\xa3", b"RIFF", b"GIF8")
     if not known:
@@ -132,6 +143,7 @@ def _info(container: Any, stream: Any, frame: Any, source: Source) -> VideoInfo:
     colors = (int(context.color_range or frame.color_range), int(context.colorspace))
     colors += (int(context.color_primaries), int(context.color_trc))
     old = context.name in ("vp8", "webp")  # these know no other matrix
+    matroska = "matroska" in container.format.name  # writes its tags in capitals
     hd = not old and (frame.width >= 1280 or frame.height > 576)
     color = ColorTags.read(*colors, pixels=layout.name, hd=hd)
     if color.matrix not in ("rgb", *SWS_MATRICES):
@@ -151,7 +163,7 @@ def _info(container: Any, stream: Any, frame: Any, source: Source) -> VideoInfo:
         variable=abs(base / fps - 1) > Fraction(1, 50),
         pixel_aspect=aspect,
         start_time=start,
-        metadata=dict(container.metadata),
+        metadata={k.lower() if matroska else k: v for k, v in container.metadata.items()},
     )
 
 
