@@ -36,8 +36,9 @@ def levels(model: Any, steps: int, sigmas: Tensor | None = None) -> Tensor:
             "a flow model: load another checkpoint"
         )
     if sigmas is None:
-        timesteps = torch.arange(steps) * (1000 // steps)
-        sigmas = sampling.sigma(timesteps.float())
+        table = sampling.sigmas  # of every timestep the model was trained with
+        count = min(steps, len(table))
+        sigmas = table[torch.arange(count) * (len(table) // count)]
     ascending = sigmas.detach().flatten().cpu().float().unique()
     if len(ascending) < 2:
         raise ValueError(

@@ -108,17 +108,18 @@ class Step:
 
 def scheduled(texts: list[Tensor], values: dict, sigmas: Tensor, sampling: Any) -> list:
     """One conditioning entry per step, `sigmas` descending, its range ending between the levels."""
-    table = sampling.log_sigmas.detach().cpu().double()
-    places = [_place(table, float(s)) for s in sigmas[: len(texts)]]
-    middles = [1 - (a + b) / 2 / (len(table) - 1) for a, b in pairwise(places)]
-    ends = [0.0, *middles, 1.0]
+    places = [percent(sampling, float(sigma)) for sigma in sigmas[: len(texts)]]
+    ends = [0.0, *((a + b) / 2 for a, b in pairwise(places)), 1.0]
     return [
         [text, {**values, "start_percent": start, "end_percent": end}]
         for text, (start, end) in zip(texts, pairwise(ends), strict=True)
     ]
 
 
-def _place(table: Tensor, sigma: float) -> float:
-    """The continuous timestep of a level in a model's own schedule: what percents are counted in."""
-    steps = torch.arange(len(table), dtype=torch.float64)
-    return float(ddim.interpolate(steps, table, float(torch.tensor(sigma, dtype=torch.float64).log())))
+def percent(sampling: Any, sigma: float) -> float:
+    """The part of the sampling, in 0..1, at which a model's schedule reaches `sigma`."""
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sampling.percent_to_sigma(middle) > sigma else (low, middle)
+    return (low + high) / 2

@@ -13,6 +13,7 @@ an exception too). What it leaves out: masks, areas, hooks, ControlNet objects, 
 """
 
 import copy
+import math
 import uuid
 from collections.abc import Callable
 from functools import reduce
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from .tiny_sampling import euler, sample, stand_in, wrappers
-from .tiny_unet import LAYOUTS, Executor, TinyUNet, randomize
+from .tiny_unet import LAYOUTS, Executor, TinyUNet
 
 __all__ = ["LAYOUTS", "comfy_model", "conditioning", "euler", "randomize", "sample", "stand_in", "tiny_model"]
 
@@ -276,6 +277,19 @@ def tiny_model(
     else:
         base.diffusion_model.load_state_dict(weights)
     return TinyPatcher(base.train(False).requires_grad_(False))
+
+
+def randomize(network: nn.Module, seed: int = 0, gain: float = 0.7) -> nn.Module:
+    """Weights that make the output neither vanish nor explode: std = gain / sqrt(fan-in), norms near 1."""
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in sorted(network.named_parameters()):
+            noise = torch.randn(p.shape, generator=g)
+            if p.ndim > 1:
+                p.copy_(noise * gain / math.sqrt(p[0].numel()))
+            else:
+                p.copy_(noise * 0.1 + (1.0 if name.endswith("weight") else 0.0))
+    return network.train(False).requires_grad_(False)
 
 
 def conditioning(model, *, seed: int = 0, tokens: int = 77) -> list:

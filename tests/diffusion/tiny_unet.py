@@ -394,16 +394,3 @@ class Executor:
         if not self.wrappers:
             return self.original(*args, **kwargs)
         return self.wrappers[0](Executor(self.original, self.wrappers[1:], self.class_obj), *args, **kwargs)
-
-
-def randomize(network: nn.Module, seed: int = 0, gain: float = 0.7) -> nn.Module:
-    """Weights that make the output neither vanish nor explode: std = gain / sqrt(fan-in), norms near 1."""
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in sorted(network.named_parameters()):
-            noise = torch.randn(p.shape, generator=g)
-            if p.ndim > 1:
-                p.copy_(noise * gain / math.sqrt(p[0].numel()))
-            else:
-                p.copy_(noise * 0.1 + (1.0 if name.endswith("weight") else 0.0))
-    return network.train(False).requires_grad_(False)
