@@ -32,24 +32,25 @@ def _codes(color: ColorTags, bits: int) -> tuple[float, float, float, float]:
 
 
 def to_rgb(planes: Tensor, color: ColorTags, bits: int) -> Tensor:
-    """Codes [3, H, W] of Y', Cb, Cr to R'G'B' [H, W, 3], float32, white 1."""
+    """Codes of Y', Cb, Cr to R'G'B', both [3, H, W]; float32, white 1."""
     kr, kb = WEIGHTS[color.matrix]
     black, height, middle, width = _codes(color, bits)
-    y = (planes[0].float() - black) / height
-    cb, cr = (planes[1:].float() - middle) / width
-    r, b = y + 2 * (1 - kr) * cr, y + 2 * (1 - kb) * cb
-    g = (y - kr * r - kb * b) / (1 - kr - kb)
-    return torch.stack([r, g, b], dim=-1)
+    y, cb, cr = planes.to(torch.float32)
+    y, cb, cr = y.sub_(black).div_(height), cb.sub_(middle).div_(width), cr.sub_(middle).div_(width)
+    r, b = torch.add(y, cr, alpha=2 * (1 - kr)), torch.add(y, cb, alpha=2 * (1 - kb))
+    g = y.sub_(r, alpha=kr).sub_(b, alpha=kb).div_(1 - kr - kb)
+    return torch.stack([r, g, b])
 
 
 def from_rgb(rgb: Tensor, color: ColorTags, bits: int) -> Tensor:
-    """R'G'B' [H, W, 3], white 1, to codes [3, H, W] of Y', Cb, Cr, rounded; int32."""
+    """R'G'B', white 1, to codes of Y', Cb, Cr, both [3, H, W]; rounded, int32."""
     kr, kb = WEIGHTS[color.matrix]
     black, height, middle, width = _codes(color, bits)
-    r, g, b = rgb.unbind(-1)
-    y = kr * r + (1 - kr - kb) * g + kb * b
-    cb, cr = (b - y) / (2 * (1 - kb)), (r - y) / (2 * (1 - kr))
-    codes = torch.stack([black + height * y, middle + width * cb, middle + width * cr])
+    r, g, b = rgb
+    y = (g * (1 - kr - kb)).add_(r, alpha=kr).add_(b, alpha=kb)
+    cb = (b - y).mul_(width / (2 * (1 - kb))).add_(middle)
+    cr = (r - y).mul_(width / (2 * (1 - kr))).add_(middle)
+    codes = torch.stack([y.mul_(height).add_(black), cb, cr])
     return codes.round_().clamp_(0, 2**bits - 1).to(torch.int32)
 
 

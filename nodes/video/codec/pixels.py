@@ -60,7 +60,7 @@ class ToRGB:
         full_size = self._scale.reformat(frame, format=f"yuv{alpha}444p{bits}le", interpolation=_DEEP_FLAGS)
         planes = [_view(plane, np.uint16, 1)[..., 0] for plane in full_size.planes]
         codes = torch.from_numpy(np.stack(planes[:3]).astype(np.int32))
-        rgb = media.from_float(deep.to_rgb(codes, color, bits), 16).numpy()
+        rgb = media.from_float(deep.to_rgb(codes, color, bits), 16).numpy().transpose(1, 2, 0)
         return np.dstack([rgb, deep.widen(planes[3], bits)]) if alpha else rgb
 
 
@@ -96,7 +96,7 @@ class FromRGB:
         height, width, channels = array.shape
         alpha = "yuva" in self._pixels
         frame = av.VideoFrame(width, height, f"yuv{'a' if alpha else ''}444p10le")
-        rgb = media.to_float(torch.from_numpy(array[..., :3]))
+        rgb = media.to_float(torch.from_numpy(np.ascontiguousarray(array[..., :3].transpose(2, 0, 1))))
         planes = list(deep.from_rgb(rgb, self._color, 10).numpy())
         if alpha:
             planes.append(deep.narrow(array[..., 3], 10) if channels == 4 else np.uint16(1023))
