@@ -20,6 +20,7 @@ from .video import sample
 
 log = logging.getLogger("reelbrush")
 
+WORKFLOWS = Path(__file__).parents[1] / "workflows"
 SAVERS = ("SaveVideo", "ReelBrushSaveVideo", "SaveImage")  # what --out speaks to, the first kind found
 
 
@@ -261,7 +262,8 @@ def redirect(order: list[Node], out: Path) -> Node:
     if ending not in formats:
         endings = ", ".join(f".{choice}" for choice in formats if " " not in choice and choice != "auto")
         raise ValueError(f"--out {out.name}: {saver} writes {endings}")
-    if saver.inputs.get("format") not in (ending, "auto") or ending != "mp4":
+    current = saver.inputs.get("format")
+    if current != ending and (current, ending) != ("auto", "mp4"):
         saver.inputs |= {"format": ending, "codec": "auto"}
     return saver
 
@@ -297,7 +299,11 @@ def _deliver(files: list[Path], out: Path) -> list[Path]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("graph", metavar="GRAPH.json", help="a workflow saved by ComfyUI, UI or API format")
+    parser.add_argument(
+        "graph",
+        metavar="GRAPH.json",
+        help="a workflow saved by ComfyUI (UI or API format), or a shipped one's name",
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -311,13 +317,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def shipped(name: str) -> str:
+    """A graph's path; the bare name of a shipped workflow stands for its file."""
+    path = WORKFLOWS / f"{name.removesuffix('.json')}.json"
+    return str(path) if Path(name).name == name and not Path(name).exists() and path.exists() else name
+
+
 def run(args: argparse.Namespace) -> int:
+    graph = shipped(args.graph)
     if args.server:
         from .server import render_on
 
-        files = render_on(args.server, args.graph, args.set, args.out)
+        files = render_on(args.server, graph, args.set, args.out)
     else:
-        files = render(args.graph, args.set, args.out)
+        files = render(graph, args.set, args.out)
     for file in files:
         sys.stdout.write(f"{file}\n")
     return 0

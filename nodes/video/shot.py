@@ -8,7 +8,7 @@ or when it leaves the frame.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import numpy as np
 
@@ -74,6 +74,7 @@ class Shot:
         """`pan` is the camera's place at a time in frames; `stage` is where house and tree stand."""
         self.size, self.pan = size, pan
         self.unit = size[1] / 288
+        self._labels = lru_cache(2)(self._labels_at)  # each frame is asked for by its two neighbours
         own = {"balloon": self._balloon, "boat": self._boat}
         self.layers = [
             Layer(canvas, near, own.get(name)) for name, canvas, near in _paint(size, light, seed, stage)
@@ -209,8 +210,7 @@ class Shot:
         flow = np.stack([x2 - x, y2 - y], -1).round(9).astype(np.float32) * self.unit  # what rests has 0
         return flow.reshape(height, width, 2), hidden.reshape(height, width)
 
-    @cache  # noqa: B019 (a shot lives as long as its scene is made)
-    def _labels(self, t: float) -> Array:
+    def _labels_at(self, t: float) -> Array:
         width, height = self.size
         x = np.tile((np.arange(width) + 0.5) / self.unit, height)
         y = np.repeat((np.arange(height) + 0.5) / self.unit, width)

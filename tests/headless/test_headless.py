@@ -1,11 +1,13 @@
 """Graphs run from the terminal: a clip comes out, or one sentence that names the node."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from reelbrush.nodes import headless, standins
+from reelbrush.nodes.graph import parse
 from reelbrush.nodes.video import codec, sample
 from reelbrush.nodes.video.reel import LazyVideo
 
@@ -202,3 +204,29 @@ def test_an_error_inside_a_node_names_it_and_an_interrupt_passes(graph, monkeypa
     fail(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         headless.render(graph())
+
+
+def test_a_shipped_workflow_goes_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert headless.shipped("flow_error_report") == str(headless.WORKFLOWS / "flow_error_report.json")
+    assert headless.shipped("flow_error_report.json") == headless.shipped("flow_error_report")
+    assert headless.shipped("../flow_error_report") == "../flow_error_report"
+    (tmp_path / "flow_error_report.json").touch()
+    assert headless.shipped("flow_error_report.json") == "flow_error_report.json"  # one's own comes first
+
+
+@pytest.mark.parametrize(
+    ("given", "ending", "expected"),
+    [
+        (("auto", "auto"), "mp4", ("auto", "auto")),
+        (("mp4", "h264"), "mp4", ("mp4", "h264")),
+        (("webm", "av1"), "webm", ("webm", "av1")),
+        (("mp4", "h264"), "webm", ("webm", "auto")),
+        (("auto", "h264"), "mkv", ("mkv", "auto")),
+    ],
+)
+def test_the_format_changes_only_where_the_ending_needs_it(graph, given, ending, expected):
+    data = json.loads(graph(save(format=given[0], codec=given[1])).read_text())
+    nodes = list(parse(data, headless.definition).nodes.values())
+    saver = headless.redirect(nodes, Path(f"x.{ending}"))
+    assert (saver.inputs["format"], saver.inputs["codec"]) == expected
