@@ -98,7 +98,7 @@ def main() -> None:
         scene = sample.scene(args.frames)
         accuracy(scene)
         calm(scene)
-        drift(args.drift)
+        drift(args.drift) if args.drift else None
 
 
 if __name__ == "__main__":

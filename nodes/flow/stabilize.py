@@ -5,7 +5,8 @@
 b is the content's backward flow and `valid` its validity (kernels/flow.py). `agreement` asks the content
 itself: exp(-d / 2s^2) of the squared difference d between the content and the warped previous content,
 averaged over 3 x 3 pixels. Where an occluder has moved away, either says no, and the new frame shows as
-it is: no ghost. After a cut everything starts anew.
+it is: no ghost. After a cut everything starts anew. Flow of flat places is broken by thin invalid lines,
+which would flicker on: `valid` is raised to its mean over 9 x 9 pixels, and the agreement guards that.
 
 Because the output is fed back, two things must not build up. Warping softens, so the output is resampled
 by a cubic. And a resting background must rest: where the estimated motion is a fraction of a pixel and
@@ -24,6 +25,7 @@ from ..video.reel import Clip, Operation, Window, operation
 from .cuts import CutDetector
 from .estimate import Flow, estimator
 
+FEATHER = 9  # pixels
 AGREEMENT = 0.06  # s: contents that differ so much are half trusted
 REST, SAME = 0.25, 1.5 / 255  # pixels; content difference that rounding and compression explain
 
@@ -32,10 +34,13 @@ def _planes(frame: Tensor) -> Tensor:
     return frame[None, ..., :3].permute(0, 3, 1, 2).float().cpu()
 
 
+def _mean(maps: Tensor, side: int) -> Tensor:
+    return avg_pool2d(maps, side, stride=1, padding=side // 2, count_include_pad=False)
+
+
 def _mismatch(a: Tensor, b: Tensor) -> Tensor:
     """Squared difference of two contents, averaged over the channels and 3 x 3 pixels [1, H, W]."""
-    d = (a - b).square().mean(dim=1, keepdim=True)
-    return avg_pool2d(d, 3, stride=1, padding=1, count_include_pad=False)[:, 0]
+    return _mean((a - b).square().mean(dim=1, keepdim=True), 3)[:, 0]
 
 
 @dataclass
@@ -52,6 +57,7 @@ def trust(backward: Tensor, valid: Tensor, content: Tensor | None, before: Tenso
     if content is None or before is None:
         return Trust(backward, weight)
     backward, weight = resize_flow(backward, *content.shape[-2:]), resize_weights(weight, *content.shape[-2:])
+    weight = torch.maximum(weight, _mean(weight[:, None], FEATHER)[:, 0])
     moved, still = _mismatch(warp(before, backward), content), _mismatch(before, content)
     rests = (energy(backward) < REST**2) & (still <= moved + SAME**2)
     backward = torch.where(rests[:, None], 0.0, backward)

@@ -253,7 +253,7 @@ def test_several_strides_are_averaged_and_shown_apart():
     assert report.error == pytest.approx((report.mean(1) + report.mean(2)) / 2)
 
 
-def test_a_stream_measures_what_a_batch_measures():
+def test_a_stream_measures_what_a_batch_measures(home):
     scene = sample_scene(4)
     content, stylized = scene.frames[:, ::4, ::4].contiguous(), flickering(scene.frames)[:, ::2, ::2]
     eight = lambda x: x.mul(255).round().div(255)  # noqa: E731

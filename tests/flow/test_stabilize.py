@@ -116,7 +116,7 @@ def videos(planted):
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 16])
-def test_a_stream_is_the_batch_whatever_its_chunks(planted, chunk):
+def test_a_stream_is_the_batch_whatever_its_chunks(planted, chunk, home):
     stylized, content = videos(planted)
     batch = stabilize(stylized, content, 0.8, "dis-fast")
     params = {"strength": 0.8, "method": "dis-fast"}
