@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
 from reelbrush.nodes.video import codec
-from reelbrush.nodes.video.reel import LazyVideo, Operation, operation
+from reelbrush.nodes.video.reel import LazyVideo, Operation, Window, operation
 
 WIDTH, HEIGHT = 640, 360
 
@@ -38,10 +38,13 @@ class Soften(Operation):
         bell = torch.exp(-(torch.linspace(-2, 2, 9) ** 2))
         self._bell = (bell / bell.sum()).repeat(3, 1)
 
-    def run(self, frames: Tensor, *others: Tensor, window: object) -> Tensor:
-        x = pad(frames.movedim(-1, 1), (4, 4, 4, 4), mode="reflect")
+    def run(self, frames: Tensor, *others: Tensor, window: Window) -> Tensor:
+        return torch.stack([self._soften(frame) for frame in frames[window.wanted]])
+
+    def _soften(self, frame: Tensor) -> Tensor:
+        x = pad(frame.movedim(-1, 0)[None], (4, 4, 4, 4), mode="reflect")
         x = conv2d(conv2d(x, self._bell[:, None, None], groups=3), self._bell[:, None, :, None], groups=3)
-        return (x * x * (3 - 2 * x)).movedim(1, -1)
+        return (x * x * (3 - 2 * x))[0].movedim(0, -1)
 
 
 def sample(path: Path, frames: int) -> None:

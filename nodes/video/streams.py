@@ -67,14 +67,17 @@ class Stream:
         """Stop threads, drop device memory. May be called at any point."""
 
 
+_Pixels = tuple[Tensor, Sequence[Fraction]]
+
+
 class DecodeStream(Stream):
-    """A file, decoded by a thread that keeps a few batches ahead."""
+    """A file, decoded by a thread that keeps a few batches ahead: as pixels, a quarter of their floats."""
 
     def __init__(self, node: chain.FileSource, start: int):
         super().__init__(start)
         self._node = node
         self._size = batch_size(node.clip.width, node.clip.height)
-        self._queue: queue.Queue[Batch | BaseException | None] = queue.Queue(_AHEAD)
+        self._queue: queue.Queue[_Pixels | BaseException | None] = queue.Queue(_AHEAD)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="reelbrush decode", daemon=True)
         self._thread.start()
@@ -88,16 +91,16 @@ class DecodeStream(Stream):
                     frames.append(frame)
                     times.append(time)
                     if len(frames) == self._size:
-                        if not self._put(_from_pixels(torch.stack(frames), times)):
+                        if not self._put((torch.stack(frames), times)):
                             return
                         frames, times = [], []
-                if frames and not self._put(_from_pixels(torch.stack(frames), times)):
+                if frames and not self._put((torch.stack(frames), times)):
                     return
             self._put(None)
         except BaseException as error:  # carried to the computing thread, raised there
             self._put(error)
 
-    def _put(self, item: Batch | BaseException | None) -> bool:
+    def _put(self, item: _Pixels | BaseException | None) -> bool:
         while not self._stop.is_set():
             try:
                 self._queue.put(item, timeout=0.1)
@@ -112,7 +115,8 @@ class DecodeStream(Stream):
             raise item
         if item is None:
             self._queue.put(None)  # the end stays the end
-        return item
+            return None
+        return _from_pixels(*item)
 
     def close(self) -> None:
         self._stop.set()
