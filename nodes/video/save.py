@@ -155,7 +155,7 @@ def save(
             _into_place(temporary, Path(target))
         return done
     except BaseException:
-        kept = " and are kept: run it again to go on" if resume and node.costly else ""
+        kept = "; finished ones are kept: run it again to go on" if resume and node.costly else ""
         host.log.info("stopped after %d of %d frames%s", done, clip.frame_count, kept)
         if isinstance(temporary, Path):
             _remove(temporary)
