@@ -60,18 +60,19 @@ def _root(matrix: Tensor, inverse: bool = False) -> Tensor:
 
 
 def color_map(
-    x: tuple[Tensor, Tensor], ref: tuple[Tensor, Tensor], floor: float = 0.03
+    x: tuple[Tensor, Tensor], ref: tuple[Tensor, Tensor], gain: float = 4.0
 ) -> tuple[Tensor, Tensor]:
     """The map from one colour cloud's moments to another's: matrix [N, C, C] and offset [N, C].
 
-    T = A^-1/2 (A^1/2 B A^1/2)^1/2 A^-1/2. `floor` is a deviation added to both clouds' in quadrature: a
-    grey picture has no chroma to spread, and its noise must not become colour.
+    T = A^-1/2 (A^1/2 B A^1/2)^1/2 A^-1/2, with no direction spread more than `gain` times: a grey picture
+    has no chroma to spread, and its noise must not become colour.
     """
     (mean, cov), (ref_mean, ref_cov) = x, ref
-    eye = torch.eye(cov.shape[-1], dtype=torch.float64, device=cov.device) * floor**2
+    eye = torch.eye(cov.shape[-1], dtype=torch.float64, device=cov.device) * 1e-6
     a, b = cov.double() + eye, ref_cov.double() + eye
     root, unroot = _root(a), _root(a, inverse=True)
-    matrix = (unroot @ _root(root @ b @ root) @ unroot).to(mean.dtype)
+    values, vectors = torch.linalg.eigh(unroot @ _root(root @ b @ root) @ unroot)
+    matrix = ((vectors * values.clamp(max=gain)[:, None]) @ vectors.transpose(1, 2)).to(mean.dtype)
     return matrix, ref_mean - (matrix @ mean[..., None])[..., 0]
 
 
@@ -81,6 +82,6 @@ def apply_color_map(x: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
     return made.view(x.shape)
 
 
-def match_colors(x: Tensor, ref: Tensor, floor: float = 0.03) -> Tensor:
+def match_colors(x: Tensor, ref: Tensor, gain: float = 4.0) -> Tensor:
     """x with the reference's mean colour and colour covariance; not clamped to 0..1."""
-    return apply_color_map(x, *color_map(color_moments(x), color_moments(ref), floor))
+    return apply_color_map(x, *color_map(color_moments(x), color_moments(ref), gain))

@@ -8,9 +8,10 @@ from .attnstyle import nodes as attnstyle_nodes
 from .diffusion import nodes as diffusion_nodes
 from .distill import nodes as distill_nodes
 from .flow import nodes as flow_nodes
+from .stya2k import nodes as stya2k_nodes
 from .video import nodes as video_nodes
 
-_WINGS = (video_nodes, flow_nodes, distill_nodes, attnstyle_nodes, diffusion_nodes)
+_WINGS = (video_nodes, flow_nodes, stya2k_nodes, distill_nodes, attnstyle_nodes, diffusion_nodes)
 
 NODE_CLASS_MAPPINGS = {
     "ReelBrushSaveVideo": video_nodes.SaveVideo,
@@ -27,6 +28,12 @@ NODE_CLASS_MAPPINGS = {
     "ReelBrushStabilityReport": flow_nodes.error_nodes.StabilityReport,
     "ReelBrushStabilize": flow_nodes.Stabilize,
     "ReelBrushStabilizeVideo": flow_nodes.StabilizeVideo,
+    "ReelBrushLoadStyA2K": stya2k_nodes.LoadStyA2K,
+    "ReelBrushStyA2KStyle": stya2k_nodes.StyA2KStyle,
+    "ReelBrushStyA2KMix": stya2k_nodes.StyA2KMix,
+    "ReelBrushStyA2KApply": stya2k_nodes.StyA2KApply,
+    "ReelBrushStyA2KApplyVideo": stya2k_nodes.StyA2KApplyVideo,
+    "ReelBrushTrainStyA2K": stya2k_nodes.TrainStyA2K,
     "ReelBrushInvert": diffusion_nodes.trajectory_nodes.Invert,
     "ReelBrushSaveTrajectory": diffusion_nodes.trajectory_nodes.SaveTrajectory,
     "ReelBrushLoadTrajectory": diffusion_nodes.trajectory_nodes.LoadTrajectory,

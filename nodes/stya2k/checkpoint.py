@@ -147,4 +147,5 @@ def save(network: nn.Module, path: Path, *, half: bool = True, about: dict | Non
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     save_file(state, part, metadata={"stya2k": json.dumps(facts)})
+    part.chmod(0o644)  # safetensors makes files that only their owner reads
     part.replace(path)

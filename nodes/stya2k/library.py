@@ -22,7 +22,7 @@ def names() -> list[str]:
     """What Load StyA2K lists; folders are of official files."""
     parts = ("_net_A2K.", "_net_transform.", "_net_decoder.", "vgg")
     found = host.model_names(KIND, ENDINGS, folders=True)
-    whole = [n for n in found if not any(part in n for part in parts) and "/samples" not in n]
+    whole = [n for n in found if not any(part in n for part in parts)]
     return list(dict.fromkeys([*embedded(), *whole]))
 
 

@@ -4,7 +4,8 @@ from .. import host
 from ..video.reel import LazyVideo
 from . import library
 from .attention import KINDS, MODES
-from .stylize import PRECISIONS, Look, load_model, make_style, mix_styles, stylize, stylize_video
+from .style import PRECISIONS, load_model, make_style, mix_styles
+from .stylize import Look, stylize, stylize_video
 from .train_node import train
 
 CATEGORY = "ReelBrush/StyA2K"
@@ -253,14 +254,15 @@ class TrainStyA2K:
 
     @classmethod
     def INPUT_TYPES(cls):
-        folders = host.input_names(folders=True)
+        judges = host.model_names("perceptual", (".safetensors", ".pth"))
+        folders = host.input_names(folders=True) or ["contents", "styles"]  # told to make them
         number = {"min": 0.0, "max": 1000.0, "step": 0.05}
         return {
             "required": {
                 "content_folder": (folders, {"tooltip": "A folder of photographs below input/."}),
                 "style_folder": (folders, {"tooltip": "A folder of style pictures below input/."}),
                 "perceptual": (
-                    host.model_names("perceptual", (".safetensors", ".pth")),
+                    judges or ["(none in models/perceptual)"],
                     {"tooltip": "The network that judges, from models/perceptual: SqueezeNet or VGG-19."},
                 ),
                 "size": (
@@ -343,7 +345,39 @@ class TrainStyA2K:
             },
         }
 
-    def train(self, content_folder, style_folder, perceptual, save_as, resume, clip_folder="", **recipe):
+    def train(
+        self,
+        content_folder,
+        style_folder,
+        perceptual,
+        size,
+        attention,
+        steps,
+        batch,
+        load_size,
+        crop,
+        learning_rate,
+        style_weight,
+        match_weight,
+        temporal_weight,
+        seed,
+        save_as,
+        resume,
+        clip_folder="",
+    ):
+        recipe = {
+            "size": size,
+            "attention": attention,
+            "steps": steps,
+            "batch": batch,
+            "load_size": load_size,
+            "crop": crop,
+            "learning_rate": learning_rate,
+            "style_weight": style_weight,
+            "match_weight": match_weight,
+            "temporal_weight": temporal_weight,
+            "seed": seed,
+        }
         return train(content_folder, style_folder, clip_folder, perceptual, save_as, resume, recipe)
 
 

@@ -45,6 +45,11 @@ def _conv(cin: int, cout: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
     return conv
 
 
+def _active(x: Tensor) -> Tensor:
+    """Leaky: with plain ReLUs the dozen channels at full size died in the first steps, unnoticed."""
+    return functional.leaky_relu(x, 0.2)
+
+
 def _double(x: Tensor, like: Tensor) -> Tensor:
     """Twice as large, cut to another map's size."""
     h, w = like.shape[-2:]
@@ -61,7 +66,7 @@ class Block(nn.Module):
             self.b.weight.mul_(0.2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.b(functional.relu(self.a(x)))
+        return x + self.b(_active(self.a(x)))
 
 
 class SmallStyA2K(nn.Module):
@@ -90,15 +95,15 @@ class SmallStyA2K(nn.Module):
         self.up2 = _conv(half, full, 1)
         self.detail, self.color = _conv(3, full), _conv(full, 3)
         with torch.no_grad():
-            self.color.weight.mul_(0.3)
+            self.color.weight.mul_(0.1)
 
     def encode(self, images: Tensor) -> Content:
         """N frames [N, 3, H, W] in 0..1; maps of sizes rounded up, what padding made cut off again."""
         h, w = images.shape[-2:]
         x = functional.pad(images, (0, -w % 8, 0, -h % 8), mode="replicate") if h % 8 or w % 8 else images
-        e2 = functional.relu(self.down2((x - 0.5) * 4))
-        e4 = self.encode4(functional.relu(self.down4(e2)))
-        e8 = self.encode8(functional.relu(self.down8(e4)))
+        e2 = _active(self.down2((x - 0.5) * 4))
+        e4 = self.encode4(_active(self.down4(e2)))
+        e8 = self.encode8(_active(self.down8(e4)))
         maps = (e2, e4, e8)
         steps = (2, 4, 8)
         own = (m[..., : -(-h // s), : -(-w // s)] for m, s in zip(maps, steps, strict=True))
@@ -136,9 +141,9 @@ class SmallStyA2K(nn.Module):
         """Features to pictures of `size`, not clamped."""
         base, z2, z4, z8 = features
         x = self.decode4(_double(self.up8(self.decode8(z8)), z4) + z4)
-        x = _double(self.up4(functional.relu(x)), z2)
-        x = functional.relu(self.decode2(functional.relu(x + self.skip2(z2))))
-        x = functional.relu(_double(self.up2(x), base) + self.detail((base - 0.5) * 4))
+        x = _double(self.up4(_active(x)), z2)
+        x = _active(self.decode2(_active(x + self.skip2(z2))))
+        x = _active(_double(self.up2(x), base) + self.detail((base - 0.5) * 4))
         return base + self.color(x)
 
     def forward(self, images: Tensor, code: StyleCode, mode: str | None = None) -> Tensor:

@@ -47,7 +47,7 @@ class Recipe:
     batch: int = 4
     load_size: int = 256
     crop: int = 160
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     style_weight: float = 10.0
     match_weight: float = 1.25
     gram_weight: float = 4.0
@@ -178,7 +178,7 @@ class Trainer:
                 frames = torch.cat([content, motion.frame])
                 keys = torch.cat([style, style[:1]])
             out = self.network(frames, self.network.encode_style(keys))
-            made = net(out[: len(content)])
+            made = net(out[: len(content)].clamp(-0.25, 1.25))  # a judge knows nothing of worse
             with torch.no_grad():
                 both = net(torch.cat([content, style]))
         made = {k: v.float() for k, v in made.items()}

@@ -9,7 +9,7 @@ from ..video.plot import loss_plot
 from . import checkpoint, library
 from .data import Pictures
 from .perceptual import load_perceptual
-from .stylize import Model, load_model
+from .style import Model, load_model
 from .train import Report, Trainer, recipe_of
 
 
@@ -19,8 +19,8 @@ def train(
     """Run (or go on with) the training `name`; the model, its curves and what there is to say."""
     if not name.strip():
         raise ValueError("save_as is empty: give the run a name")
-    folder = host.output_path(f"{library.KIND}/{name}", "save_as")
-    target = folder.with_name(folder.name + ".safetensors")
+    target = host.inside(host.folder("output") / library.KIND, f"{name}.safetensors", "save_as")
+    folder = target.with_name(f".{target.stem}")  # hidden: a run is no model
     if not resume and (folder.exists() or target.exists()):
         raise ValueError(f"there is a run {name!r} already: set resume, or give another save_as")
     recipe = recipe_of(values)

@@ -48,10 +48,10 @@ def test_one_position_has_no_spread():
 
 def test_colours_get_the_references_mean_and_covariance():
     x, ref = draw(2, 3, 20, 20), draw(1, 3, 11, 13, seed=1).pow(2)
-    mean, cov = color_moments(match_colors(x, ref, floor=0.0))
+    mean, cov = color_moments(match_colors(x, ref, gain=1e9))
     want_mean, want_cov = color_moments(ref)
     torch.testing.assert_close(mean, want_mean.expand_as(mean))
-    torch.testing.assert_close(cov, want_cov.expand_as(cov))
+    torch.testing.assert_close(cov, want_cov.expand_as(cov), rtol=1e-4, atol=1e-5)
 
 
 def test_the_colour_map_is_symmetric_and_positive_so_it_moves_colours_least():
@@ -69,7 +69,7 @@ def test_the_noise_of_a_grey_picture_does_not_become_colour():
     grey = draw(1, 1, 16, 16).expand(-1, 3, -1, -1) + 0.002 * draw(1, 3, 16, 16, seed=2)
     colourful = draw(1, 3, 16, 16, seed=3)
     matrix, _ = color_map(color_moments(grey), color_moments(colourful))
-    assert torch.linalg.eigvalsh(matrix).max() < 20
+    assert torch.linalg.eigvalsh(matrix).max() <= 4 + 1e-9
 
 
 def test_a_colour_map_is_applied_per_frame():

@@ -8,7 +8,7 @@ import torch
 
 from reelbrush.nodes.stya2k import checkpoint
 from reelbrush.nodes.stya2k.small import SmallStyA2K
-from reelbrush.nodes.stya2k.stylize import load_model
+from reelbrush.nodes.stya2k.style import load_model
 
 
 def load_helper(name):

@@ -5,17 +5,8 @@ from fractions import Fraction
 import pytest
 import torch
 
-from reelbrush.nodes.stya2k import stylize as module
-from reelbrush.nodes.stya2k.stylize import (
-    LUMA,
-    Look,
-    Model,
-    Stylizer,
-    make_style,
-    mix_styles,
-    stylize,
-    stylize_video,
-)
+from reelbrush.nodes.stya2k.style import Model, load_model, make_style, mix_styles
+from reelbrush.nodes.stya2k.stylize import LUMA, Look, Stylizer, stylize, stylize_video
 from reelbrush.nodes.video.reel import LazyVideo
 
 
@@ -217,4 +208,4 @@ def test_a_clip_at_strength_0_is_the_clip(style, frames):
 
 
 def test_a_chain_finds_the_model_that_is_loaded(style):
-    assert module.load_model(style.model.path) is style.model
+    assert load_model(style.model.path) is style.model

@@ -1,0 +1,164 @@
+"""Loaded stylizers and styles: what STYA2K and STYLE carry.
+
+A `Style` is one or several pictures with weights that sum to 1 everywhere; a weight may differ from place
+to place (a mask) and from frame to frame (a mask of N frames). Mixing makes a new style of the same
+pictures; each is encoded once, whatever it is mixed into.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .. import host
+from . import checkpoint
+
+PRECISIONS = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(eq=False)
+class Model:
+    """A loaded stylizer."""
+
+    network: torch.nn.Module
+    path: Path
+    precision: str = "auto"
+    compiled: bool = False
+    managed: host.Managed = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision {self.precision!r} is not known: one of {', '.join(PRECISIONS)}")
+        self.network.to(self.dtype, memory_format=torch.channels_last)
+        self.managed = host.managed(self.network)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in; "auto" is half precision on a GPU."""
+        chosen = PRECISIONS[self.precision]
+        return chosen or (torch.float16 if host.device().type == "cuda" else torch.float32)
+
+    def load(self) -> torch.nn.Module:
+        """The network on the computing device."""
+        return self.managed.load()
+
+
+_live: WeakValueDictionary = WeakValueDictionary()  # a clip's chain finds the model that its nodes hold
+
+
+def load_model(path: str | Path, precision: str = "auto", compiled: bool = False) -> Model:
+    """A stylizer from a file or a folder of official files."""
+    path = Path(path)
+    members = sorted(path.iterdir()) if path.is_dir() else [path]
+    key = (path.resolve(), *(p.stat().st_mtime_ns for p in members), precision, compiled)
+    model = _live.get(key)
+    if model is None:
+        model = _live[key] = Model(checkpoint.load(path), path, precision, compiled)
+        if compiled:
+            model.network.encode = torch.compile(model.network.encode, dynamic=True)
+            model.network.decode = torch.compile(model.network.decode, dynamic=True)
+    return model
+
+
+class Picture:
+    """A style picture [1, h, w, 3] and, once it was needed, what the network keeps of it."""
+
+    def __init__(self, image: Tensor):
+        self.image = image
+        self._code: Any = None
+
+    def code(self, model: Model, network: torch.nn.Module) -> Any:
+        """The picture encoded, once for all frames and all mixes."""
+        if self._code is None:
+            planes = self.image.permute(0, 3, 1, 2).to(host.device(), model.dtype)
+            self._code = network.encode_style(planes.contiguous(memory_format=torch.channels_last))
+        return self._code
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A style picture, its weight, and where (mask [1 or N, H, W])."""
+
+    picture: Picture
+    weight: float = 1.0
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Style:
+    """What STYLE carries: a model and pictures whose weights sum to 1 everywhere."""
+
+    model: Model
+    parts: tuple[Part, ...]
+
+
+def fit_picture(picture: Tensor, size: int) -> Tensor:
+    """A picture [1, h, w, 3] with a short side of `size`; long ones are cut to twice that."""
+    h, w = picture.shape[1:3]
+    scale = size / min(h, w)
+    shape = (max(size, round(h * scale)), max(size, round(w * scale)))
+    planes = picture[..., :3].permute(0, 3, 1, 2)
+    if shape != (h, w):
+        planes = functional.interpolate(planes, shape, mode="bilinear", antialias=True, align_corners=False)
+    top, left = max(0, shape[0] - 2 * size) // 2, max(0, shape[1] - 2 * size) // 2
+    planes = planes[..., top : top + 2 * size, left : left + 2 * size]
+    return planes.permute(0, 2, 3, 1).clamp(0, 1).contiguous()
+
+
+def make_style(model: Model, pictures: Tensor, weights: str = "", size: int = 512) -> Style:
+    """Pictures [n, h, w, 3] averaged with weights "1, 2, ..." (empty: alike)."""
+    try:
+        given = [float(w) for w in weights.replace(";", ",").split(",") if w.strip()]
+    except ValueError:
+        raise ValueError(f"the weights {weights!r} are not numbers: give some like 1, 0.5") from None
+    shares = given or [1.0] * len(pictures)
+    if len(shares) != len(pictures):
+        raise ValueError(f"{len(shares)} weights for {len(pictures)} style pictures: give one per picture")
+    if min(shares) < 0 or sum(shares) <= 0:
+        raise ValueError(f"the weights {weights!r} must not be negative, and not all be 0")
+    return Style(
+        model,
+        tuple(
+            Part(Picture(fit_picture(p[None], size)), share / sum(shares))
+            for p, share in zip(pictures, shares, strict=True)
+            if share > 0
+        ),
+    )
+
+
+def mix_styles(a: Style, b: Style, amount: float, mask: Tensor | None = None) -> Style:
+    """`amount` of b in a; with a mask, b where it is white."""
+    if a.model is not b.model and a.model.path != b.model.path:
+        raise ValueError(
+            f"the two styles are of different models ({a.model.path.name} and {b.model.path.name}): "
+            "encode both with the same Load StyA2K"
+        )
+    if amount == 0:
+        return a
+    if mask is None:
+        parts = [replace(p, weight=p.weight * (1 - amount)) for p in a.parts]
+        return Style(a.model, (*parts, *(replace(p, weight=p.weight * amount) for p in b.parts)))
+    white = mask.clamp(0, 1) * amount
+    parts = [replace(p, mask=_times(p.mask, 1 - white)) for p in a.parts]
+    return Style(a.model, (*parts, *(replace(p, mask=_times(p.mask, white)) for p in b.parts)))
+
+
+def _times(mask: Tensor | None, other: Tensor) -> Tensor:
+    if mask is None:
+        return other
+    if mask.shape[1:] != other.shape[1:]:
+        mask = resize_mask(mask, tuple(other.shape[1:]))
+    if len(mask) != len(other) and 1 not in (len(mask), len(other)):
+        raise ValueError(f"masks of {len(mask)} and of {len(other)} frames: give one length, or 1 frame")
+    return mask * other
+
+
+def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks [N, h, w] at another size."""
+    return functional.interpolate(mask[:, None], size, mode="bilinear", antialias=True, align_corners=False)[
+        :, 0
+    ]

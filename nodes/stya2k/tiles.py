@@ -1,0 +1,89 @@
+"""Where tiles lie and what they add up to.
+
+Tiles start on the grid of the attention's regions, and what is computed around a tile reaches as far as
+the networks look; so a tile's inside is what the whole frame would give, once the whole frame's
+statistics are known. Those come from sums over the tiles' insides.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...kernels.moments import EPS
+
+
+def cell(pixels: int, cells: int) -> int:
+    """Pixels a side of a map's cell; maps are rounded up to whole cells."""
+    return 1 << round(math.log2(max(1.0, pixels / cells)))
+
+
+@dataclass(frozen=True)
+class Box:
+    """A tile y, x, h, w and what is computed around it: top, left, bottom, right."""
+
+    y: int
+    x: int
+    h: int
+    w: int
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    def outer(self, planes: Tensor) -> Tensor:
+        return planes[..., self.top : self.bottom, self.left : self.right].contiguous(
+            memory_format=torch.channels_last
+        )
+
+    def inner(self, m: Tensor, size: tuple[int, int]) -> Tensor:
+        """The tile's own part of a map of the outer box."""
+        step = cell(size[0], m.shape[-2])
+        y, x = (self.y - self.top) // step, (self.x - self.left) // step
+        return m[..., y : y + -(-self.h // step), x : x + -(-self.w // step)]
+
+
+def boxes(size: tuple[int, int], tile: int, reach: int, align: int) -> Iterator[Box]:
+    """The tiles of a frame."""
+    reach = -(-reach // align) * align
+    for y in range(0, size[0], tile):
+        for x in range(0, size[1], tile):
+            h, w = min(tile, size[0] - y), min(tile, size[1] - x)
+            ends = min(size[0], y + h + reach), min(size[1], x + w + reach)
+            yield Box(y, x, h, w, max(0, y - reach), max(0, x - reach), *ends)
+
+
+class Sums:
+    """Counts, sums and sums of squares of a frame's maps, added up over its tiles."""
+
+    def __init__(self) -> None:
+        self._levels: list[list[Tensor]] = []
+
+    def add(self, content: Any, box: Box) -> None:
+        """A tile's encoded surroundings; only its inside counts."""
+        image = getattr(content, "image", None)
+        maps = [*([] if image is None else [image]), *content.maps]
+        for level, m in enumerate(maps):
+            flat = box.inner(m, content.size).double().flatten(2)
+            colors = m is image  # colours are matched by their covariance, features by their deviation
+            square = flat @ flat.transpose(1, 2) if colors else flat.square().sum(-1)
+            found = [torch.tensor(flat.shape[-1], device=flat.device), flat.sum(-1), square]
+            if level == len(self._levels):
+                self._levels.append(found)
+            else:
+                self._levels[level] = [a + b for a, b in zip(self._levels[level], found, strict=True)]
+
+    def stats(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+        """What `measure` gives for the whole frame."""
+        return [_moments(*level, dtype) for level in self._levels]
+
+
+def _moments(count: Tensor, total: Tensor, square: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    mean, rest = total / count, (count - 1).clamp_min(1)
+    if square.ndim == 3:
+        return mean.float(), ((square - count * mean[..., None] * mean[:, None]) / rest).float()
+    var = (square - count * mean.square()).clamp_min(0) / rest
+    return mean[..., None, None].to(dtype), (var + EPS).sqrt()[..., None, None].to(dtype)
