@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from ...kernels.flow import energy, resize_flow, resize_weights, warp
+from ...kernels.flow import energy, resize_flow, resize_weights, validity, warp
 from .. import host
 from ..video.reel import Clip, Operation, Window, operation
 from .cuts import CutDetector
@@ -93,8 +93,8 @@ class Stabilizer:
             if now.shape != self._content.shape:
                 raise ValueError("the content's frames change their size midway: give frames of one size")
             forward, backward = self._flow.both(self._ready, ready)
-            valid = Flow.of(forward, backward).backward_valid
-            frame = blend(frame, self._output, trust(backward, valid, now, self._content), self.strength)
+            trusted = trust(backward, validity(backward, forward), now, self._content)
+            frame = blend(frame, self._output, trusted, self.strength)
         self._output, self._content, self._ready = frame, now, ready
         return frame[0].permute(1, 2, 0)
 
