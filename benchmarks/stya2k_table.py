@@ -1,0 +1,166 @@
+"""The table of the small StyA2K on held-out pictures, and its contact sheets.
+
+    python benchmarks/stya2k_table.py --contents FOLDER --styles FOLDER --clips FOLDER --judge SQUEEZENET \
+        ours=stya2k-small.safetensors adain=adain.safetensors all-to-all=all.safetensors --out OUT
+
+The models to compare are trained alike, only the attention swapped:
+
+    for kind in all-to-key adain all-to-all "distributed only" "progressive only" "one head"; do
+        reelbrush train stya2k "runs/$kind" --attention "$kind" --steps N --seed 0 --contents FOLDER \
+            --styles FOLDER --perceptual SQUEEZENET --save-as "runs/$kind.safetensors"
+    done
+
+Held-out pictures are those of the first model's metadata. Columns, all lower is better: `style`, mean and
+deviation of SqueezeNet features as trained; `swd`, sliced Wasserstein distance of 5x5 patches at three
+scales, which no training saw; `content`, instance-normalised features; `flow`, the optical-flow error
+(mse, 0-255, valid pixels) over the clips, mean over styles. Rows beside the models: the input itself, and
+plain colour transfer (mean and deviation in Lab).
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from reelbrush.nodes.flow.conventions import Convention
+from reelbrush.nodes.flow.measure import versions
+from reelbrush.nodes.stya2k import checkpoint
+from reelbrush.nodes.stya2k.losses import content_loss, moments_loss
+from reelbrush.nodes.stya2k.perceptual import load_perceptual
+from reelbrush.nodes.video.reel import LazyVideo
+from reelbrush.nodes.video.sheet import spread
+
+PROJECTIONS, PATCH, SCALES = 128, 5, 3
+
+
+def picture(path: Path, side: int) -> Tensor:
+    """The middle square of a picture [1, 3, side, side]."""
+    image = cv2.imread(str(path))[..., ::-1]
+    h, w = image.shape[:2]
+    s = min(h, w)
+    image = image[(h - s) // 2 :, (w - s) // 2 :][:s, :s]
+    image = cv2.resize(np.ascontiguousarray(image), (side, side), interpolation=cv2.INTER_AREA)
+    return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+
+
+def lab_transfer(content: Tensor, style: Tensor) -> Tensor:
+    """Mean and deviation of each Lab channel."""
+
+    def lab(x: Tensor) -> np.ndarray:
+        return cv2.cvtColor(x[0].permute(1, 2, 0).numpy(), cv2.COLOR_RGB2Lab)
+
+    a, b = lab(content), lab(style)
+    a = (a - a.mean((0, 1))) / (a.std((0, 1)) + 1e-5) * b.std((0, 1)) + b.mean((0, 1))
+    rgb = cv2.cvtColor(a.astype(np.float32), cv2.COLOR_Lab2RGB)
+    return torch.from_numpy(rgb).permute(2, 0, 1)[None].clamp(0, 1)
+
+
+def swd(a: Tensor, b: Tensor) -> float:
+    """Sliced Wasserstein distance of patches, mean over scales."""
+    total = 0.0
+    for scale in range(SCALES):
+        g = torch.Generator().manual_seed(scale)
+        directions = torch.randn(3 * PATCH**2, PROJECTIONS, generator=g)
+        directions = directions / directions.norm(dim=0)
+        sides = []
+        for x in (a, b):
+            small = interpolate(x, scale_factor=0.5**scale, mode="area") if scale else x
+            patches = torch.nn.functional.unfold(small, PATCH)[0].T
+            choice = torch.randperm(len(patches), generator=torch.Generator().manual_seed(7))[:8192]
+            sides.append((patches[choice] @ directions).sort(0).values)
+        n = min(len(s) for s in sides)
+        at = torch.linspace(0, 1, n)
+        sides = [s[(at * (len(s) - 1)).long()] for s in sides]
+        total += float((sides[0] - sides[1]).abs().mean()) / SCALES
+    return total * 255
+
+
+def methods(models: dict[str, Path]) -> dict:
+    """name -> function(content, style) that gives pictures in 0..1."""
+    found = {"input": lambda c, s: c, "colour": lambda c, s: torch.cat([lab_transfer(x[None], s) for x in c])}
+    for name, path in models.items():
+        network = checkpoint.load(path)
+
+        def run(c: Tensor, s: Tensor, network=network) -> Tensor:
+            code = network.encode_style(s)
+            return torch.cat([network(x[None], code) for x in c]).clamp(0, 1)
+
+        found[name] = run
+    return found
+
+
+def sheet(rows: list[list[Tensor]], path: Path, width: int = 192) -> None:
+    """Pictures on a grid as a PNG."""
+    lines = [torch.cat([interpolate(x, (width, width), mode="area")[0] for x in row], 2) for row in rows]
+    image = torch.cat(lines, 1).permute(1, 2, 0).clamp(0, 1).mul(255).byte().numpy()
+    cv2.imwrite(str(path), image[..., ::-1].copy())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument(
+        "models", nargs="+", help="name=file.safetensors; the first one's held-out list is used"
+    )
+    parser.add_argument("--contents", type=Path, required=True)
+    parser.add_argument("--styles", type=Path, required=True)
+    parser.add_argument("--clips", type=Path, help="folder of clips for the flow error")
+    parser.add_argument("--judge", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--side", type=int, default=256)
+    parser.add_argument("--pictures", type=int, default=50)
+    parser.add_argument("--frames", type=int, default=12)
+    args = parser.parse_args()
+    models = {name: Path(file) for name, _, file in (m.partition("=") for m in args.models)}
+    with safe_open(next(iter(models.values())), "pt") as f:
+        about = json.loads(f.metadata()["stya2k"])
+    judge = load_perceptual(args.judge)
+    contents = torch.cat(
+        [picture(args.contents / n, args.side) for n in about["held_out_contents"][: args.pictures]]
+    )
+    styles = [picture(args.styles / n, args.side) for n in about["held_out_styles"]]
+    args.out.mkdir(parents=True, exist_ok=True)
+    run = methods(models)
+    table = {name: {"style": 0.0, "swd": 0.0, "content": 0.0, "flow": 0.0} for name in run}
+    with torch.inference_mode():
+        shown = judge(contents)
+        for i, style in enumerate(styles):
+            mine = contents[i % len(contents) :: len(styles)]  # every content once, spread over the styles
+            wanted = {k: v[i % len(contents) :: len(styles)] for k, v in shown.items()}
+            target = judge(style)
+            for name, method in run.items():
+                out = method(mine, style)
+                seen, row = judge(out), table[name]
+                row["style"] += float(moments_loss(seen, target, judge.style)) / len(styles)
+                row["content"] += float(content_loss(seen, wanted, judge.content)) / len(styles)
+                row["swd"] += sum(swd(x[None], style) for x in out) / len(out) / len(styles)
+        for name, method in list(run.items())[1:]:
+            rows = [[torch.ones_like(styles[0]), *styles[:6]]]
+            rows += [[c[None], *(method(c[None], s) for s in styles[:6])] for c in contents[:4]]
+            sheet(rows, args.out / f"sheet-{name}.png")
+        clips = sorted(args.clips.glob("*.mp4")) if args.clips else []
+        for clip in clips:
+            video = LazyVideo.from_file(clip).fit(512).trim(0, args.frames)
+            frames = torch.cat(list(video.chunks(8)))
+            planes = frames.permute(0, 3, 1, 2)
+            for style in styles[:3]:
+                made = {name: method(planes, style).permute(0, 2, 3, 1) for name, method in run.items()}
+                for report in versions(made, frames, Convention(), "dis-medium"):
+                    table[report.name]["flow"] += report.error / (3 * len(clips))
+                few = [made[n][j].permute(2, 0, 1)[None] for n in models for j in spread(len(frames), 5)]
+                sheet([few[k : k + 5] for k in range(0, len(few), 5)], args.out / f"clip-{clip.stem}.png")
+    head = "| method | style | swd | content | flow |\n|---|---|---|---|---|\n"
+    lines = [f"| {n} | " + " | ".join(f"{v:.3f}" for v in row.values()) + " |" for n, row in table.items()]
+    text = head + "\n".join(lines) + "\n"
+    (args.out / "table.md").write_text(text)
+    sys.stdout.write(text)
+
+
+if __name__ == "__main__":
+    main()
