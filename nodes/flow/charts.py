@@ -61,8 +61,6 @@ def error_plot(report: Report) -> Tensor:
         axes.plot(
             worst.first + worst.stride, worst.error, "v", color="crimson", ms=7, label=f"worst: {worst}"
         )
-    for note in report.notes:
-        axes.plot([], [], " ", label=note)
     if not report.pairs:
         axes.text(0.5, 0.5, "one frame: there is no pair to compare", ha="center", transform=axes.transAxes)
     _frame(axes, report)

@@ -7,10 +7,8 @@ from .conventions import CHOICES, PRESETS, convention
 from .estimate import METHODS
 
 CATEGORY = "ReelBrush/Flow"
-OUTPUTS = {
-    "RETURN_TYPES": ("FLOAT", "IMAGE", "IMAGE", "STRING"),
-    "RETURN_NAMES": ("error", "plot", "heatmap", "table"),
-}
+TYPES = ("FLOAT", "IMAGE", "IMAGE", "STRING")
+NAMES = ("error", "plot", "heatmap", "table")
 TOOLTIPS = (
     "The mean error over the pairs; pairs across a cut are left out.",
     "The error of every pair, with mean, worst pair, cuts and the convention.",
@@ -67,7 +65,8 @@ class FlowError:
     CATEGORY = CATEGORY
     DESCRIPTION = ABOUT
     SEARCH_ALIASES = ALIASES
-    RETURN_TYPES, RETURN_NAMES = OUTPUTS.values()
+    RETURN_TYPES = TYPES
+    RETURN_NAMES = NAMES
     OUTPUT_TOOLTIPS = TOOLTIPS
     FUNCTION = "measure"
 
@@ -110,7 +109,8 @@ class FlowErrorVideo:
     CATEGORY = CATEGORY
     DESCRIPTION = ABOUT + " For clips of any length: frames stream through."
     SEARCH_ALIASES = ALIASES
-    RETURN_TYPES, RETURN_NAMES = OUTPUTS.values()
+    RETURN_TYPES = TYPES
+    RETURN_NAMES = NAMES
     OUTPUT_TOOLTIPS = TOOLTIPS
     FUNCTION = "measure"
 

@@ -42,7 +42,6 @@ class Report:
     source: str = "loaded flow"
     name: str = "stylized"
     pairs: list[Pair] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
     frames: int = 0
     cuts: list[int] = field(default_factory=list)
     _heat: Tensor | None = None
@@ -95,7 +94,6 @@ class Report:
     def table(self) -> str:
         """CSV: the convention in comment lines, one row per pair, then the means."""
         lines = [f"# {key}: {value}" for key, value in self.words().items()]
-        lines += [f"# note: {note}" for note in self.notes]
         if self.cuts:
             lines.append(f"# cuts before frame: {' '.join(map(str, self.cuts))} (left out of the mean)")
         lines.append("pair,stride,error,valid share,cut")
