@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from reelbrush.kernels import flow as kernel
 
 SIZES = [
