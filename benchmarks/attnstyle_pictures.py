@@ -65,7 +65,7 @@ def optimise_pixels(
     content: Content,
     *,
     rate: float = 0.02,
-    steps: int = 120,
+    steps: int = 100,
 ) -> tuple[Tensor, int]:
     """Adam on the pixels until the word's probability is `goal`; the picture and the steps it took."""
     generator = torch.Generator().manual_seed(0)

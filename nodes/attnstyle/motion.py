@@ -8,6 +8,7 @@ nobody sees does not flicker.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -19,11 +20,12 @@ from ..flow.estimate import estimator
 SHIFT, TURN, ZOOM, WOBBLE = 0.03, 0.03, 0.03, 0.004  # of the short side; radians; of the size
 NOISE = 0.012
 OVERLAP = 0.25  # of a key frame must be found in the next one for their flow to be worth using
+AGREE = 0.06  # how far colors may differ where it was found; beyond, light or the flow is another
 
 
 @dataclass(frozen=True)
 class KeyMotion:
-    """Flow from key frame `a` to key frame `b`, and where it is valid."""
+    """Flow from key frame `a` to key frame `b`, and where it is valid and the pictures agree along it."""
 
     a: int
     b: int
@@ -62,9 +64,10 @@ def between(images: Tensor, method: str = "dis-medium") -> list[KeyMotion]:
     source = estimator(method)
     ready = [source.prepare(frame) for frame in images.permute(0, 2, 3, 1)]
     found = []
-    for a in range(len(ready) - 1):
-        forward, backward = source.both(ready[a], ready[a + 1])
-        valid = validity(forward, backward)
+    for a, b in pairwise(range(len(ready))):
+        forward, backward = source.both(ready[a], ready[b])
+        apart = warp(images[b : b + 1], forward) - images[a : a + 1]
+        valid = validity(forward, backward) & (apart.square().mean(1) < AGREE**2)
         if valid.float().mean() >= OVERLAP:
-            found.append(KeyMotion(a, a + 1, forward, valid))
+            found.append(KeyMotion(a, b, forward, valid))
     return found
