@@ -1,5 +1,6 @@
 """Reading: any frame by its number, the right way up, at its time; what cannot be read is said in words."""
 
+import gc
 import io
 import tempfile
 from fractions import Fraction
@@ -110,6 +111,23 @@ def test_frames_are_nobody_elses_memory():
         for frame, _ in codec.Reader(source):
             frame.fill_(0)
         assert all(torch.equal(a, b) for a, (_, b) in zip(first, kept, strict=True))
+
+
+def test_frames_are_freed_without_the_garbage_collector():
+    """A cycle between a frame and its parts would keep megabytes until Python looks for cycles."""
+    source = encode(numbered(60))
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in codec.Reader(source):
+            pass
+        with codec.Writer(io.BytesIO(), codec.probe(source)) as writer:
+            for frame, time in codec.Reader(source):
+                writer.write(frame, time)
+        del writer
+        assert gc.collect() < 60  # of 120 frames that were read, and 60 that were written
+    finally:
+        gc.enable()
 
 
 def test_a_reader_can_be_left_early_and_begun_again():

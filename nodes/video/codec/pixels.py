@@ -13,7 +13,16 @@ import torch
 from av.video.reformatter import VideoReformatter
 
 from . import deep, media
-from .media import MATRICES, PRIMARIES, RANGES, SWS_MATRICES, TRANSFERS, ColorTags, VideoInfo
+from .media import (
+    MATRICES,
+    PRIMARIES,
+    RANGES,
+    SWS_MATRICES,
+    TRANSFERS,
+    ColorTags,
+    Orientation,
+    VideoInfo,
+)
 from .source import Source, label, orientation
 
 _BILINEAR, _FULL_CHROMA, _ACCURATE = 0x2, 0x2000, 0x40000  # SWS_*: PyAV's own names for them came late
@@ -29,9 +38,13 @@ class ToRGB:
         self._info = info
         self._deep = info.bit_depth > 8
         self._scale = VideoReformatter()
+        self._turned: int | None = None  # the angle at which `_up` was read
+        self._up = Orientation()
 
     def __call__(self, frame: Any, number: int, source: Source) -> np.ndarray:
-        info, up = self._info, orientation(frame)
+        if frame.rotation != self._turned:
+            self._turned, self._up = frame.rotation, orientation(frame)
+        info, up = self._info, self._up
         size = (frame.height, frame.width) if up.transpose else (frame.width, frame.height)
         if size != (info.width, info.height):
             raise ValueError(

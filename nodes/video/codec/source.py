@@ -187,6 +187,7 @@ def has_alpha(frame: Any, codec: str) -> bool:
 
 
 def orientation(frame: Any) -> Orientation:
+    """How a frame is to be turned. Ask once per clip: PyAV's side data and its frame hold each other."""
     matrix = frame.side_data.get("DISPLAYMATRIX")
     return Orientation.of(bytes(matrix) if matrix is not None else None)
 
