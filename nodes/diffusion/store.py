@@ -104,16 +104,20 @@ class Reference:
 
     # memory on the trajectory; per layer, so that nodes with other layers share
 
+    def _kept_with_it(self) -> dict:
+        return self.trajectory.cache.setdefault("reference features", {})
+
     def _recall(self, key: tuple, like: Tensor) -> dict[int, Features] | None:
         if self.cache != "cpu":
             return None
-        kept = [self.trajectory.cache.get(_of_layer(key, layer)) for layer in self.chosen]
+        cache = self._kept_with_it()
+        kept = [cache.get(_of_layer(key, layer)) for layer in self.chosen]
         if any(features is None for features in kept):
             return None
         return {features.layer.number: _moved(features, like.device) for features in kept}
 
     def _remember(self, key: tuple, found: dict[int, Features]) -> None:
-        cache = self.trajectory.cache
+        cache = self._kept_with_it()
         for old in [k for k in cache if k[3:5] != key[3:5]]:
             del cache[old]  # one model at a time: a clip's worth of features is large
         for layer in self.chosen:

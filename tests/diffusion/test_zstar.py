@@ -7,6 +7,7 @@ import torch
 
 from reelbrush.nodes.diffusion import unet
 from reelbrush.nodes.diffusion.clip_nodes import FramesPerCall
+from reelbrush.nodes.diffusion.store import weights_key
 from reelbrush.nodes.diffusion.style_nodes import ZStarNode
 
 from .attention_tools import (
@@ -141,7 +142,43 @@ def test_a_wrong_reuse_is_impossible(kind, change):
     again = sample(zstar(other, kept, cache="cpu", **FREE))
     assert torch.equal(again, sample(zstar(other, fresh, cache="recompute", **FREE)))
     assert not torch.equal(again, before)
-    assert len({key[3:5] for key in kept.cache}) == 1  # one model's features at a time
+    assert len({key[3:5] for key in kept.cache["reference features"]}) == 1  # one model's at a time
+
+
+def test_weights_are_the_same_only_with_the_same_hooks_patches_and_living_base():
+    class Thing:
+        pass
+
+    def patcher(**changes):
+        hooks = SimpleNamespace(hooks=[SimpleNamespace(hook_ref=lora, strength=0.5)])
+        return SimpleNamespace(
+            **{"patches_uuid": 1, "object_patches": {"a": lora}, "current_hooks": hooks} | changes
+        )
+
+    lora, other, base = Thing(), Thing(), Thing()
+    base.current_patcher = patcher()
+    key = weights_key(base)
+    base.current_patcher = patcher()
+    assert weights_key(base) == key and hash(weights_key(base)) == hash(key)
+    weaker = SimpleNamespace(hooks=[SimpleNamespace(hook_ref=lora, strength=0.4)])
+    foreign = SimpleNamespace(hooks=[SimpleNamespace(hook_ref=other, strength=0.5)])
+    for changes in (
+        {"patches_uuid": 2},
+        {"object_patches": {"a": other}},
+        {"object_patches": {}},
+        {"current_hooks": None},
+        {"current_hooks": weaker},
+        {"current_hooks": foreign},
+    ):
+        base.current_patcher = patcher(**changes)
+        assert weights_key(base) != key, changes
+    twin = Thing()
+    twin.current_patcher = patcher()
+    assert weights_key(twin) != key
+    del base
+    assert weights_key(twin) != key  # what is gone equals nothing
+    twin.current_patcher = None
+    assert weights_key(twin) != weights_key(twin)  # not inside a run: never reused
 
 
 @BOTH
