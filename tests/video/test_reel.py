@@ -189,7 +189,7 @@ def test_memory_of_a_run_does_not_grow_with_the_clip():
 # -- fingerprints
 
 
-def test_a_fingerprint_changes_with_anything_that_changes_frames(tmp_path):
+def test_a_fingerprint_changes_with_anything_that_changes_frames(tmp_path, monkeypatch):
     file = tmp_path / "weights"
     file.write_bytes(b"one")
     video, other = lazy(), lazy(seed=1)
@@ -213,6 +213,8 @@ def test_a_fingerprint_changes_with_anything_that_changes_frames(tmp_path):
         step(of=video.trim(1)),
     ]
     file.write_bytes(b"three")
+    changed.append(step())
+    monkeypatch.setattr(chain, "_code", lambda: "an updated pack")
     changed.append(step())
     assert len({base, *changed}) == len(changed) + 1
 
