@@ -122,6 +122,21 @@ def test_auto_chooses_what_keeps_alpha_and_depth():
     assert [choose(c, "auto", deep) for c in ("mp4", "webm")] == ["h265", "av1"]
 
 
+@pytest.mark.parametrize(
+    ("container", "name", "words"),
+    [
+        ("mp4", "h264", "transparency"),
+        ("webm", "vp9", "depth"),
+        ("mov", "prores", None),
+        ("png", "png", None),
+    ],
+)
+def test_what_a_codec_cannot_keep_is_logged(container, name, words, tmp_path, caplog):
+    frames = gradient(2, 64, 64, 4, torch.uint16)
+    write(tmp_path / f"clip.{container}", frames, container=container, codec=name)
+    assert [words in m for m in caplog.messages] == ([] if words is None else [True])
+
+
 def test_a_gif_has_one_palette_for_the_whole_clip(tmp_path):
     """The last scene's colours are as good as the first's: the palette is not that of a first sample."""
     scenes = [(200, 30, 30)] * 6 + [(30, 60, 200)] * 3 + [(20, 160, 60)] * 3

@@ -144,6 +144,16 @@ def pixel_format(recipe: Recipe, info: VideoInfo) -> str:
     return found
 
 
+def losses(pixels: str, info: VideoInfo) -> list[str]:
+    """What a pixel format does not keep of a clip."""
+    lost = []
+    if info.alpha and not pixels.startswith(("yuva", "rgba", "bgra", "gbrap", "pal8")):
+        lost.append("transparency")
+    if info.bit_depth > 8 and not pixels.endswith(("10le", "16le", "48be", "64be")):
+        lost.append("depth above 8 bits")
+    return lost
+
+
 def encoder_options(recipe: Recipe, pixels: str) -> dict[str, str]:
     """The encoder's settings: constant quality, and the preset in its own words."""
     codec, preset = recipe.codec, recipe.preset

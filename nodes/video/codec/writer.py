@@ -1,18 +1,21 @@
 """Writing a clip: frames in, a file, bytes or a folder of pictures out."""
 
 import io
+import logging
 import os
 from fractions import Fraction
 
 from torch import Tensor
 
 from .folder import PictureSink
-from .formats import CONTAINERS, Recipe, choose, encoder_of
+from .formats import CONTAINERS, Recipe, choose, encoder_of, losses, pixel_format
 from .gif import GifSink
 from .media import VideoInfo, tags
 from .muxer import FileSink
 from .sound import samples_of
 from .source import Source
+
+log = logging.getLogger("reelbrush")
 
 
 class Writer:
@@ -46,6 +49,8 @@ class Writer:
         sink = {"gif": GifSink, "png": PictureSink}.get(container, FileSink)
         how = Recipe(CONTAINERS[container], self._codec, encoder, quality, preset, words)
         self._sink = sink(target, info, how)
+        if lost := losses(pixel_format(how, info), info):
+            log.warning("%s in %s does not keep the clip's %s", self._codec, container, " and ".join(lost))
         try:
             if isinstance(self._sink, FileSink):
                 if audio is not None:
