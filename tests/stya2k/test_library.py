@@ -1,0 +1,88 @@
+"""What Load StyA2K lists, the model that ships, and the training command."""
+
+import argparse
+import json
+
+import cv2
+import numpy
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from reelbrush.nodes.stya2k import checkpoint, library
+from reelbrush.nodes.stya2k.command import train
+from reelbrush.nodes.stya2k.nodes import LoadStyA2K
+from reelbrush.nodes.stya2k.perceptual import SqueezeNet
+
+SHIPPED = "stya2k-small.safetensors"
+
+
+def test_the_shipped_model_is_listed_first(home, small_file):
+    for name in ("mine.safetensors", "a.safetensors"):
+        path = home / "output" / "stya2k" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(small_file.read_bytes())
+    (path.parent / ".a" / "samples").mkdir(parents=True)
+    (path.parent / "latest_net_decoder.pth").write_bytes(b"")
+    assert library.names() == [SHIPPED, "a.safetensors", "mine.safetensors"]
+    assert LoadStyA2K.INPUT_TYPES()["required"]["model"][0][0] == SHIPPED
+
+
+def test_the_shipped_model_is_small_and_says_how_it_was_made():
+    path = library.path(SHIPPED)
+    assert path.stat().st_size < 8 * 2**20
+    with safe_open(path, "pt") as f:
+        about = json.loads(f.metadata()["stya2k"])
+    assert {"seed", "step", "style_weight", "attention"} <= about.keys()
+    assert (len(about["held_out_styles"]), len(about["held_out_contents"])) == (15, 50)
+    assert path.with_suffix(".md").is_file(), "the model card"
+
+
+@torch.inference_mode()
+def test_the_shipped_model_takes_the_styles_palette():
+    """A bluish picture in an orange style becomes orange; a style distance that no training saw."""
+    network = checkpoint.load(library.path(SHIPPED))
+    g = torch.Generator().manual_seed(0)
+    grain = torch.nn.functional.interpolate(torch.rand(2, 1, 24, 24, generator=g), (96, 96), mode="bicubic")
+    content = (grain[:1] * torch.tensor([0.3, 0.5, 1.0]).view(1, 3, 1, 1)).clamp(0, 1)
+    style = (grain[1:] * torch.tensor([1.0, 0.55, 0.1]).view(1, 3, 1, 1)).clamp(0, 1)
+    out = network(content, network.encode_style(style)).clamp(0, 1)
+    colour = lambda x: x.mean((0, 2, 3))  # noqa: E731
+    assert (colour(out) - colour(style)).norm() < 0.35 * (colour(content) - colour(style)).norm()
+    structure = torch.corrcoef(torch.stack([out.mean(1).flatten(), content.mean(1).flatten()]))[0, 1]
+    assert structure > 0.5, "the content can still be seen"
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    """The least that `reelbrush train` needs, with an untrained judge."""
+    rng = numpy.random.default_rng(0)
+    for kind in ("contents", "styles"):
+        (tmp_path / kind).mkdir()
+        for i in range(2):
+            cv2.imwrite(str(tmp_path / kind / f"{i}.png"), rng.integers(0, 255, (70, 80, 3), numpy.uint8))
+    names = {"0": "conv1x1_1", "1": "conv1x1_2", "2": "conv3x3_2"}
+    weights = {}
+    for key, value in SqueezeNet().state_dict().items():
+        layer, _, rest = key.partition(".")
+        place, _, kind = rest.partition(".")
+        weights[key if layer == "conv1" else f"{layer}/{names[place]}.{kind}"] = value.contiguous()
+    save_file(weights, tmp_path / "judge.safetensors")
+    return [
+        *("stya2k", str(tmp_path / "run"), "--contents", str(tmp_path / "contents")),
+        *("--styles", str(tmp_path / "styles"), "--perceptual", str(tmp_path / "judge.safetensors")),
+        *("--steps", "3", "--batch", "1", "--load-size", "64", "--crop", "64", "--device", "cpu"),
+        *("--held-styles", "1", "--held-contents", "1", "--match-weight", "0"),
+    ]
+
+
+def test_the_command_trains_stops_and_goes_on(arguments, tmp_path):
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    assert train.run(parser.parse_args([*arguments, "--until", "1"])) == 0
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 1
+    target = tmp_path / "mine.safetensors"
+    assert train.run(parser.parse_args([*arguments, "--save-as", str(target)])) == 0
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 3
+    assert checkpoint.load(target).kind == "all-to-key"
