@@ -367,6 +367,8 @@ def test_folders_are_read_in_the_order_of_counting(tmp_path):
     (tmp_path / ".hidden.png").write_bytes(b"no picture")
     assert [number_of(f) for f in read(tmp_path)] == [1, 2, 9, 10]
     assert [number_of(f) for f, _ in codec.Reader(tmp_path, start=1, stop=3)] == [2, 9]
+    (tmp_path / "pic10.png").rename(tmp_path / "pic10 %03d.png")  # a name, not a pattern
+    assert [number_of(f) for f in read(tmp_path)] == [1, 2, 9, 10]
 
 
 # -- faults ----------------------------------------------------------------------------------------

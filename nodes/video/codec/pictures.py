@@ -5,13 +5,13 @@ import struct
 import zlib
 from pathlib import Path
 
-_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def pictures_of(folder: Path) -> list[Path]:
     """The folder's pictures, numbers in their names in the order of counting (2 before 10)."""
-    found = [p for p in folder.iterdir() if p.suffix.lower() in _ENDINGS and not p.name.startswith(".")]
+    found = [p for p in folder.iterdir() if p.suffix.lower() in ENDINGS and not p.name.startswith(".")]
     return sorted(
         found, key=lambda p: [(int(w), "") if w.isdigit() else (0, w) for w in re.split(r"(\d+)", p.name)]
     )

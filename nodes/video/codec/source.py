@@ -12,7 +12,7 @@ from typing import Any
 import av
 
 from .media import SWS_MATRICES, ColorTags, Orientation, VideoInfo
-from .pictures import pictures_of, read_text
+from .pictures import ENDINGS, pictures_of, read_text
 
 Source = str | os.PathLike | io.BytesIO
 
@@ -37,6 +37,8 @@ def open_source(source: Source) -> Iterator[Any]:
         file = os.path.abspath(source)  # never mistaken for a protocol
         with open(file, "rb") as opened:
             head = opened.read(4096)
+        if Path(source).suffix.lower() in ENDINGS:  # a name like "a%03d.png" would be taken for a pattern
+            file = io.BytesIO(Path(source).read_bytes())
     else:
         raise ValueError(f"{label(source)} is not there: choose a video that exists")
     if not head:
