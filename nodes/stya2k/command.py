@@ -34,6 +34,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--perceptual", type=Path, required=True, help="SqueezeNet v1.0 or VGG-19 weights")
     parser.add_argument("--clips", type=Path, help="folder of clips: frame pairs for the temporal loss")
     parser.add_argument("--preset", choices=("small", "paper"), default="small")
+    parser.add_argument("--start-from", type=Path, help="a new run begins with these weights")
     parser.add_argument("--save-as", type=Path, help="write the averaged weights here at the end")
     parser.add_argument("--cache", type=Path, help="where packed pictures go (default: beside the run)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -64,6 +65,8 @@ def _train(args: argparse.Namespace) -> int:
         trainer.use_clips(args.clips)
     if trainer.load():
         log.info("going on from step %d", trainer.step)
+    elif args.start_from:
+        trainer.start_from(checkpoint.load(args.start_from))
     start = time.monotonic()
 
     def watch(report: Report) -> None:

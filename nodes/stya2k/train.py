@@ -143,6 +143,20 @@ class Trainer:
         """Take the temporal loss from frame pairs of real clips instead of moved pictures."""
         self.clips = ClipPairs(folder, self.contents.file.parent, self.recipe.load_size)
 
+    def start_from(self, weights: nn.Module) -> None:
+        """Begin with another network's weights instead of fresh ones; its kind and widths must agree."""
+        state = weights.state_dict()
+        wrong = [k for k, p in self.trained.items() if k not in state or state[k].shape != p.shape]
+        if wrong or weights.kind != self.recipe.attention:
+            raise ValueError(
+                f"the weights to start from are of another network ({wrong[0] if wrong else weights.kind}): "
+                f"give a {self.recipe.size} one trained as {self.recipe.attention}"
+            )
+        with torch.no_grad():
+            for name, p in self.trained.items():
+                p.copy_(state[name])
+                self.average[name].copy_(p)
+
     # -- one step ----------------------------------------------------------------------------------
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Motion]:

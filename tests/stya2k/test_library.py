@@ -86,3 +86,17 @@ def test_the_command_trains_stops_and_goes_on(arguments, tmp_path):
     assert train.run(parser.parse_args([*arguments, "--save-as", str(target)])) == 0
     assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 3
     assert checkpoint.load(target).kind == "all-to-key"
+
+
+def test_a_run_can_begin_with_other_weights(arguments, tmp_path):
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    start = ["--start-from", str(library.path(SHIPPED)), "--learning-rate", "0", "--until", "1"]
+    target = tmp_path / "mine.safetensors"
+    assert train.run(parser.parse_args([*arguments, *start, "--save-as", str(target)])) == 0
+    shipped, mine = (checkpoint.load(p).state_dict() for p in (library.path(SHIPPED), target))
+    assert all(torch.equal(shipped[k], v) for k, v in mine.items())
+    other = parser.parse_args([*arguments, *start, "--attention", "adain"])
+    other.folder = tmp_path / "other"
+    with pytest.raises(ValueError, match="another network"):
+        train.run(other)
