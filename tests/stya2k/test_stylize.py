@@ -5,6 +5,7 @@ from fractions import Fraction
 import pytest
 import torch
 
+from reelbrush.nodes.stya2k import library
 from reelbrush.nodes.stya2k.style import Model, load_model, make_style, mix_styles
 from reelbrush.nodes.stya2k.stylize import LUMA, Look, Stylizer, stylize, stylize_video
 from reelbrush.nodes.video.reel import LazyVideo
@@ -209,3 +210,20 @@ def test_a_clip_at_strength_0_is_the_clip(style, frames):
 
 def test_a_chain_finds_the_model_that_is_loaded(style):
     assert load_model(style.model.path) is style.model
+
+
+@torch.inference_mode()
+def test_half_precision_is_close(frames):
+    clip, pictures = frames(1, 45, 66), frames(1, 60, 44, 1)
+    outs = {}
+    for precision in ("float32", "bfloat16"):
+        model = load_model(library.path("stya2k-small.safetensors"), precision)
+        assert next(model.network.parameters()).dtype == getattr(torch, precision)
+        outs[precision] = stylize(make_style(model, pictures, size=64), clip, Look())
+    assert outs["bfloat16"].dtype == torch.float32
+    assert (outs["float32"] - outs["bfloat16"]).abs().mean() < 0.02
+
+
+def test_an_unknown_precision_is_said(small_file):
+    with pytest.raises(ValueError, match="float16"):
+        load_model(small_file, "int3")
