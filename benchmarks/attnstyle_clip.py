@@ -35,17 +35,20 @@ log = logging.getLogger("attnstyle_clip")
 
 
 def flow_errors(content: Tensor, *clips: Tensor) -> list[float]:
-    """The mean error over all pairs, of each clip [N, H, W, 3] along the content's flow."""
+    """The mean error over all pairs that share a valid pixel, of each clip [N, H, W, 3] along the content's flow."""
     source = estimator("dis-medium")
     ready = [source.prepare(frame) for frame in content]
-    sums = [0.0] * len(clips)
+    sums, pairs = [0.0] * len(clips), 0
     for t in range(len(content) - 1):
         forward, backward = source.both(ready[t], ready[t + 1])
         valid = validity(backward, forward)
+        if not valid.any():  # a cut
+            continue
+        pairs += 1
         for i, clip in enumerate(clips):
             first, second = (clip[k : k + 1].permute(0, 3, 1, 2) for k in (t, t + 1))
             sums[i] += warping_error(difference(warp(first, backward), second), valid).item()
-    return [s / (len(content) - 1) for s in sums]
+    return [s / pairs for s in sums]
 
 
 def memory() -> int:

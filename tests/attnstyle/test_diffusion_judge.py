@@ -142,6 +142,29 @@ def test_it_trains_inside_inference_mode_and_leaves_the_model_alone(judge, pictu
     assert judge._weights is None and judge._base is None
 
 
+@pytest.mark.comfyui
+def test_the_gradient_goes_through_comfyuis_own_encoder(pictures):
+    from comfy.ldm.models.autoencoder import AutoencoderKL
+
+    vae = Vae()
+    shape = {"double_z": True, "z_channels": 4, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32}
+    shape |= {"ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
+    with torch.inference_mode():  # as core loaders make it
+        vae.first_stage_model = AutoencoderKL(ddconfig=shape, embed_dim=4)
+        g = torch.Generator().manual_seed(0)
+        for p in vae.first_stage_model.parameters():
+            p.copy_(torch.randn(p.shape, generator=g) * (0.5 / p[0].numel() ** 0.5 if p.ndim > 1 else 0.1))
+        judge = DiffusionJudge(comfy_model(SMALL), vae, Clip(), "0.2-0.6", 1, size=64)
+    with torch.inference_mode(False), torch.enable_grad(), judge.ready():
+        x = pictures(1, 64, 64).requires_grad_()
+        goal = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+        (slope,) = torch.autograd.grad((judge.encode(x) * goal).sum(), x)
+        way = slope / slope.norm()
+        with torch.no_grad():
+            near = [(judge.encode(x + s * 0.02 * way) * goal).sum() for s in (1, -1)]
+    assert (near[0] - near[1]).item() / 0.04 == pytest.approx(slope.norm().item(), rel=0.05)
+
+
 def test_a_model_without_timesteps_is_refused():
     flow = SimpleNamespace(model=SimpleNamespace(model_sampling=object(), diffusion_model=nn.Module()))
     flow.clone = lambda: flow
