@@ -35,7 +35,7 @@ log = logging.getLogger("attnstyle_clip")
 
 
 def flow_errors(content: Tensor, *clips: Tensor) -> list[float]:
-    """The mean error of each clip [N, H, W, 3] along the content's flow, over the pairs that share a pixel."""
+    """The mean error of each clip [N, H, W, 3] along the content's flow, over pairs that share a pixel."""
     source = estimator("dis-medium")
     ready = [source.prepare(frame) for frame in content]
     sums, pairs = [0.0] * len(clips), 0
