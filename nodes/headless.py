@@ -122,7 +122,7 @@ def check(node: Node, graph: Graph, settings: Iterable[Setting] = ()) -> None:
 def _check_link(node: Node, given: Input, link: Link, graph: Graph) -> None:
     origin = graph.nodes[link.node]
     outputs = definition(origin.kind).outputs
-    if link.slot >= len(outputs):
+    if not 0 <= link.slot < len(outputs):
         raise ValueError(
             f"{node}: {given.name} comes from output {link.slot} of {origin}, which has {len(outputs)}"
         )

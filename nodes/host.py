@@ -146,10 +146,9 @@ def numbered(prefix: str, suffix: str, size: tuple[int, int] = (0, 0)) -> tuple[
         raise ValueError("filename_prefix is empty: give the file a name")
     first = output_path(prefix, "filename_prefix")
     stem = first.name + "_"
-    taken = (
-        p.name.removeprefix(stem).split("_")[0] for p in first.parent.glob("*") if p.name.startswith(stem)
-    )
-    counter = max((int(t) for t in taken if t.isdigit()), default=0) + 1
+    names = (p.name.removeprefix(".") for p in first.parent.glob("*"))  # what is being written has a dot
+    taken = (name.removeprefix(stem).split("_")[0] for name in names if name.startswith(stem))
+    counter = max((int(t) for t in taken if t.isdecimal()), default=0) + 1
     sub = Path(prefix).parent.as_posix()
     return first.parent / f"{stem}{counter:05}_{suffix}", "" if sub == "." else sub
 
@@ -325,6 +324,11 @@ def free_memory(where: torch.device | None = None) -> int:
         return int(comfy("comfy.model_management").get_free_memory(where))
     if where.type == "cuda":
         return torch.cuda.mem_get_info(where)[0]
+    try:  # what the page cache holds counts as free
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) << 10
+    except (OSError, StopIteration, ValueError):
+        pass
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):

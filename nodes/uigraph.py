@@ -62,7 +62,12 @@ def _wire(link: Any) -> tuple[Any, _Wire]:
 
 def convert(data: dict[str, Any], catalog: Catalog) -> Graph:
     """UI-format JSON as a graph of nodes that run."""
-    return _Reader(data, catalog).graph()
+    try:
+        return _Reader(data, catalog).graph()
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(
+            f"a node or link of this graph is broken ({error!r}): save it again in ComfyUI"
+        ) from error
 
 
 class _Reader:

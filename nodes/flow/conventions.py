@@ -173,7 +173,7 @@ def parse_strides(text: str) -> tuple[int, ...]:
         strides = tuple(dict.fromkeys(int(word) for word in text.replace(" ", ",").split(",") if word))
     except ValueError:
         strides = ()
-    if not strides or min(strides) < 1:
+    if not strides or min(strides) < 1 or max(strides) > 10_000:
         raise ValueError(f'strides {text!r} are not understood: give whole numbers such as "1" or "1,4"')
     return strides
 

@@ -125,7 +125,7 @@ def stabilize(stylized: Tensor, content: Tensor, strength: float, method: str) -
         for t, (frame, shown) in enumerate(zip(stylized, content, strict=True)):
             out[t] = run.push(frame, shown)
             bar.step(preview=out[t])
-    return out
+    return torch.cat([out, stylized[..., 3:]], -1)  # alpha stays with its frames
 
 
 def stabilize_with_flow(stylized: Tensor, flow: Flow, content: Tensor | None, strength: float) -> Tensor:
@@ -150,7 +150,7 @@ def stabilize_with_flow(stylized: Tensor, flow: Flow, content: Tensor | None, st
                 )
             out[t] = frame[0].permute(1, 2, 0)
             bar.step(preview=out[t])
-    return out
+    return torch.cat([out, stylized[..., 3:]], -1)
 
 
 @operation("flow.stabilize")

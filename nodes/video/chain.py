@@ -9,7 +9,6 @@ are one computation.
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -132,16 +131,14 @@ class Node:
     """One node of a chain."""
 
     inputs: tuple["Node", ...] = ()
-    costly = False
+    costly = False  # True: worth keeping on disk
 
     @cached_property
-    def fingerprint(self) -> str:
-        """Equal for equal computations on equal sources."""
+    def fingerprint(self) -> str:  # equal for equal computations on equal sources
         raise NotImplementedError
 
     @cached_property
     def clip(self) -> Clip:
-        """Size, rate and length of what comes out."""
         raise NotImplementedError
 
     def need(self, index: int) -> int:
@@ -161,7 +158,8 @@ class FileSource(Node):
 
     @cached_property
     def info(self) -> codec.VideoInfo:
-        return codec.probe(self.source)
+        info = codec.probe(self.source)
+        return info if info.exact else codec.probe(self.source, count=True)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -230,6 +228,10 @@ class Trim(Node):
     @property
     def inputs(self) -> tuple[Node, ...]:
         return (self.source,)
+
+    @property
+    def costly(self) -> bool:
+        return self.source.costly
 
     @cached_property
     def fingerprint(self) -> str:
@@ -329,71 +331,20 @@ def walk(sinks: Iterable[Node]) -> Iterator[Node]:
         yield from visit(sink)
 
 
-def starts(sinks: Mapping[Node, int]) -> dict[str, int]:
-    """The frame from which each node must run so that each sink can go on from its own."""
+def starts(
+    sinks: Mapping[Node, int], resumable: Callable[[Node, int], bool] = lambda node, index: True
+) -> dict[str, int]:
+    """The frame from which each node must run so that each sink can go on from its own.
+
+    A sequential step begins at the first frame, unless its state before a later one is at hand.
+    """
     need: dict[str, int] = {}
     for sink, index in sinks.items():
         need[sink.fingerprint] = min(index, need.get(sink.fingerprint, index))
     for node in reversed(list(walk(sinks))):
+        if isinstance(node, Step) and node.sequential and not resumable(node, need[node.fingerprint]):
+            need[node.fingerprint] = 0
         for source in node.inputs:
             index = node.need(need[node.fingerprint])
             need[source.fingerprint] = min(index, need.get(source.fingerprint, index))
     return need
-
-
-def to_data(sink: Node) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-    """A chain as JSON rows (inputs by row number) and tensors, to be rebuilt by `from_data`."""
-    nodes = list(walk([sink]))
-    row = {node.fingerprint: number for number, node in enumerate(nodes)}
-    rows: list[dict[str, Any]] = []
-    tensors: dict[str, Tensor] = {}
-    for number, node in enumerate(nodes):
-        match node:
-            case FileSource():
-                if not isinstance(node.source, (str, os.PathLike)):
-                    raise ValueError("a clip that is only in memory cannot travel: save it to a file first")
-                rows.append({"kind": "file", "source": str(node.source)})
-            case FrameSource():
-                tensors[f"{number}.frames"] = node.frames
-                rows.append({"kind": "frames", "fps": str(node.fps), "bit_depth": node.bit_depth})
-            case Trim():
-                values = {"start": node.start, "frames": node.frames, "every": node.every}
-                rows.append({"kind": "trim", "input": row[node.source.fingerprint], **values})
-            case Step():
-                if node.objects:
-                    raise ValueError(
-                        f"{node.label or node.name} holds {', '.join(node.objects)}, which cannot travel"
-                    )
-                tensors |= {f"{number}.{key}": t for key, t in node.tensors.items()}
-                inputs = [row[i.fingerprint] for i in node.inputs]
-                rows.append(
-                    {
-                        "kind": "step",
-                        "name": node.name,
-                        "params": dict(node.params),
-                        "files": dict(node.files),
-                    }
-                    | {"inputs": inputs, "label": node.label}
-                )
-    return rows, tensors
-
-
-def from_data(rows: list[dict[str, Any]], tensors: Mapping[str, Tensor]) -> Node:
-    """The chain that `to_data` described."""
-    nodes: list[Node] = []
-    for number, r in enumerate(rows):
-        match r["kind"]:
-            case "file":
-                nodes.append(FileSource(r["source"]))
-            case "frames":
-                nodes.append(
-                    FrameSource(tensors[f"{number}.frames"], Fraction(r["fps"]), None, r["bit_depth"])
-                )
-            case "trim":
-                nodes.append(Trim(nodes[r["input"]], r["start"], r["frames"], r["every"]))
-            case "step":
-                mark = f"{number}."
-                own = {key.removeprefix(mark): t for key, t in tensors.items() if key.startswith(mark)}
-                inputs = tuple(nodes[i] for i in r["inputs"])
-                nodes.append(Step(r["name"], r["params"], inputs, own, r["files"], r["label"]))
-    return nodes[-1]

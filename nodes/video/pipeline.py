@@ -38,12 +38,13 @@ class Pipeline:
     ):
         self._border, self._sinks = border, dict(sinks)
         self._streams: dict[str, Shared] = {}
-        begin = chain.starts(sinks)
+        states = states or {}
+        begin = chain.starts(sinks, lambda node, index: state_key(node.fingerprint, index) in states)
         try:
             for node in chain.walk(sinks):
                 stream = self._stream(node, begin[node.fingerprint])
                 self._streams[node.fingerprint] = Shared(stream)
-                state = (states or {}).get(state_key(node.fingerprint, stream.start))
+                state = states.get(state_key(node.fingerprint, stream.start))
                 if state is not None:
                     stream.restore(state)
             self.feeds = [self._streams[node.fingerprint].feed(index) for node, index in sinks.items()]

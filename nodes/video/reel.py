@@ -43,7 +43,10 @@ class LazyVideo(host.video_base()):
         if file is not None:
             lazy = cls.from_file(file)
             start, duration = getattr(video, "get_active_trim_window", lambda: (0.0, 0.0))()
-            return lazy.as_trimmed(start, duration) or lazy if start or duration else lazy
+            trimmed = lazy.as_trimmed(start, duration) if start or duration else lazy
+            if trimmed is None:
+                raise ValueError(f"the trim begins at {start:g} s, after the end of the clip: begin earlier")
+            return trimmed
         if not hasattr(video, "get_components"):
             raise ValueError(
                 f"a VIDEO is needed, not {type(video).__name__}: connect Load Video or Create Video"
@@ -184,19 +187,23 @@ class LazyVideo(host.video_base()):
         with Pipeline({self.node: 0}) as run, host.progress(clip.frame_count, "Reading frames") as bar:
             while (batch := run.feeds[0].next()) is not None:
                 parts.append(batch.frames)
-                times.append(batch.times[0])
+                times.extend(batch.times)
                 bar.step(len(batch))
         if not parts:
             raise ValueError("the clip has no frames")
-        return host.video_components(torch.cat(parts), clip.fps, self._audio(times[0]))
+        audio = self._audio(times[0], times[-1] + 1 / clip.fps)
+        return host.video_components(torch.cat(parts), clip.fps, audio)
 
-    def _audio(self, begin: Fraction) -> dict | None:
+    def _audio(self, first: Fraction, end: Fraction) -> dict | None:
         sound = Sound(self.node)
-        span = sound.span(begin, self.clip)
-        if sound.file is not None:
-            start, end = span or (Fraction(0), None)
-            return codec.read_audio(sound.file, start, None if end is None else end - start)
-        return sound.waveform(span)
+        begin = sound.begin(first)
+        if sound.file is None:
+            return sound.waveform(begin, end)
+        return (
+            codec.read_audio(sound.file)
+            if begin is None
+            else codec.read_audio(sound.file, begin, end - begin)
+        )
 
     def save_to(
         self,
@@ -264,7 +271,8 @@ class LazyVideo(host.video_base()):
         start = (start_time or 0.0) + (total if (start_time or 0.0) < 0 else 0.0)
         if start >= total or (strict_duration and duration and start + duration > total + 1e-6):
             return None
-        return self.trim(max(0, round(start * self.fps)), round((duration or 0.0) * self.fps))
+        frames = max(1, round(duration * self.fps)) if duration else 0
+        return self.trim(max(0, min(round(start * self.fps), self.frame_count - 1)), frames)
 
     def as_cropped(self, x: int = 0, y: int = 0, width: int = 0, height: int = 0) -> "LazyVideo":
         """A rectangle of every frame, clamped to the frame."""

@@ -40,26 +40,32 @@ class Sound:
     """The sound that goes with a chain: where it comes from, and which part of it."""
 
     def __init__(self, node: chain.Node, audio_from: chain.Node | None = None):
-        self.trimmed = False
-        node, self.replaced = (node, False) if audio_from is None else (audio_from, True)
+        self._replaced = audio_from is not None
+        node, self._trimmed, frame = audio_from or node, False, 0
         while node.inputs or (isinstance(node, chain.LatentSource) and node.like):
-            self.trimmed |= isinstance(node, chain.Trim)
+            self._trimmed |= isinstance(node, chain.Trim)
+            frame = node.input_index(frame)
             node = node.inputs[0] if node.inputs else node.like
+        self._from = frame / node.clip.fps
         self.file = node.source if isinstance(node, chain.FileSource) and node.info.has_audio else None
         self._waveform = node.audio if isinstance(node, chain.FrameSource) else None
 
-    def span(self, begin: Fraction, clip: chain.Clip) -> tuple[Fraction, Fraction] | None:
-        """The part in seconds, for frames that begin at `begin`; None for all of it."""
-        if not self.trimmed or self.replaced:
-            return None
-        return begin, begin + clip.frame_count / clip.fps
+    def begin(self, first: Fraction) -> Fraction | None:
+        """Where it begins, in seconds, for a clip whose first frame is at `first`; None: it is untouched.
 
-    def waveform(self, span: tuple[Fraction, Fraction] | None) -> dict | None:
+        Sound that has a beginning of its own also ends with the last frame.
+        """
+        if self._replaced:
+            return self._from
+        return first if self._trimmed else None
+
+    def waveform(self, begin: Fraction | None, end: Fraction | None = None) -> dict | None:
         """Sound that is in memory, cut to its part."""
-        if self._waveform is None or span is None:
+        if self._waveform is None or begin is None:
             return self._waveform
-        first, last = (round(second * self._waveform["sample_rate"]) for second in span)
-        return {**self._waveform, "waveform": self._waveform["waveform"][..., first:last]}
+        rate = self._waveform["sample_rate"]
+        part = slice(round(begin * rate), None if end is None else round(end * rate))
+        return {**self._waveform, "waveform": self._waveform["waveform"][..., part]}
 
 
 def frames_of(node: chain.Node, *, resume: bool = True) -> Stream:
@@ -130,6 +136,10 @@ def save(
     """Write a chain to a file, a folder of PNG frames or a BytesIO; the number of frames."""
     clip = node.clip
     done = 0
+    if isinstance(target, io.BytesIO) and how.container == "png":
+        raise ValueError(
+            "png frames are a folder, which bytes cannot hold: choose mp4, mkv, webm, mov or gif"
+        )
     frames = frames_of(node, resume=resume)
     temporary: Path | io.BytesIO = target if isinstance(target, io.BytesIO) else _temporary(Path(target))
     try:
@@ -174,7 +184,7 @@ def _open(
 ) -> codec.Writer:
     height, width, channels = first.frames.shape[1:]
     clip, sound = node.clip, Sound(node, audio_from)
-    span = sound.span(first.times[0], clip)
+    begin = sound.begin(first.times[0])
     info = replace(
         _template(node),
         width=width,
@@ -193,8 +203,9 @@ def _open(
         preset=how.preset,
         metadata=dict(metadata or {}),
         audio_from=sound.file,
-        audio=sound.waveform(span),
-        audio_range=span,
+        audio=sound.waveform(begin),
+        audio_range=None if begin is None else (begin, None),
+        sound_ends=begin is not None,
     )
 
 

@@ -32,8 +32,12 @@ def root() -> Path:
 
 
 def budget() -> int:
-    """Bytes that finished spools may take (REELBRUSH_SPOOL_GB, 8 unless set); the oldest go first."""
-    return int(float(os.environ.get("REELBRUSH_SPOOL_GB", "8")) * (1 << 30))
+    """Bytes that all spools may take (REELBRUSH_SPOOL_GB, 8 unless set); the oldest go first."""
+    said = os.environ.get("REELBRUSH_SPOOL_GB", "8")
+    try:
+        return int(float(said) * (1 << 30))
+    except ValueError:
+        raise ValueError(f"REELBRUSH_SPOOL_GB is {said!r}: give a number of gigabytes, such as 8") from None
 
 
 class Spool:
@@ -94,22 +98,29 @@ class Spool:
                     old.unlink()
         part.replace(self._file(number, "mkv"))
         self._file(number, "json").write_text(json.dumps([str(t) for t in batch.times]))
+        if prune(keep=self.path) < 0:
+            raise OSError(f"they take all of the {budget() / 2**30:.3g} GB of REELBRUSH_SPOOL_GB")
 
     def finish(self, frames: int) -> None:
         """All frames are there."""
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "done.json").write_text(json.dumps({"frames": frames}))
-        prune(keep=self.path)
 
     def states(self, number: int) -> dict[str, dict[str, Tensor]] | None:
         """The states with which computing can begin at a chunk; None where one is needed and absent."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         if number == 0:
             return {}
         path = self.path / f"state-{number:05}.safetensors"
         found: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in (load_file(path) if path.exists() else {}).items():
+        try:
+            tensors = load_file(path) if path.exists() else {}
+        except (OSError, SafetensorError) as error:
+            host.log.warning("a kept state cannot be read, computing begins earlier: %s", error)
+            return None
+        for name, tensor in tensors.items():
             key, _, field = name.partition("/")
             found.setdefault(key, {})[field] = tensor
         begin = chain.starts({self.node: number * self.chunk})
@@ -120,18 +131,20 @@ class Spool:
         return self.path / f"{number:05}.{kind}"
 
 
-def prune(keep: Path | None = None) -> None:
-    """Remove the oldest spools until the rest fits the budget."""
-    if not root().is_dir():
-        return
-    spools = sorted(
-        (p for p in root().iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime, reverse=True
-    )
-    left = budget()
-    for path in spools:
-        left -= sum(f.stat().st_size for f in path.iterdir() if f.is_file())
-        if left < 0 and path != keep:
+def prune(keep: Path) -> int:
+    """Remove the oldest spools until the rest fits the budget; the bytes that are left of it."""
+    others = (p for p in root().iterdir() if p.is_dir() and p != keep)
+    left = budget() - _bytes(keep)
+    for path in sorted(others, key=lambda p: p.stat().st_mtime, reverse=True):
+        if _bytes(path) <= left:
+            left -= _bytes(path)
+        else:
             shutil.rmtree(path, ignore_errors=True)
+    return left
+
+
+def _bytes(path: Path) -> int:
+    return sum(f.stat().st_size for f in path.glob("*") if f.is_file())
 
 
 class SpoolStream(Stream):
@@ -143,7 +156,7 @@ class SpoolStream(Stream):
         self._spool, self._shared = spool, (shared, feed)
         self._worker = ThreadPoolExecutor(1, "reelbrush spool")
         self._writing: Future | None = None
-        self._keeping = True
+        self._keeping = budget() > 0
         self._batches = self._read_or_compute()
 
     def next(self) -> Batch | None:
@@ -211,12 +224,12 @@ class SpoolStream(Stream):
             self._writing = self._worker.submit(self._spool.write, number, batch, states)
 
     def _wait(self) -> None:
-        """For the chunk that is being written; a full disk must not cost the person the render."""
+        """For the chunk being written; that frames cannot be kept must not cost the person the render."""
         writing, self._writing = self._writing, None
         try:
             if writing is not None:
                 writing.result()
-        except OSError as error:
+        except (OSError, RuntimeError, ValueError) as error:
             host.log.warning("frames are no longer kept for resuming: %s", error)
             self._keeping = False
 

@@ -83,6 +83,9 @@ class DecodeStream(Stream):
         self._thread.start()
 
     def _work(self) -> None:
+        if self._node.clip.exact and self.start >= self._node.clip.frame_count:
+            self._put(None)
+            return
         try:
             with torch.inference_mode(), codec.Reader(self._node.source, start=self.start) as reader:
                 frames: list[Tensor] = []

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from reelbrush.nodes import host
-from reelbrush.nodes.video import chain, codec, pipeline, reel, save, spool, streams
+from reelbrush.nodes.video import chain, codec, pipeline, reel, save, spool, streams, travel
 from reelbrush.nodes.video.reel import LazyVideo, Operation, operation
 
 
@@ -132,6 +132,32 @@ def test_trims_inside_a_chain_keep_branches_aligned():
     assert torch.equal(all_of(b), frames()[5:25])
 
 
+def trailed(x):
+    """The trail operation, literally, over frames alone."""
+    memory, out = None, []
+    for frame in x:
+        memory = frame if memory is None else 0.7 * memory + 0.3 * frame
+        out.append(memory)
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_trim_behind_a_sequential_step_shows_the_frames_of_the_whole_clip(home, beside):
+    video = lazy()
+    trail = video.then("test.trail", {})
+    cut = trail.trim(10, 20)
+    expected = trailed(frames())[10:30]
+    torch.testing.assert_close(all_of(cut), expected)
+    readers = [cut, trail.trim(0, 20)] if beside else [cut]
+    seen_frames = torch.cat([parts[0] for parts in reel.lockstep(readers, 6)])
+    torch.testing.assert_close(seen_frames, pixels(expected))
+    interrupted = spool.Spool(cut.node)
+    (interrupted.path / "done.json").unlink()
+    for lost in sorted(interrupted.path.glob("0*.mkv"))[2:]:
+        lost.unlink()
+    torch.testing.assert_close(torch.cat(list(cut.chunks(6))), pixels(expected))
+
+
 # -- one source, many readers
 
 
@@ -225,8 +251,8 @@ def test_a_chain_travels_as_data(tmp_path):
     source = LazyVideo.from_file(path)
     made = source.trim(1, 9).then("test.blur", {"before": 1, "after": 1}, tensors={"k": torch.arange(4)})
     made = made.then("test.trail", {}, others=(source.trim(1, 9),))
-    rows, tensors = chain.to_data(made.node)
-    rebuilt = LazyVideo(chain.from_data(rows, tensors))
+    rows, tensors = travel.to_data(made.node)
+    rebuilt = LazyVideo(travel.from_data(rows, tensors))
     assert rebuilt.node.fingerprint == made.node.fingerprint
     assert torch.equal(all_of(rebuilt), all_of(made))
 
@@ -296,6 +322,40 @@ def test_a_lost_or_damaged_chunk_is_computed_again(home, lost):
     assert codec.read_lossless(kept.path / f"{lost:05}.mkv").shape[0] == 4
 
 
+@pytest.mark.parametrize("damage", [b"", b"damaged"])
+def test_a_damaged_state_begins_earlier_and_loses_nothing(home, monkeypatch, damage):
+    video = lazy()
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 20)
+        with pytest.raises(KeyboardInterrupt):
+            costly(video).save_to(home / "output" / "a.mkv")
+    states = list(spool.Spool(costly(video).node).path.glob("state-*"))
+    assert states
+    for state in states:
+        state.write_bytes(damage)
+    costly(video).save_to(home / "output" / "a.mkv")
+    assert torch.equal(torch.cat(list(costly(video).chunks(7))), pixels(all_of(costly(video))))
+
+
+def test_a_run_that_ended_just_before_its_mark_is_whole(home):
+    path = home / "clip.mkv"
+    lazy(40, (16, 16)).save_to(path)
+    video = LazyVideo.from_file(path)
+    expected = torch.cat(list(costly(video).chunks(7)))
+    (spool.Spool(costly(video).node).path / "done.json").unlink()
+    assert torch.equal(torch.cat(list(costly(video).chunks(7))), expected)
+    assert spool.Spool(costly(video).node).total() == 40
+
+
+def test_frames_that_cannot_be_kept_do_not_cost_the_render(home, monkeypatch):
+    def full(path, frames):
+        raise ValueError("ffv1 cannot write this")
+
+    monkeypatch.setattr(codec, "write_lossless", full)
+    costly(lazy()).save_to(home / "output" / "a.mkv")
+    assert len(seen(home / "output" / "a.mkv")) == 40
+
+
 def test_what_is_measured_does_not_depend_on_what_the_spool_holds(home):
     video = lazy()
     first = [torch.cat(part) for part in zip(*reel.lockstep([costly(video), video], 7), strict=True)]
@@ -307,11 +367,23 @@ def test_what_is_measured_does_not_depend_on_what_the_spool_holds(home):
 
 
 def test_the_oldest_spools_go_when_the_budget_is_spent(home, monkeypatch):
-    monkeypatch.setenv("REELBRUSH_SPOOL_GB", "0")
     a, b = costly(lazy()), costly(lazy(seed=1))
     a.save_to(home / "output" / "a.mkv")
+    size = sum(f.stat().st_size for f in spool.Spool(a.node).path.iterdir())
+    monkeypatch.setenv("REELBRUSH_SPOOL_GB", str(1.5 * size / 2**30))
     b.save_to(home / "output" / "b.mkv")
     assert not spool.Spool(a.node).path.exists()
+    assert spool.Spool(b.node).total() == 40
+    monkeypatch.setenv("REELBRUSH_SPOOL_GB", str(0.5 * size / 2**30))
+    a.save_to(home / "output" / "c.mkv")
+    assert sum(f.stat().st_size for f in spool.root().rglob("*") if f.is_file()) < 0.8 * size
+    monkeypatch.setenv("REELBRUSH_SPOOL_GB", "0")
+    c = costly(lazy(seed=2))
+    c.save_to(home / "output" / "d.mkv")
+    assert not spool.Spool(c.node).path.exists()
+    monkeypatch.setenv("REELBRUSH_SPOOL_GB", "8GB")
+    with pytest.raises(ValueError, match=r"8GB.*gigabytes"):
+        c.save_to(home / "output" / "e.mkv")
 
 
 def test_saving_into_memory_and_other_formats(home):
@@ -371,6 +443,54 @@ def test_sound_comes_along_and_a_trim_cuts_it(tmp_path):
         assert saved["waveform"].shape[-1] / saved["sample_rate"] == pytest.approx(1.0, abs=0.1)
 
 
+def beeps(seconds, rate=8000):
+    """Second s sounds at 200 * (s + 1) Hz."""
+    t = torch.arange(seconds * rate) / rate
+    return {
+        "waveform": torch.sin(t * 2 * torch.pi * 200 * (t.long() + 1)).view(1, 1, -1),
+        "sample_rate": rate,
+    }
+
+
+def pitches(audio):
+    """The strongest frequency of each second, in Hz."""
+    wave, rate = audio["waveform"][0, 0], audio["sample_rate"]
+    whole = round(len(wave) / rate) * rate
+    seconds = torch.nn.functional.pad(wave, (0, max(0, whole - len(wave))))[:whole].view(-1, rate)
+    return [round(second.abs().argmax().item() / 50) * 50 for second in torch.fft.rfft(seconds)]
+
+
+def test_the_right_part_of_the_sound_is_heard(tmp_path):
+    video = LazyVideo.from_frames(frames(48, (16, 16)), 12, beeps(4))
+    video.save_to(tmp_path / "clip.mkv")
+    loaded = LazyVideo.from_file(tmp_path / "clip.mkv")
+    silent = LazyVideo.from_frames(frames(24, (16, 16)), 12)
+    for source in (video, loaded):
+        for part, heard in [
+            (source, [200, 400, 600, 800]),
+            (source.trim(24), [600, 800]),
+            (source.trim(12, 12), [400]),
+            (source.trim(12, 12, 2), [400, 600]),
+        ]:
+            assert pitches(part.get_components().audio) == heard
+            part.save_to(tmp_path / "part.mkv")
+            assert pitches(LazyVideo.from_file(tmp_path / "part.mkv").get_components().audio) == heard
+        save.save(silent.node, tmp_path / "from.mkv", save.Format("mkv"), audio_from=source.trim(12).node)
+        assert pitches(LazyVideo.from_file(tmp_path / "from.mkv").get_components().audio) == [400, 600]
+
+
+def test_the_sound_of_a_clip_with_a_changing_rate_ends_with_its_picture(tmp_path):
+    info = codec.VideoInfo(16, 16, Fraction(20), 100, True)
+    pictures = [(f * 255).byte() for f in frames(100, (16, 16))]
+    times = [Fraction(i, 10) for i in range(20)] + [2 + Fraction(i, 40) for i in range(80)]
+    with codec.Writer(tmp_path / "vfr.mkv", info, container="mkv", audio=beeps(4)) as writer:
+        for picture, time in zip(pictures, times, strict=True):
+            writer.write(picture, time)
+    loaded = LazyVideo.from_file(tmp_path / "vfr.mkv")
+    loaded.trim(10, 10).save_to(tmp_path / "part.mkv")
+    assert pitches(LazyVideo.from_file(tmp_path / "part.mkv").get_components().audio) == [400]
+
+
 # -- the host's protocol
 
 
@@ -400,6 +520,7 @@ def test_the_newer_protocol(home):
     assert video.get_active_trim_window() == (0.0, 0.0)
     assert video.has_pending_frame_edits()
     assert video.as_trimmed(0.5, 1.0).get_frame_count() == 12
+    assert video.as_trimmed(0, 0.01).get_frame_count() == 1
     assert video.as_trimmed(2.5, 1.0) is None
     assert video.as_trimmed(1.5, 1.0, True) is None
     assert video.as_cropped(4, 2, 16, 12).get_dimensions() == (16, 12)
@@ -444,6 +565,8 @@ def test_someone_elses_video_is_taken(home):
     assert LazyVideo.of(VideoFromFile()).node.source == str(path)
     assert LazyVideo.of(VideoFromFile(window=(0.5, 1.0))).frame_count == 12
     assert LazyVideo.of(VideoFromFile(edits=True)).frame_count == 5
+    with pytest.raises(ValueError, match="after the end"):
+        LazyVideo.of(VideoFromFile(window=(10.0, 1.0)))
 
     class VideoFromComponents(VideoFromFile):
         def get_stream_source(self):

@@ -35,6 +35,8 @@ def tick_of(info: VideoInfo, codec: str) -> Fraction:
 class FileSink:
     """A muxer with one picture track and perhaps a sound track."""
 
+    sound_ends = False  # True: no sound after the last frame
+
     def __init__(self, target: str | os.PathLike | io.BytesIO, info: VideoInfo, how: Recipe):
         self._target, self._info, self._how = target, info, how
         memory = isinstance(target, io.BytesIO)
@@ -100,7 +102,8 @@ class FileSink:
     def close(self) -> None:
         for packet in self._picture.encode(None):
             self._file.mux(packet)
-        self._pump(float("inf"))
+        end = self._last * self._tick + 1 / self._info.fps
+        self._pump(float(end) if self.sound_ends else float("inf"))
         self._file.close()
 
     def abandon(self) -> None:
@@ -145,7 +148,7 @@ class FileSink:
         stream.bit_rate = 96_000 * min(channels, 6)
         self._sound = encoded(stream, chain([first], pieces), rate, layout)
 
-    def add_sound_of(self, source: Source, span: tuple[Fraction, Fraction] | None) -> None:
+    def add_sound_of(self, source: Source, span: tuple[Fraction, Fraction | None] | None) -> None:
         """The sound of a source; nothing where it has none."""
         start, stop = span or (Fraction(0), None)
         if is_folder(source):

@@ -24,7 +24,8 @@ class Writer:
     The times given to `write` are kept, counted from the first frame's; without them frames are 1/fps apart.
     `audio_from` is the sound of another source, or of the part `audio_range` of it (seconds since its first
     frame): copied packet by packet where the container takes its codec and it begins at the beginning,
-    else encoded again. `audio` is a ComfyUI AUDIO. Gif and picture folders have no sound.
+    else encoded again. `audio` is a ComfyUI AUDIO.
+    With `sound_ends` the sound ends with the last frame. Gif and picture folders have no sound.
     """
 
     def __init__(
@@ -39,7 +40,8 @@ class Writer:
         metadata: dict[str, str | dict] | None = None,
         audio_from: Source | None = None,
         audio: dict | None = None,
-        audio_range: tuple[Fraction, Fraction] | None = None,
+        audio_range: tuple[Fraction, Fraction | None] | None = None,
+        sound_ends: bool = False,
     ):
         self.target, self.info = target, info
         self.frames_written = 0
@@ -57,6 +59,7 @@ class Writer:
                     self._sink.add_sound(samples_of(audio), int(audio["sample_rate"]))
                 elif audio_from is not None:
                     self._sink.add_sound_of(audio_from, audio_range)
+                self._sink.sound_ends = sound_ends
         except BaseException:
             self.discard()
             raise
