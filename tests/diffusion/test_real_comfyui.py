@@ -107,7 +107,8 @@ def test_z_star_with_core_samplers(sd15, sampler, scheduler):
     assert (whole - plain).norm() > 1e-3 * plain.norm()
     torch.testing.assert_close(split, whole, rtol=1e-2, atol=1e-2 * float(whole.std()))
     assert torch.equal(sd15.sample(sd15.model, sd15.noise, sampler, scheduler), plain)
-    picture = sd15.nodes.VAEDecode().decode(sd15.vae, {"samples": whole})[0]
+    with torch.inference_mode():
+        picture = sd15.nodes.VAEDecode().decode(sd15.vae, {"samples": whole})[0]
     assert picture.shape == (FRAMES, SIDE, SIDE, 3) and picture.isfinite().all()
 
 
