@@ -38,9 +38,9 @@ class Eye:
         return next(self.base.diffusion_model.parameters()).device
 
     @property
-    def half(self) -> bool:
-        """True where gradients can underflow."""
-        return (getattr(self.base, "manual_cast_dtype", None) or self.base.get_dtype()) == torch.float16
+    def dtype(self) -> torch.dtype:
+        """What the UNet computes in."""
+        return getattr(self.base, "manual_cast_dtype", None) or self.base.get_dtype()
 
     def sigma(self, timestep: float) -> float:
         """ComfyUI's noise level of a training timestep."""
@@ -197,6 +197,7 @@ def plan(eye: Eye, z: Tensor, timestep: float, frames_per_call: int = 0) -> Plan
         return Plan(frames_per_call)
     with gradients(eye.base):
         one = max(1, graph_bytes(eye, z[:1].detach().clone(), timestep))
-    room = SHARE * host.free_memory(z.device)
-    fits = int(room / one)
+    copied = sum(p.numel() for p in eye.base.diffusion_model.parameters()) * eye.dtype.itemsize
+    room = SHARE * host.free_memory(z.device) - copied
+    fits = max(0, int(room / one))
     return Plan(min(fits, len(z))) if fits else Plan(1, frugal=True)

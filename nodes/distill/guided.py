@@ -24,7 +24,7 @@ from ...kernels.moments import match_moments
 from .. import host
 from . import features
 from .features import Eye
-from .optimize import Recipe, References, distill
+from .optimize import NotANumberError, Recipe, References, distill
 
 Noise = Callable[[Tensor], Tensor]
 TEXT_TO_IMAGE = Recipe(learning_rate=0.015, content_weight=0.0)
@@ -112,7 +112,15 @@ class Guidance:
             self.plan = features.plan(eye, z, t, guide.frames_per_call)
         recipe = self.plan.on(guide.recipe)
         with features.gradients(eye.base, frugal=self.plan.frugal):
-            return distill(references, z, [t] * guide.iterations, recipe)
+            try:
+                return distill(references, z, [t] * guide.iterations, recipe)
+            except NotANumberError:
+                if not recipe.keep_last_good:
+                    raise
+                host.log.warning(
+                    "attention distillation met a NaN at noise level %g: not guided there", sigma
+                )
+                return z
 
 
 def one_picture(latents: Tensor) -> Tensor:

@@ -179,7 +179,7 @@ def gradient(
     eye, wanted = references.eye, [None] * len(style)
     if references.content is not None and recipe.content_weight:
         wanted = references.content_at(t, frames)
-    for scale in SCALES if eye.half else (1.0,):
+    for scale in SCALES if eye.dtype == torch.float16 else (1.0,):
         leaf = z.detach().clone().requires_grad_()
         style_loss = content_loss = 0.0
         for seen, ideal, kept in zip(eye(leaf, t, "qo", grad=True), style, wanted, strict=True):
@@ -203,13 +203,17 @@ def temporal(z: Tensor, anchor: Anchor) -> tuple[Tensor, Tensor]:
     return difference.abs().mean(dim=(1, 2, 3)).double().cpu(), pull
 
 
+class NotANumberError(RuntimeError):
+    """A loss or a gradient overflowed."""
+
+
 def failed(number: int, t: float, good: Tensor, recipe: Recipe) -> Tensor:
     """A loss or gradient that is no number: one sentence, and the last good latent where that is wanted."""
     words = f"attention distillation met a NaN at step {number + 1} (timestep {t:g})"
     if number and recipe.keep_last_good:
         host.log.warning("%s: the latent of step %d is returned", words, number)
         return good
-    raise RuntimeError(
+    raise NotANumberError(
         f"{words}: run ComfyUI with --force-fp32 or --bf16-unet, lower learning_rate, or set on_nan to "
         "return the last good latent"
     )

@@ -1,8 +1,10 @@
 """What the distillation tests share: a small SD1.5-shaped model, smooth latents, references."""
 
+import json
 from contextlib import contextmanager
 
 import torch
+from torch.profiler import profile
 
 from reelbrush.nodes.diffusion import unet
 from reelbrush.nodes.distill import features
@@ -50,6 +52,15 @@ def references(of, style=None, content=None, *masks, frugal=False, layers="last 
     with unet.loaded(of) as base, features.gradients(base, frugal=frugal):
         style = styles(dtype=base.get_dtype()) if style is None else style
         yield References(features.Eye(base, null(of), layers), style, content, *masks)
+
+
+def peak(run, path):
+    """Bytes that `run()` holds at most, by the allocator's own count."""
+    with profile(profile_memory=True) as seen:
+        run()
+    seen.export_chrome_trace(str(path))
+    events = [e["args"] for e in json.loads(path.read_text())["traceEvents"] if e["name"] == "[memory]"]
+    return max(e["Total Allocated"] for e in events) - (events[0]["Total Allocated"] - events[0]["Bytes"])
 
 
 def rows_seen(monkeypatch):

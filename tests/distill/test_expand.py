@@ -9,7 +9,7 @@ from reelbrush.nodes.distill.guided import seeded
 from reelbrush.nodes.distill.optimize import Recipe
 from reelbrush.nodes.distill.seamless import circular, seamless_model, wrapped_tiles
 
-from .small import latents, model, null, rows_seen, styles
+from .small import latents, model, null, peak, rows_seen, styles
 
 CANVASES = [
     pytest.param(Canvas(64, 192), 17, id="the paper's 512x1536: 17 windows at stride 64"),
@@ -64,6 +64,18 @@ def test_how_windows_are_grouped_changes_nothing():
     of.model.diffusion_model.double()
     one, all_at_once = (grown(of, Canvas(8, 16, 8, 4), windows_per_call=n) for n in (1, 4))
     torch.testing.assert_close(one, all_at_once, atol=1e-3, rtol=0)
+
+
+def test_memory_is_that_of_the_windows_not_of_the_canvas(tmp_path):
+    """Four times the canvas, as 2048² is of 1024²; in both, two windows share a call."""
+    of = model()
+    how = {"steps": 1, "iterations": 1, "windows_per_call": 2}
+    grown(of, Canvas(16, 16, 16, 0), **how)
+    small, large = (
+        peak(lambda side=side: grown(of, Canvas(side, side, 16, 0), **how), tmp_path / f"{side}.json")
+        for side in (32, 64)
+    )
+    assert large <= 1.1 * small
 
 
 def wrap_gradient(z, axis):

@@ -5,13 +5,13 @@ from itertools import pairwise
 import pytest
 import torch
 
-from reelbrush.nodes.distill import guided
+from reelbrush.nodes.distill import features, guided
 from reelbrush.nodes.distill.guided import Guidance, Guide, seeded
-from reelbrush.nodes.distill.optimize import Recipe
+from reelbrush.nodes.distill.optimize import Recipe, gradient
 
 from ..diffusion.tiny import conditioning
 from ..diffusion.tiny_sampling import sample
-from .small import contents, latents, model, null, rows_seen, styles
+from .small import contents, latents, model, null, references, rows_seen, styles
 
 SCALE = 0.18215
 
@@ -57,11 +57,7 @@ def test_guidance_brings_the_style_loss_down():
     of, losses = model(), []
     for settings in ({"iterations": 0}, {"iterations": 4, "recipe": Recipe(0.05, 0.0)}):
         z = drawn(of, guide(of, adain=False, **settings))
-        from .small import references
-
         with references(of, styles()) as refs:
-            from reelbrush.nodes.distill.optimize import gradient
-
             losses.append(float(gradient(refs, refs.style_at(1), z.clone(), 1, Recipe(), range(1))[0][0]))
     assert losses[1] < 0.95 * losses[0]
 
@@ -103,6 +99,27 @@ def test_another_packs_model_stays_in_inference_mode_and_as_it_was():
     own = {id(m): set(vars(m)) for m in of.model.diffusion_model.modules()}
     drawn(of, guide(of))
     assert {id(m): set(vars(m)) for m in of.model.diffusion_model.modules()} == own
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["stop", "keep"])
+def test_a_nan_stops_the_sampling_or_leaves_a_level_unguided(keep, monkeypatch):
+    of, look = model(), features.Eye.__call__
+
+    def broken(self, z, timestep, parts, *, grad=False):
+        found = look(self, z, timestep, parts, grad=grad)
+        if grad and timestep > 400:
+            found[0].out = found[0].out * torch.inf
+        return found
+
+    monkeypatch.setattr(features.Eye, "__call__", broken)
+    settings = guide(of, adain=False, recipe=Recipe(0.015, 0.0, keep_last_good=keep))
+    if not keep:
+        with pytest.raises(RuntimeError, match="NaN at step 1"):
+            drawn(of, settings)
+        return
+    out = drawn(of, settings)
+    assert out.isfinite().all()
+    assert not torch.equal(out, drawn(of))  # the lower levels are guided
 
 
 def test_several_style_pictures_share_their_statistics():

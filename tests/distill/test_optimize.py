@@ -93,12 +93,13 @@ def test_recomputing_to_save_memory_changes_nothing():
 def test_free_memory_decides_how_many_frames_share_a_call(monkeypatch):
     with references(model()) as refs:
         one = features.graph_bytes(refs.eye, contents(), 1)
+        copied = sum(p.nbytes for p in refs.eye.base.diffusion_model.parameters()) / features.SHARE
         for room, expected in (
             (100 * one, features.Plan(8)),
             (5 * one, features.Plan(3)),
             (one, features.Plan(1, frugal=True)),
         ):
-            monkeypatch.setattr(host, "free_memory", lambda where=None, room=room: room)
+            monkeypatch.setattr(host, "free_memory", lambda where=None, room=room: room + copied)
             assert features.plan(refs.eye, contents(8), 1) == expected
         assert features.plan(refs.eye, contents(8), 1, 5) == features.Plan(5)
 
