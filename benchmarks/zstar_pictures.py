@@ -67,7 +67,7 @@ class Bench:
         return ZStarNode().patch(self.model, style, mix=mix, add_weight=0.5, **{**PAPER, **changes})[0]
 
     def reference(self, style: object, mode: str, content: object) -> object:
-        given = (mode, 0.75, 1.5, "10-15", 0.0, 1.0)
+        given = (mode, 0.75, 1.5, PAPER["layers"], 0.0, 1.0)
         return ReferenceAttentionNode().patch(self.model, style, *given, content=content)[0]
 
 
@@ -197,8 +197,12 @@ def main() -> None:
     parser.add_argument("--contents", type=int, default=3)
     parser.add_argument("--frames", type=int, default=32)
     parser.add_argument("--per-call", type=int, default=4)
+    parser.add_argument(
+        "--layers", default="10-15", help="of all but the layer columns"
+    )
     parser.add_argument("--styles", nargs="*", help="file names in the data folder's style/")
     given = parser.parse_args()
+    PAPER["layers"] = given.layers
     (sheet if given.what == "sheet" else clip)(given)
 
 
