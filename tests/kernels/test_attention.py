@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from reelbrush.kernels import attention
 from reelbrush.kernels.attention import BACKENDS, attend
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from reelbrush.kernels.reweight import extend, reference, reweighted_attention
 
 CASES = [
