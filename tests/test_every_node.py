@@ -24,6 +24,43 @@ ROOT = HERE.parent
 IDS = sorted(nodes.NODE_CLASS_MAPPINGS)
 
 
+MEASURES, LOADS, SAVES, MAKES = "measures", "loads", "saves", "makes something else of its input"
+NEVER_OFF = {
+    "ReelBrushSaveVideo": SAVES,
+    "ReelBrushPreviewVideo": MAKES,
+    "ReelBrushEncodeVideo": MAKES,
+    "ReelBrushDecodeVideo": MAKES,
+    "ReelBrushOpticalFlow": MEASURES,
+    "ReelBrushSaveFlow": SAVES,
+    "ReelBrushLoadFlow": LOADS,
+    "ReelBrushFlowWarp": MAKES,
+    "ReelBrushFlowError": MEASURES,
+    "ReelBrushFlowErrorVideo": MEASURES,
+    "ReelBrushStabilityReport": MEASURES,
+    "ReelBrushLoadStyA2K": LOADS,
+    "ReelBrushStyA2KStyle": MAKES,
+    "ReelBrushTrainStyA2K": MAKES,
+    "ReelBrushInvert": MAKES,
+    "ReelBrushSaveTrajectory": SAVES,
+    "ReelBrushLoadTrajectory": LOADS,
+    "ReelBrushReconstruct": MEASURES,
+    "ReelBrushReferenceNoise": MAKES,
+    "ReelBrushFramesPerCall": "splits the work; the result is the same at any setting",
+    "ReelBrushAttentionView": MEASURES,
+    "ReelBrushADSampler": "makes a sampler; its empty range is checked with the wing's own tests",
+    "ReelBrushTextureInit": MAKES,
+    "ReelBrushTextureExpand": MAKES,
+    "ReelBrushStyleJudge": LOADS,
+    "ReelBrushLoadStyleJudge": LOADS,
+    "ReelBrushDiffusionJudge": LOADS,
+    "ReelBrushKeyFrames": MAKES,
+    "ReelBrushAttnStyle": MAKES,
+    "ReelBrushSaveAttnStyle": SAVES,
+    "ReelBrushLoadAttnStyle": LOADS,
+}
+"""Nodes that no setting can turn off, and why. Every other node's recipe says what off is."""
+
+
 def _load(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
@@ -80,7 +117,7 @@ def same(a, b):
         return isinstance(b, list) and len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, (str, int, float, bool, type(None))):
         return a == b
-    return True  # networks and other opaque things are compared by what they give
+    return type(a) is type(b)  # networks and other opaque things are compared by what they give
 
 
 def frame_count(value):
@@ -179,8 +216,9 @@ def _holds_tensors(value):
 
 
 def test_off_is_exactly_the_input(node_id, recipe):
+    assert (recipe.off is None) == (node_id in NEVER_OFF), f"{node_id}: say what off is, or why there is none"
     if recipe.off is None:
-        pytest.skip("has no setting that turns it off")
+        pytest.skip(f"cannot be off: it {NEVER_OFF[node_id]}")
     changed, name, number = recipe.off
     arguments = {**recipe.inputs(3, recipe.sizes[0]), **changed}
     expected, got = settle(arguments[name]), settle(run(node_id, arguments)[number])

@@ -1,4 +1,4 @@
-"""Video nodes: declarations. Chains are in reel.py, saving in save.py, files in codec.py."""
+"""Video nodes: declarations. Chains are in reel.py, saving in save.py, files in codec/."""
 
 from .. import host
 from . import codec

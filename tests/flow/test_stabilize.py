@@ -147,3 +147,11 @@ def test_a_restored_state_goes_on_as_if_nothing_had_happened(planted):
     fresh = Stabilizer(0.8, "dis-fast")
     fresh.restore(fresh.state())
     assert torch.equal(fresh.push(stylized[0], content[0]), expected[0])
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5])
+def test_alpha_stays_with_its_frames(strength):
+    content = torch.rand(3, 24, 32, 3, generator=torch.Generator().manual_seed(0))
+    alpha = torch.rand(3, 24, 32, 1, generator=torch.Generator().manual_seed(1))
+    out = stabilize(torch.cat([content, alpha], -1), content, strength, "dis-fast")
+    assert torch.equal(out[..., 3:], alpha)

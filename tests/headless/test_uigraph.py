@@ -235,3 +235,17 @@ def test_every_template_that_comfyui_ships_is_read_and_ordered():
             assert len(graph.order(graph.nodes)) == len(graph.nodes), path.name
             read += 1
     assert read > 100
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"nodes": [{"id": 1}], "links": []},
+        {"nodes": [{"id": 1, "type": "LoadVideo"}], "links": [[1, 2]]},
+        {"nodes": [3], "links": []},
+    ],
+    ids=["no type", "short link", "no node"],
+)
+def test_a_broken_graph_gets_a_sentence(broken):
+    with pytest.raises(ValueError, match="save it again in ComfyUI|LoadVideo"):
+        parse(broken, lambda kind: None, "broken.json")

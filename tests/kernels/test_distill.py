@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
-from reelbrush.kernels import distill
 from torch.profiler import profile
+
+from reelbrush.kernels import distill
 
 CASES = [
     pytest.param(1, 1, 16, 16, 8, id="smallest"),

@@ -17,7 +17,7 @@ class Recipe:
     `inputs(frames, (width, height))` gives keyword arguments for the node's function (hidden ones left out).
     `frames` is the number of the output that has as many frames as went in (None: there is none).
     `off` is (changed inputs, name of the input that must come back bit for bit, number of the output);
-    None needs `no_off`, a reason.
+    None needs a reason in the test's table NEVER_OFF.
     `wrong` lists (changed inputs, a part of the sentence that they get).
     `same_size`: the frames output has the input's size. `alone`: a batch equals its frames one by one.
     `changes`: outputs that differ from run to run (a counted file name).
