@@ -247,5 +247,5 @@ def test_every_template_that_comfyui_ships_is_read_and_ordered():
     ids=["no type", "short link", "no node"],
 )
 def test_a_broken_graph_gets_a_sentence(broken):
-    with pytest.raises(ValueError, match="save it again in ComfyUI|LoadVideo"):
+    with pytest.raises(ValueError, match=r"save it again in ComfyUI|LoadVideo"):
         parse(broken, lambda kind: None, "broken.json")
