@@ -197,9 +197,7 @@ def main() -> None:
     parser.add_argument("--contents", type=int, default=3)
     parser.add_argument("--frames", type=int, default=32)
     parser.add_argument("--per-call", type=int, default=4)
-    parser.add_argument(
-        "--layers", default="10-15", help="of all but the layer columns"
-    )
+    parser.add_argument("--layers", default="10-15", help="of all but the layer columns")
     parser.add_argument("--styles", nargs="*", help="file names in the data folder's style/")
     given = parser.parse_args()
     PAPER["layers"] = given.layers
