@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 COMMANDS = {
-    "render": ("nodes.headless", "run a saved workflow, here or on a running ComfyUI"),
+    "render": ("nodes.render", "run a saved workflow, here or on a running ComfyUI"),
     "sample": ("nodes.video.command", "write the sample clip, its exact flow and the style pictures"),
     "flow-error": ("nodes.flow.command", "optical-flow error of a stylized clip"),
     "train": ("nodes.stya2k.command:train", "train a StyA2K model"),

@@ -1,9 +1,7 @@
 """Runs a saved graph without ComfyUI: the pack's nodes and stand-ins for the core nodes of video graphs."""
 
-import argparse
 import logging
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -14,13 +12,13 @@ from typing import Any
 import torch
 
 from . import host
-from .graph import Definition, Graph, Input, Link, Node, Setting, apply_settings, read
+from .graph import Definition, Graph, Input, Link, Node, Setting, apply_settings
+from .graphfile import read
 from .uigraph import matches
 from .video import sample
 
 log = logging.getLogger("reelbrush")
 
-WORKFLOWS = Path(__file__).parents[1] / "workflows"
 SAVERS = ("SaveVideo", "ReelBrushSaveVideo", "SaveImage")  # what --out speaks to, the first kind found
 
 
@@ -293,44 +291,3 @@ def _deliver(files: list[Path], out: Path) -> list[Path]:
         shutil.move(file, part)
         part.replace(target)
     return targets
-
-
-# -- the command -----------------------------------------------------------------------------------
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "graph",
-        metavar="GRAPH.json",
-        help="a workflow saved by ComfyUI (UI or API format), or a shipped one's name",
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NODE.INPUT=VALUE",
-        help="change an input; NODE is a title or an id, a path may be anywhere",
-    )
-    parser.add_argument("--out", metavar="FILE", help="where the result goes; the ending chooses the format")
-    parser.add_argument(
-        "--server", metavar="URL", help="run in a ComfyUI that is running, e.g. http://127.0.0.1:8188"
-    )
-
-
-def shipped(name: str) -> str:
-    """A graph's path; the bare name of a shipped workflow stands for its file."""
-    path = WORKFLOWS / f"{name.removesuffix('.json')}.json"
-    return str(path) if Path(name).name == name and not Path(name).exists() and path.exists() else name
-
-
-def run(args: argparse.Namespace) -> int:
-    graph = shipped(args.graph)
-    if args.server:
-        from .server import render_on
-
-        files = render_on(args.server, graph, args.set, args.out)
-    else:
-        files = render(graph, args.set, args.out)
-    for file in files:
-        sys.stdout.write(f"{file}\n")
-    return 0

@@ -16,7 +16,8 @@ from urllib.parse import urlencode, urlsplit
 from urllib.request import Request, urlopen
 
 from . import host
-from .graph import Definition, Graph, Setting, apply_settings, read
+from .graph import Definition, Graph, Setting, apply_settings
+from .graphfile import read
 from .headless import the_saver
 from .video import sample
 from .websocket import WebSocket

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from reelbrush import __main__ as command
-from reelbrush.nodes import headless
+from reelbrush.nodes import render
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_debug_shows_where_an_error_comes_from(stub):
 
 
 def test_render_prints_what_it_saved(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(headless, "render", lambda graph, settings, out: [tmp_path / graph, *settings, out])
+    monkeypatch.setattr(render, "render", lambda graph, settings, out: [tmp_path / graph, *settings, out])
     assert command.main(["render", "g.json", "--set", "a.b=1", "--set", "c.d=2", "--out", "x.mp4"]) == 0
     assert capsys.readouterr().out.split() == [str(tmp_path / "g.json"), "a.b=1", "c.d=2", "x.mp4"]
 

@@ -1,10 +1,12 @@
 """API-format graphs: reading, ordering, and inputs set from the command line."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from reelbrush.nodes.graph import Definition, Link, apply_settings, parse, read
+from reelbrush.nodes.graph import Definition, Link, apply_settings
+from reelbrush.nodes.graphfile import SHIPPED, parse, read, shipped
 
 TYPES = {
     "required": {
@@ -138,3 +140,13 @@ def test_a_path_that_exists_becomes_absolute_and_text_stays_text(tmp_path, monke
         found.nodes["1"].inputs["file"] == str(tmp_path / "clip.mp4") and file.path == tmp_path / "clip.mp4"
     )
     assert found.nodes["1"].inputs["text"] == "clip.mp4" and text.path is None
+
+
+def test_a_shipped_workflow_goes_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = SHIPPED / "flow_error_report.json"
+    assert file.exists()
+    assert shipped(Path("flow_error_report")) == shipped(Path("flow_error_report.json")) == file
+    assert shipped(Path("../flow_error_report")) == Path("../flow_error_report")
+    (tmp_path / "flow_error_report.json").touch()
+    assert shipped(Path("flow_error_report.json")) == Path("flow_error_report.json")  # one's own comes first

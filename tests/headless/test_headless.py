@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from reelbrush.nodes import headless, standins
-from reelbrush.nodes.graph import parse
+from reelbrush.nodes.graphfile import parse
 from reelbrush.nodes.video import codec, sample
 from reelbrush.nodes.video.reel import LazyVideo
 
@@ -204,15 +204,6 @@ def test_an_error_inside_a_node_names_it_and_an_interrupt_passes(graph, monkeypa
     fail(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         headless.render(graph())
-
-
-def test_a_shipped_workflow_goes_by_its_name(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert headless.shipped("flow_error_report") == str(headless.WORKFLOWS / "flow_error_report.json")
-    assert headless.shipped("flow_error_report.json") == headless.shipped("flow_error_report")
-    assert headless.shipped("../flow_error_report") == "../flow_error_report"
-    (tmp_path / "flow_error_report.json").touch()
-    assert headless.shipped("flow_error_report.json") == "flow_error_report.json"  # one's own comes first
 
 
 @pytest.mark.parametrize(

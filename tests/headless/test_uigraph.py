@@ -2,7 +2,8 @@
 
 import pytest
 
-from reelbrush.nodes.graph import Definition, Link, parse
+from reelbrush.nodes.graph import Definition, Link
+from reelbrush.nodes.graphfile import parse
 
 INT, SEED = ("INT", {"default": 7}), ("INT", {"default": 0, "control_after_generate": True})
 KINDS = {

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from reelbrush.nodes import headless
-from reelbrush.nodes.graph import Link, parse
+from reelbrush.nodes.graph import Link
+from reelbrush.nodes.graphfile import parse
 from reelbrush.nodes.uigraph import matches
 
 FOLDER = Path(__file__).parents[2] / "workflows"
