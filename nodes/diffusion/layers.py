@@ -95,7 +95,12 @@ def family(model: Any) -> str:
     """ "sd1", "sd2", "sdxl" or "sdxl-refiner", from the width of the text conditioning."""
     net = network(model)
     width = next(m.attn2.to_k.weight.shape[1] for m in net.modules() if getattr(m, "attn2", None) is not None)
-    return _FAMILIES.get(width, f"text width {width}")
+    return family_of_width(width)
+
+
+def family_of_width(width: int) -> str:
+    """The family whose text conditioning is so wide; "" for no width."""
+    return _FAMILIES.get(width, f"text width {width}" if width else "")
 
 
 def pick(expression: str, count: int, what: str = "layer") -> list[int]:

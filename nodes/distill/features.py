@@ -5,18 +5,16 @@ timestep, under the null conditioning, through the bare network (LoRAs in the we
 of other nodes do not). It works on a loaded base model, so the same eye serves a node and a sampler.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
 from .. import host
 from ..diffusion import unet
+from ..diffusion.autograd import dtype_of, gradients, held_bytes, plain_attention
 
 Features = unet.Features
 
@@ -40,7 +38,7 @@ class Eye:
     @property
     def dtype(self) -> torch.dtype:
         """What the UNet computes in."""
-        return getattr(self.base, "manual_cast_dtype", None) or self.base.get_dtype()
+        return dtype_of(self.base)
 
     def sigma(self, timestep: float) -> float:
         """ComfyUI's noise level of a training timestep."""
@@ -77,83 +75,9 @@ class Eye:
         return self._conditions[key]
 
 
-@contextmanager
-def gradients(base: Any, *, frugal: bool = False) -> Iterator[None]:
-    """Gradients flow through a loaded base model's UNet to its input; afterwards it is as it was.
-
-    Nodes run in inference mode, and weights that were made there cannot be saved for a backward pass. A
-    weight function makes ComfyUI cast them at call time, with a copy, which can. `frugal` also recomputes,
-    in the backward pass, what residual blocks and feed-forward layers hold (gradient checkpointing).
-    """
-    changed: list[tuple[nn.Module, str, Any]] = []
-
-    def change(module: nn.Module, name: str, value: Any) -> None:
-        changed.append((module, name, module.__dict__.get(name, changed)))  # itself: "was not there"
-        module.__dict__[name] = value
-
-    with host.gradients():
-        try:
-            for module in base.diffusion_model.modules():
-                for name in ("weight_function", "bias_function"):
-                    if hasattr(module, name):
-                        change(module, name, [*getattr(module, name), Tensor.detach])
-                if frugal and (hasattr(module, "in_layers") or hasattr(module, "net")):
-                    change(module, "forward", _recomputed(module.forward))
-            yield
-        finally:
-            for module, name, before in reversed(changed):
-                if before is changed:
-                    del module.__dict__[name]
-                else:
-                    module.__dict__[name] = before
-
-
-def _recomputed(forward):
-    def checkpointed(*args):
-        if not torch.is_grad_enabled():
-            return forward(*args)
-        return checkpoint(forward, *args, use_reentrant=False)
-
-    return checkpointed
-
-
-def plain_attention(
-    core: Any,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    heads: int,
-    mask: Tensor | None = None,
-    attn_precision: Any = None,
-    skip_reshape: bool = False,
-    skip_output_reshape: bool = False,
-    **options: Any,
-) -> Tensor:
-    """Torch's fused attention in place of the host's backend of the day: some of those have no gradient."""
-    if not skip_reshape:
-        q, k, v = (unet.split_heads(t, heads) for t in (q, k, v))
-    if mask is not None:
-        while mask.ndim < 4:
-            mask = mask.unsqueeze(0 if mask.ndim == 2 else 1)
-    out = scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return out if skip_output_reshape else out.transpose(1, 2).flatten(2)
-
-
 def graph_bytes(eye: Eye, z: Tensor, timestep: float) -> int:
     """What one evaluation with gradients keeps for its backward pass, weights not counted."""
-    own = {p.data_ptr() for p in eye.base.diffusion_model.parameters()}
-    shapes = {p.shape for p in eye.base.diffusion_model.parameters()}
-    held: dict[int, int] = {}
-
-    def pack(t: Tensor) -> Tensor:
-        if t.data_ptr() not in own and t.shape not in shapes:
-            held[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        seen = eye(z.detach().requires_grad_(), timestep, "qo", grad=True)
-    del seen
-    return sum(held.values())
+    return held_bytes(eye.base, lambda: eye(z.detach().requires_grad_(), timestep, "qo", grad=True))
 
 
 class Style(NamedTuple):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import host
 from ..diffusion import unet
+from ..diffusion.autograd import picture
 from . import features
 from .clip import stylize
 from .expand import Canvas, Expansion
@@ -135,16 +136,6 @@ def follow(bar: Any, base: Any, curves: dict[str, list[float]]) -> Report:
         bar.step(len(step.z), preview=lambda: picture(base, step.z))
 
     return report
-
-
-def picture(base: Any, z: Tensor) -> Tensor:
-    """A rough picture [h, w, 3] in 0..1 of the first latent, from the host's colour factors."""
-    pixels = z[0].detach().float().movedim(0, -1).cpu()
-    factors = base.latent_format.latent_rgb_factors
-    if factors is None:
-        return pixels[..., :3] / 2 + 0.5
-    bias = getattr(base.latent_format, "latent_rgb_factors_bias", None)
-    return (pixels @ torch.tensor(factors) + (0 if bias is None else torch.tensor(bias)) + 1) / 2
 
 
 def expanded(model: Any, null: list, source: Latent, canvas: Canvas, how: Expansion, seed: int) -> Latent:
