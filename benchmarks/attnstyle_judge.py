@@ -1,4 +1,4 @@
-"""A small image/text scorer for AttnStyle's benchmarks, trained in ten minutes of one CPU thread.
+"""A small image/text scorer for AttnStyle's benchmarks, trained in five minutes of one CPU thread.
 
     python benchmarks/attnstyle_judge.py --pictures FOLDER... --out judge.safetensors
 
@@ -225,7 +225,10 @@ class WordJudge(EmbeddingJudge):
 # -- training --------------------------------------------------------------------------------------
 
 
-def train(pool: Tensor, minutes: float, steps: int, seed: int = 0) -> tuple[Towers, dict[str, Tensor]]:
+def train(
+    pool: Tensor, steps: int, state: Path, seconds: float, seed: int = 0
+) -> tuple[Towers, dict[str, Tensor]] | None:
+    """The trained towers; None when `seconds` of CPU were over first: then `state` holds where to go on."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     plain = measures(crops(pool, 2048, generator))
@@ -233,11 +236,20 @@ def train(pool: Tensor, minutes: float, steps: int, seed: int = 0) -> tuple[Towe
     std[: len(HUES)] = std[: len(HUES)].max()  # one unit of color for all hues: purple is rare
     towers = Towers().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(towers.parameters(), lr=2e-3, weight_decay=1e-3)
+    first = 0
+    if state.exists():
+        kept = torch.load(state, weights_only=True)
+        towers.load_state_dict(kept["towers"])
+        optimizer.load_state_dict(kept["optimizer"])
+        generator.set_state(kept["generator"])
+        first = kept["step"]
     start = time.process_time()
-    for step in range(steps):
-        done = max(step / steps, (time.process_time() - start) / (60 * minutes))
-        if done >= 1:
-            break
+    for step in range(first, steps):
+        if time.process_time() - start > seconds:
+            parts = {"towers": towers.state_dict(), "optimizer": optimizer.state_dict()}
+            torch.save(parts | {"generator": generator.get_state(), "step": step}, state)
+            return None
+        done = step / steps
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * min(1, step / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
         x = vary(crops(pool, 48, generator), generator)
@@ -275,13 +287,19 @@ def main() -> None:
     )
     parser.add_argument("--pictures", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1300)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="of CPU; run again to go on")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     unseen = [f for folder in args.pictures for f in held_out(folder)]
     seen = [f for folder in args.pictures for f in picture_files(folder) if f not in set(unseen)]
-    towers, stats = train(load(seen, 96), args.minutes, args.steps)
+    state = args.out.with_suffix(".state")
+    trained = train(load(seen, 96), args.steps, state, args.seconds)
+    if trained is None:
+        log.info("not finished: run the same command again")
+        return
+    towers, stats = trained
+    state.unlink(missing_ok=True)
     error, same = agreement(towers, stats, load(unseen, 96))
     log.info("unseen pictures: mean |P - target| %.4f, first word the same in %.1f%%", error, 100 * same)
     tensors = {f"towers.{k}": v for k, v in towers.state_dict().items()} | stats

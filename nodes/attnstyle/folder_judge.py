@@ -1,6 +1,8 @@
 """A CLIP from a local Hugging Face folder, through transformers (the extra `judge`)."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,31 +34,46 @@ class FolderJudge(EmbeddingJudge):
                     f"models/{KIND}/<name>/ needs config.json, model.safetensors and the tokenizer files"
                 ) from error
             self.model = model.float().requires_grad_(False).train(False)
-        vision = self.model.config.vision_config
-        self.size = vision.image_size
+        self.size = self.model.config.vision_config.image_size
+        self.length = self.model.config.text_config.max_position_embeddings
         self.scale = float(self.model.logit_scale.exp())
         preprocess = folder / "preprocessor_config.json"
         if preprocess.is_file():
-            numbers = json.loads(preprocess.read_text())
+            numbers = read_json(preprocess)
             self.mean = tuple(numbers.get("image_mean", self.mean))
             self.std = tuple(numbers.get("image_std", self.std))
+        self._held = False
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """The model on the computing device; afterwards it makes room again for what the host manages."""
+        if self._held:
+            yield
+            return
+        host.make_room(sum(p.numel() * p.element_size() for p in self.model.parameters()))
+        self._held = True
+        try:
+            with torch.inference_mode(False):
+                self.model.to(host.device())
+            yield
+        finally:
+            self._held = False
+            with torch.inference_mode(False):
+                self.model.to(host.offload_device())
 
     def text(self, texts: list[str]) -> Tensor:
-        model = self._on_device()
-        tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(host.device())
-        with torch.inference_mode(False), torch.no_grad():
-            pooled = model.text_model(**tokens).pooler_output
-            return normalize(model.text_projection(pooled), dim=-1)
+        # cut at what the text tower has positions for: not every tokenizer file says how many that are
+        cut = {"padding": True, "truncation": True, "max_length": self.length}
+        tokens = self.tokenizer(texts, return_tensors="pt", **cut).to(host.device())
+        with self.ready(), torch.inference_mode(False), torch.no_grad():
+            pooled = self.model.text_model(**tokens).pooler_output
+            return normalize(self.model.text_projection(pooled), dim=-1)
 
     def towers(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        model = self._on_device()
-        hidden = model.vision_model(pixel_values=pixels.to(host.device())).last_hidden_state
-        every = model.visual_projection(model.vision_model.post_layernorm(hidden))
-        return every[:, 0], every[:, 1:]
-
-    def _on_device(self) -> Any:
-        with torch.inference_mode(False):
-            return self.model.to(host.device())
+        with self.ready():
+            hidden = self.model.vision_model(pixel_values=pixels.to(host.device())).last_hidden_state
+            every = self.model.visual_projection(self.model.vision_model.post_layernorm(hidden))
+            return every[:, 0], every[:, 1:]
 
 
 def check_folder(folder: Path) -> None:
@@ -64,7 +81,7 @@ def check_folder(folder: Path) -> None:
     config = folder / "config.json"
     if not config.is_file():
         raise ValueError(f"the folder {folder.name!r} has no config.json: choose a Hugging Face CLIP folder")
-    kind = json.loads(config.read_text()).get("model_type")
+    kind = read_json(config).get("model_type")
     if kind != "clip":
         raise ValueError(
             f"the folder {folder.name!r} holds a model of type {kind!r}: "
@@ -75,6 +92,19 @@ def check_folder(folder: Path) -> None:
             f"the folder {folder.name!r} has no .safetensors weights: pickled weights are not loaded, "
             "save the model again as safetensors"
         )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a configuration file says; one sentence when it is broken."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{path.name} in the folder {path.parent.name!r} is no configuration (broken JSON): copy it again"
+        )
+    return found
 
 
 def folders() -> list[str]:

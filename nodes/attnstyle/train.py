@@ -144,6 +144,7 @@ class _Session:
             weights = curriculum.at(asked, epoch, settings.epochs) if settings.curriculum else asked
             styl, losses = self.losses(epoch)
             total = torch.stack([getattr(weights, name) * loss for name, loss in losses.items()]).sum()
+            check_finite(total, losses, epoch, settings.learning_rate)
             optimizer.zero_grad(set_to_none=True)
             total.backward()
             optimizer.step()
@@ -186,6 +187,17 @@ class _Session:
                 here = (t.to(styl.device) for t in (motion.flow, motion.valid))
                 parts.append(self.temporal(styl[a : a + 1], styl[b : b + 1], *here))
         return torch.stack(parts).mean() * BYTES**2
+
+
+def check_finite(total: Tensor, losses: dict[str, Tensor], epoch: int, rate: float) -> None:
+    """One sentence when a training has blown up: its pictures would all be black."""
+    if torch.isfinite(total):
+        return
+    broken = ", ".join(name for name, loss in losses.items() if not torch.isfinite(loss)) or "their sum"
+    raise ValueError(
+        f"the training blew up at epoch {epoch + 1} ({broken} is no number any more): "
+        f"set learning_rate lower than {rate:g}, or the loss weights"
+    )
 
 
 class Patience:

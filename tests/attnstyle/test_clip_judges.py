@@ -27,13 +27,15 @@ def test_embeddings_are_those_of_the_two_towers(pair):
     clip, vision = pair
     judge = ComfyJudge(clip, vision)
     pixels = torch.randint(0, 256, (2, 32, 32, 3), generator=torch.Generator().manual_seed(0)) / 255
-    own = vision.encode_image(pixels)["image_embeds"]
+    with torch.inference_mode():  # ComfyUI's own forward, where ComfyUI runs it
+        own = vision.encode_image(pixels)["image_embeds"].clone()
     torch.testing.assert_close(
         judge.image(pixels.movedim(-1, 1)), torch.nn.functional.normalize(own, dim=-1), atol=1e-5, rtol=1e-4
     )
     with torch.no_grad():
         pooled = clip.encode_from_tokens(clip.tokenize("a red dog"), return_pooled="unprojected")[1]
-        projected = pooled @ clip.cond_stage_model.clip_l.transformer.text_projection.weight.T
+        weight = clip.cond_stage_model.clip_l.transformer.text_projection.weight
+        projected = pooled.float() @ weight.float().T
     expected = torch.nn.functional.normalize(projected, dim=-1)
     torch.testing.assert_close(judge.text(["a red dog"]), expected, atol=1e-5, rtol=1e-4)
     assert (judge.text(["a red dog"]) @ judge.text(["two ships"]).T).item() < 0.999
@@ -141,6 +143,34 @@ def test_a_folder_that_cannot_be_loaded_is_said_in_one_sentence(folder):
     with pytest.raises(ValueError, match="holds no CLIP that transformers can load") as caught:
         FolderJudge(folder)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_a_long_text_is_cut_at_what_the_text_tower_can_read(folder):
+    judge = FolderJudge(folder)
+    long, longer = (judge.text([" ".join(["red dog"] * n)]) for n in (60, 90))
+    assert torch.isfinite(long).all()
+    torch.testing.assert_close(long, longer)
+
+
+def test_a_folder_judge_stands_on_the_device_only_while_it_is_needed(folder, pictures, monkeypatch):
+    judge, seen = FolderJudge(folder), []
+    move = judge.model.to
+    monkeypatch.setattr(judge.model, "to", lambda where: seen.append(str(where)) or move(where))
+    with monkeypatch.context() as patch:
+        patch.setattr("reelbrush.nodes.host.offload_device", lambda: torch.device("cpu:0"))
+        train(judge, pictures(1, 24, 24), "a red dog", "a photo", SETTINGS)
+    assert seen == ["cpu", "cpu:0"]  # once there, once back
+
+
+def test_a_broken_configuration_is_said_in_one_sentence(folder):
+    (folder / "preprocessor_config.json").write_text("{")
+    with pytest.raises(
+        ValueError, match=r"preprocessor_config.json in the folder 'clip' is no configuration"
+    ):
+        FolderJudge(folder)
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"config.json in the folder 'clip' is no configuration"):
+        FolderJudge(folder)
 
 
 @pytest.mark.comfyui

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from reelbrush.nodes.attnstyle.curriculum import Weights, at, plot, ramp
+from reelbrush.nodes.video import plot as plotting
 
 ASKED = Weights(classification=500, patches=9000, attention=2, content=150, layout=1, tv=0.1, temporal=5)
 
@@ -52,3 +53,20 @@ def test_the_plot_shows_losses_and_weights():
     full, less = plot(losses, applied, "t"), plot({"attention": losses["attention"]}, applied, "t")
     assert full.shape == (1, 700, 800, 3)
     assert not torch.equal(full, less)
+
+
+def test_the_plot_draws_each_epochs_weight_and_weighted_loss(monkeypatch):
+    figures, draw = [], plotting.figure_to_image
+    monkeypatch.setattr(plotting, "figure_to_image", lambda f: figures.append(f) or draw(f))
+    applied = [at(ASKED, e, 20) for e in range(20)]
+    losses = {"patches": [1 - e / 30 for e in range(20)], "attention": [0.5] * 20, "content": [0.1] * 20}
+    plot(losses, applied, "t")
+    upper, lower = ({line.get_label(): line.get_ydata() for line in a.lines} for a in figures[0].axes)
+    assert set(upper) == set(lower) == set(losses)
+    # classification rises to what was asked for, attention falls to it, content stays; by hand at epoch 3
+    r = (3 / 7.6) ** 2 * (3 - 2 * 3 / 7.6)
+    assert lower["patches"][3] == pytest.approx(0.05 + 0.95 * r)
+    assert lower["attention"][3] == pytest.approx(10 - 9 * r)
+    assert list(lower["content"]) == [1.0] * 20
+    assert upper["patches"][3] == pytest.approx(9000 * (0.05 + 0.95 * r) * 0.9)
+    assert upper["attention"][19] == pytest.approx(2 * 0.5)

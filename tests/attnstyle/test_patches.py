@@ -122,3 +122,34 @@ def test_jitter_moves_gray_by_brightness_alone():
     out = jitter(gray, seeded())
     assert out.std(dim=(1, 2, 3)).max() < 1e-6
     assert 0.01 < (out.mean(dim=(1, 2, 3)) - 0.5).abs().max() <= 0.05 + 1e-6
+
+
+def test_about_half_of_the_patches_are_mirrored_and_most_are_slanted():
+    """Coordinates as colors: x runs to the left in a mirrored patch, and rows tilt under a slant."""
+    y, x = torch.meshgrid(torch.linspace(0, 1, 64), torch.linspace(0, 1, 64), indexing="ij")
+    ramp = torch.stack([x, y, y * 0 + 0.5])[None]
+    original, patches.JITTER = patches.JITTER, 0.0
+    try:
+        drawn = cut(ramp, 200, 0.5, 16, seeded()).images
+        upright = cut(ramp, 20, 0.5, 16, seeded(), plain=True).images
+    finally:
+        patches.JITTER = original
+
+    def slope(images):  # how far x runs from the left column to the right one
+        return (images[:, 0, :, -1] - images[:, 0, :, 0]).mean(-1)
+
+    def slant(images):  # rows of one height are level when seen from straight ahead
+        return (images[:, 1, 8, -1] - images[:, 1, 8, 0]).abs()
+
+    assert 0.4 < (slope(drawn) < 0).float().mean() < 0.6
+    assert (slope(upright) > 0.4).all()
+    assert (slant(drawn) > 0.01).float().mean() > 0.7
+    assert slant(upright).max() < 1e-4
+
+
+def test_jitter_gives_every_patch_its_own_colors():
+    x = torch.tensor([0.7, 0.4, 0.2]).view(1, 3, 1, 1).expand(40, 3, 6, 6)
+    out = jitter(x, seeded())
+    saturation = (out[:, 0] - out[:, 2]).mean((1, 2))
+    assert saturation.std() > 0.01
+    assert saturation.min() > 0.5 * 0.9**2 * 0.9 and saturation.max() < 0.5 * 1.1**3

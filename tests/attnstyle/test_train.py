@@ -1,5 +1,7 @@
 """Training: it arrives, it repeats, it stops, it can be cancelled."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 
@@ -99,11 +101,25 @@ def test_patience_counts_epochs_without_gain():
     assert [Patience.ends(patience, 1.0) for _ in range(200)].index(True) >= training.PATIENCE - 1
 
 
-def test_every_loss_can_be_switched_off(judge, pictures):
-    x = pictures(1, 16, 16)
-    for name in ("classification", "patches", "attention", "layout", "tv"):
-        weights = Weights(**{"content": 0.0, name: 0.0})
-        assert name not in run(judge, x, quick(epochs=1, weights=weights)).losses
+class Eye(torch.nn.Module):
+    """A perceptual network of one layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3)
+
+    def forward(self, images):
+        return {"a": self.conv(images)}
+
+
+def test_every_loss_can_be_switched_off_by_itself(judge, pictures):
+    x, names = pictures(1, 16, 16), {f.name for f in fields(Weights)}
+    for name in (None, *names):
+        weights = Weights(**{n: float(n != name) for n in names})
+        got = run(judge, x, quick(epochs=1, weights=weights), perceptual=Eye()).losses
+        assert set(got) == names - {name}
+    without = run(judge, x, quick(epochs=1, patch_scales="", weights=Weights(content=0)))
+    assert "patches" not in without.losses
     with pytest.raises(ValueError, match="every loss weight is zero"):
         run(judge, x, quick(epochs=1, weights=Weights(0, 0, 0, 0, 0, 0, 0)))
 
@@ -113,14 +129,6 @@ def test_content_needs_a_network_and_keeps_it_as_it_was(judge, pictures):
     with pytest.raises(ValueError, match="needs a perceptual network"):
         run(judge, x, quick(weights=Weights()))
 
-    class Eye(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = torch.nn.Conv2d(3, 4, 3)
-
-        def forward(self, images):
-            return {"a": self.conv(images)}
-
     with torch.inference_mode():
         eye = Eye()
     kept = eye.conv.weight.clone()
@@ -128,6 +136,12 @@ def test_content_needs_a_network_and_keeps_it_as_it_was(judge, pictures):
     light = run(judge, x, quick(weights=Weights(content=1e-6)), perceptual=eye)
     assert torch.equal(eye.conv.weight, kept)
     assert (heavy.network(x) - x).abs().mean() < 0.5 * (light.network(x) - x).abs().mean()
+
+
+def test_a_training_that_blows_up_says_so(judge, pictures):
+    with pytest.raises(ValueError, match=r"blew up at epoch \d+ \(.*set learning_rate lower") as caught:
+        run(judge, pictures(1, 16, 16), quick(learning_rate=1e30))
+    assert "\n" not in str(caught.value)
 
 
 def test_tiny_pictures_are_refused(judge, pictures):
