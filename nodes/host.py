@@ -195,6 +195,14 @@ def model_path(kind: str, name: str) -> Path:
     raise ValueError(f"the {kind} model {name!r} was not found: put it into {bases[0].parent.name}/{kind}/")
 
 
+def trained_path(kind: str, name: str, what: str = "save_as") -> Path:
+    """A file below `output/<kind>/`, which the host's own loaders of that kind list."""
+    base = folder("output") / kind
+    if inside_comfyui():
+        comfy("folder_paths").add_model_folder_path(kind, str(base))
+    return inside(base, name, what)
+
+
 def keeps_metadata() -> bool:
     """False when the person told ComfyUI not to put workflows into files."""
     return not (inside_comfyui() and comfy("comfy.cli_args").args.disable_metadata)

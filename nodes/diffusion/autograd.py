@@ -63,10 +63,10 @@ def gradients(base: Any, *, frugal: bool = False) -> Iterator[Changes]:
 def recomputed(forward: Callable) -> Callable:
     """A forward whose inside is computed again in the backward pass instead of being held."""
 
-    def checkpointed(*args):
+    def checkpointed(*args, **kwargs):
         if not torch.is_grad_enabled():
-            return forward(*args)
-        return checkpoint(forward, *args, use_reentrant=False)
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
     return checkpointed
 

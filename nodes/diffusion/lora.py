@@ -90,7 +90,7 @@ class StyleLoRA:
 
 
 def save(lora: StyleLoRA, path: Path, naming: str, about: dict[str, Any] | None = None) -> None:
-    """A safetensors file under kohya's names, "diffusers" or "sgm" (lora_names.naming); whole or not at all."""
+    """One safetensors file under kohya's names, "diffusers" or "sgm" (lora_names.naming)."""
     tensors: dict[str, Tensor] = {}
     for module, part in lora.parts.items():
         key = written(module, naming)
@@ -140,7 +140,7 @@ def load(path: Path) -> StyleLoRA:
             parts[name.path] = part
     if not parts:
         raise ValueError(
-            f"{path.name} changes nothing that a style LoRA can: it has no part for a linear layer of the UNet"
+            f"{path.name} has no part for a linear layer of the UNet, and a style LoRA has no other"
         )
     if skipped:
         log.info("%s: left out %d entries, %s", path.name, len(skipped), _summary(skipped))

@@ -6,7 +6,7 @@ One layer, as files spell it:
     lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.lora_down.weight               kohya, SDXL
     unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight             PEFT, diffusers
     base_model.model.down_blocks.0.attentions.0. ... .to_q.lora_A.default.weight              PEFT alone
-    down_blocks.0.attentions.0. ... .attn1.processor.to_q_lora.down.weight                    diffusers before PEFT
+    down_blocks.0.attentions.0. ... .attn1.processor.to_q_lora.down.weight                    older diffusers
     diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.lora_down.weight         ComfyUI
 
 Dots and underscores are the same to the reader. Every Stable Diffusion (1.x, 2.x, XL and its refiner) has two
