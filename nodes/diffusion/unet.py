@@ -60,6 +60,7 @@ __all__ = [
     "At",
     "Attend",
     "Block",
+    "Enough",
     "Features",
     "Layer",
     "Pass",
@@ -68,6 +69,7 @@ __all__ = [
     "blocks",
     "capture",
     "conditions",
+    "detach",
     "evaluate",
     "family",
     "layers",
@@ -114,6 +116,10 @@ class Pass:
         self, latents: Tensor, conditions: dict[str, Tensor], chosen: Sequence[Layer], parts: str = "kv"
     ) -> dict[int, Features]:
         """Features of other latents (variance preserving, [n, C, h, w]) at this call's noise level."""
+        return record(self.elsewhere(latents, conditions), reference(self.options), chosen, parts)
+
+    def elsewhere(self, latents: Tensor, conditions: dict[str, Tensor]) -> Callable[[dict], Tensor]:
+        """This evaluation on other latents, with `transformer_options` of its own: for reading passes."""
         given = {k: _rows(v, len(latents)).to(self.x) for k, v in conditions.items() if torch.is_tensor(v)}
         x = latents.to(self.x)
         if (concat := given.pop("c_concat", None)) is not None:
@@ -126,7 +132,7 @@ class Pass:
             "control": None,
             "extra": given,
         }
-        return record(lambda o: self.run(options=o, **changes), reference(self.options), chosen, parts)
+        return lambda options: self.run(options=options, **changes)
 
 
 def reference(options: dict) -> dict:
@@ -135,24 +141,34 @@ def reference(options: dict) -> dict:
     return {**options, "patches": patches, REFERENCE: True, "cond_or_uncond": [1], "uuids": [_NEUTRAL]}
 
 
-def attach(model: Any, name: str, part: Callable[[Pass], Tensor], *, rank: int = 5) -> None:
+def attach(
+    model: Any, name: str, part: Callable[[Pass], Tensor], *, rank: int = 5, reading: bool = False
+) -> None:
     """Put `part` around every evaluation of a CLONE's UNet. Parts of a higher rank run further inside: their
-    attention is the first to see q, k and v (0-9: Z* and references 5, temporal 8)."""
+    attention is the first to see q, k and v (regions 3, Z* and references 5, temporal 8, injection 9; `Now`
+    stands innermost with 10). With `reading`, the part is also around passes that only read."""
 
     def wrapper(rest, x, timesteps, context=None, y=None, control=None, transformer_options=None, **extra):
         options = {} if transformer_options is None else transformer_options
-        if options.get(REFERENCE):
+        if options.get(REFERENCE) and not reading:
             return rest(x, timesteps, context, y, control, options, **extra)
         return part(Pass(rest, x, timesteps, context, y, control, options, extra))
 
-    key = f"reelbrush {rank} {name}"
-    model.add_wrapper_with_key("diffusion_model", key, wrapper)
-    ours = lambda k: str(k).startswith("reelbrush ")  # noqa: E731
+    model.add_wrapper_with_key("diffusion_model", f"reelbrush {rank} {name}", wrapper)
     every = model.wrappers["diffusion_model"]
     # Python's sort is stable: other packs' wrappers keep their order, ours follow by rank
-    model.wrappers["diffusion_model"] = dict(
-        sorted(every.items(), key=lambda item: str(item[0])[:11] if ours(item[0]) else "")
-    )
+    model.wrappers["diffusion_model"] = dict(sorted(every.items(), key=lambda item: _rank(item[0])))
+
+
+def detach(model: Any, name: str, *, rank: int = 5) -> None:
+    """Take a part off a CLONE again, to put another in its place."""
+    model.remove_wrappers_with_key("diffusion_model", f"reelbrush {rank} {name}")
+
+
+def _rank(key: Any) -> int:
+    first, _, rest = str(key).partition(" ")
+    rank = rest.partition(" ")[0]
+    return int(rank) if first == "reelbrush" and rank.isdigit() else -1
 
 
 # -- attention -------------------------------------------------------------------------------------
@@ -203,13 +219,16 @@ class At:
 Attend = Callable[[Tensor, Tensor, Tensor, At], Tensor]
 
 
-def patched(options: dict, chosen: Sequence[Layer], attend: Attend, *, reading: bool = False) -> dict:
-    """A copy of `transformer_options` in which `attend` stands around the attention of the chosen layers."""
+def patched(
+    options: dict, chosen: Sequence[Layer], attend: Attend, *, reading: bool = False, kind: str = "attn1"
+) -> dict:
+    """A copy of `transformer_options` in which `attend` stands around the attention of the chosen layers;
+    `kind` "attn2" is the cross-attention beside each."""
     replaced = dict(options.get("patches_replace", {}))
-    attn1 = replaced["attn1"] = dict(replaced.get("attn1", {}))
+    every = replaced[kind] = dict(replaced.get(kind, {}))
     for layer in chosen:
-        beneath = attn1.get(layer.address, attn1.get(layer.address[:2]))
-        attn1[layer.address] = _replacement(layer, attend, beneath, reading)
+        beneath = every.get(layer.address, every.get(layer.address[:2]))
+        every[layer.address] = _replacement(layer, attend, beneath, reading)
     return {**options, "patches_replace": replaced}
 
 
@@ -238,7 +257,7 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 # -- reading ---------------------------------------------------------------------------------------
 
 
-class _Enough(Exception):  # noqa: N818 - it is no error
+class Enough(Exception):  # noqa: N818 - it is no error
     """The last layer that is needed has been read."""
 
 
@@ -261,10 +280,10 @@ def record(
         kept = {name: t for name, t in held.items() if name[0] in parts}
         found[at.layer.number] = Features(at.layer, at.size, **kept)
         if ends:
-            raise _Enough
+            raise Enough
         return out
 
-    with suppress(_Enough):
+    with suppress(Enough):
         run(patched(options, chosen, attend, reading=True))
     if len(found) != len(chosen):
         raise RuntimeError(

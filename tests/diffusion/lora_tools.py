@@ -1,0 +1,56 @@
+"""Random style LoRAs, and models with them merged into their weights: what run-time branches must equal."""
+
+import copy
+from functools import cache
+
+import torch
+
+from reelbrush.nodes.diffusion import unet
+from reelbrush.nodes.diffusion.inject_nodes import ApplyStyleLoRA
+from reelbrush.nodes.diffusion.lora import LowRank, StyleLoRA
+
+from . import tiny
+from .attention_tools import make
+
+PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+def random_lora(model, seed=0, rank=3, size=0.3, projections=PROJECTIONS):
+    """A change of every attention projection, about `size` of the weights' own spread."""
+    g = torch.Generator().manual_seed(seed)
+    parts = {}
+    for name, weight in sorted(unet.network(model).state_dict().items()):
+        path = name.removesuffix(".weight")
+        if path.endswith(tuple(f"{a}.{p}" for a in ("attn1", "attn2") for p in projections)) and path != name:
+            out, into = weight.shape
+            down = torch.randn(rank, into, generator=g) / into**0.5
+            parts[path] = LowRank(down, torch.randn(out, rank, generator=g) * size, 2.0 / rank)
+    return StyleLoRA(f"random {seed}", parts)
+
+
+def merged(kind, loras, layout="sd15"):
+    """A MODEL of its own whose weights hold the LoRAs, [(lora, strength), ...]."""
+    weights = copy.deepcopy(unet.network(make(kind, layout)).state_dict())
+    for lora, strength in loras:
+        for path, part in lora.parts.items():
+            weights[f"{path}.weight"] += strength * part.scale * (part.up @ part.down)
+    return (tiny.comfy_model if kind == "comfy" else tiny.tiny_model)(layout, weights)
+
+
+def apply(model, lora, strength=1.0, **more):
+    return ApplyStyleLoRA().patch(model, lora, strength, **more)[0]
+
+
+@cache
+def two(kind="tiny", layout="sd15"):
+    """Two LoRAs for the tests' model."""
+    model = make(kind, layout)
+    return random_lora(model, 1), random_lora(model, 2, rank=5)
+
+
+def soft_masks(frames=1, seed=0, size=(24, 32), count=2):
+    """Smooth masks with black, grey and white in them, overlapping; each frame its own."""
+    g = torch.Generator().manual_seed(seed)
+    rough = torch.randn(count, frames, 1, 4, 4, generator=g).flatten(0, 1)
+    large = torch.nn.functional.interpolate(rough, size, mode="bicubic")[:, 0]
+    return list((large * 2 + 0.3).clamp(0, 1).unflatten(0, (count, frames)))

@@ -1,0 +1,373 @@
+"""Style LoRAs per region: eqs. 6 and 7 by models with merged weights, rows, chains, and what "off" is."""
+
+import itertools
+
+import pytest
+import torch
+
+from reelbrush.nodes import host
+from reelbrush.nodes.diffusion import unet
+from reelbrush.nodes.diffusion.clip_nodes import FramesPerCall, TemporalAttention
+from reelbrush.nodes.diffusion.style_nodes import ZStarNode
+
+from . import tiny, tiny_sampling
+from .attention_tools import (
+    BOTH,
+    INSIDE,
+    SIZE,
+    counted,
+    fingerprint,
+    latents,
+    levels,
+    make,
+    same,
+    sample,
+    trajectory,
+)
+from .lora_tools import apply, merged, random_lora, soft_masks, two
+from .tiny import conditioning
+
+HERE = "comfy" if INSIDE else "tiny"
+
+
+def small(mask):
+    """MASK [n, 2h, 2w] at the latents' size, by averages of four."""
+    n, h, w = mask.shape
+    return mask.view(n, h // 2, 2, w // 2, 2).mean((2, 4))[:, None]
+
+
+def denoised(model, x, sigma, **more):
+    """x0 as a model sees it: one Euler step to 0 ends there."""
+    return sample(model, latent=x, sigmas=torch.tensor([float(sigma), 0.0]), **more)
+
+
+def relative(a, b):
+    return ((a - b).norm() / b.norm()).item()
+
+
+@BOTH
+@pytest.mark.parametrize("layout", ["sd15", "sd21", "sdxl"])
+def test_eq_7_is_the_literal_sum_of_separately_patched_models(kind, layout):
+    """Two LoRAs with soft, overlapping masks per frame, guidance on, four steps."""
+    model, (one, other) = make(kind, layout), two(kind, layout)
+    frames, sigmas = 2, levels(model, 4)
+    masks = soft_masks(frames)
+    apart = [merged(kind, [(one, 1.0)], layout), merged(kind, [(other, 0.7)], layout), model]
+    m = [small(mask) for mask in masks]
+    total = (m[0] + m[1]).clamp_min(1)
+    weights = [m[0] / total, m[1] / total]
+    weights.append(1 - weights[0] - weights[1])
+    assert (m[0] + m[1] > 1.05).any() and all((w > 0.05).any() and (w < 1e-6).any() for w in weights)
+
+    x = start = latents(frames) * float(sigmas[0])
+    for s, following in itertools.pairwise(sigmas):
+        x0 = sum(w * denoised(part, x, s, cfg=3.0) for w, part in zip(weights, apart, strict=True))
+        x = x + (following - s) * (x - x0) / s
+    chain = apply(apply(model, one, mask=masks[0]), other, 0.7, mask=masks[1])
+    ours = sample(chain, latent=start, sigmas=sigmas, cfg=3.0)
+    off = sample(model, latent=start, sigmas=sigmas, cfg=3.0)
+    assert relative(ours, x) < 1e-4
+    assert relative(off, x) > 50 * 1e-4
+    assert x.std() > 0.1
+
+
+@BOTH
+def test_a_lora_without_a_mask_is_the_merged_model_and_costs_no_rows(kind):
+    model, (one, other) = make(kind), two(kind)
+    chain = apply(apply(model, one), other, -0.5)
+    with counted(model) as rows:
+        ours = sample(chain, cfg=2.0)
+    assert rows == [4, 4, 4]
+    both = sample(merged(kind, [(one, 1.0), (other, -0.5)]), cfg=2.0)
+    assert relative(ours, both) < 1e-4 < 0.01 < relative(sample(model, cfg=2.0), both)
+    white = apply(apply(model, one, mask=torch.ones(1, 24, 32)), other, -0.5)
+    torch.testing.assert_close(sample(white, cfg=2.0), ours, rtol=1e-4, atol=1e-4)
+
+
+@BOTH
+def test_rows_that_no_mask_needs_are_not_computed(kind):
+    """Two frames, two sides: four rows per region and four for the base model, in one call."""
+    model, (one, other) = make(kind), two(kind)
+    left = torch.zeros(1, 24, 32)
+    left[..., :16] = 1
+
+    def rows(*regions):
+        chain = model
+        for lora, mask in regions:
+            chain = apply(chain, lora, mask=mask)
+        with counted(model) as seen:
+            sample(chain, cfg=2.0, sigmas=levels(model, 1))
+        return seen
+
+    assert rows((one, left)) == [8]
+    assert rows((one, left), (other, left)) == [12]
+    assert rows((one, left), (other, 1 - left)) == [8]  # together they cover everything
+    assert rows((one, left), (other, torch.ones(1, 24, 32))) == [8]
+    assert rows((one, left), (other, None)) == [8]
+    assert rows((one, left), (one, left * 0)) == [8]
+    per_frame = torch.cat([left * 0, left])
+    assert rows((one, left), (other, per_frame)) == [12]
+    (split,) = FramesPerCall().patch(apply(apply(model, one, mask=left), other, mask=per_frame), 1)
+    with counted(model) as seen:
+        sample(split, cfg=2.0, sigmas=levels(model, 1))
+    assert seen == [4, 6]  # no second region in the first frame's call
+
+
+OFF = [
+    pytest.param(0.0, {}, id="strength 0"),
+    pytest.param(0.0, {"mask": torch.ones(1, 24, 32)}, id="strength 0 with a mask"),
+    pytest.param(1.0, {"mask": torch.zeros(2, 24, 32)}, id="a black mask"),
+]
+
+
+@pytest.mark.parametrize(("strength", "more"), OFF)
+def test_off_gives_the_model_back(strength, more):
+    model = make(HERE)
+    assert apply(model, two(HERE)[0], strength, **more) is model
+
+
+@BOTH
+def test_close_to_off_is_close_to_the_plain_result(kind):
+    model, lora = make(kind), two(kind)[0]
+    plain = sample(model)
+    far = lambda **more: relative(sample(apply(model, lora, **more)), plain)  # noqa: E731
+    on = far()
+    assert on > 0.02
+    assert far(strength=0.01) < 0.05 * on
+    assert 0 < far(mask=torch.full((1, 24, 32), 0.01)) < 0.05 * on
+
+
+@BOTH
+def test_where_no_mask_is_an_evaluation_is_the_base_models_to_the_bit(kind):
+    model, lora = make(kind), two(kind)[0]
+    mask = torch.zeros(1, 24, 32)
+    mask[..., 16:] = 1
+    x = latents(2) * 3.0
+    ours, plain = (denoised(m, x, 3.0) for m in (apply(model, lora, mask=mask), model))
+    difference = (ours - plain).abs()
+    assert difference[..., 8:].max() > 1e-2
+    # rows in a larger batch may be multiplied in another order: the last bits of a float
+    assert difference[..., :8].max() < 1e-5
+
+
+@BOTH
+def test_a_region_may_have_its_own_prompt_of_any_length(kind):
+    model, (one, other) = make(kind), two(kind)
+    masks, x, sigma = soft_masks(2), latents(2) * 2.0, 2.0
+    own = conditioning(model, seed=9, tokens=154)
+    chain = apply(apply(model, one, mask=masks[0], positive=own), other, mask=masks[1])
+    m = [small(mask) for mask in masks]
+    total = (m[0] + m[1]).clamp_min(1)
+    weights = [m[0] / total, m[1] / total]
+    first, second = merged(kind, [(one, 1.0)]), merged(kind, [(other, 1.0)])
+
+    run = tiny_sampling.sample if isinstance(model, tiny.TinyPatcher) else host.sample
+    step = (tiny_sampling.euler, model.model.process_latent_out(x), torch.tensor([sigma, 0.0]), own)
+    parts = [
+        model.model.process_latent_in(run(first, *step)),
+        *(denoised(m, x, sigma) for m in (second, model)),
+    ]
+    weights.append(1 - weights[0] - weights[1])
+    expected = sum(w * part for w, part in zip(weights, parts, strict=True))
+    assert relative(denoised(chain, x, sigma), expected) < 1e-4
+    without = denoised(apply(apply(model, one, mask=masks[0]), other, mask=masks[1]), x, sigma)
+    assert relative(without, expected) > 50 * 1e-4
+
+
+@BOTH
+def test_moving_masks_of_sixteen_frames_in_chunks_and_at_once_agree(kind):
+    """Overlap, empty frames and full ones among them; temporal anchors cross the chunks."""
+    model, (one, other) = make(kind), two(kind)
+    frames = 16
+    masks = [torch.zeros(frames, 24, 32) for _ in range(2)]
+    for i in range(frames):
+        masks[0][i, :, : 2 * i] = 1
+        masks[1][i, 6:18, max(0, 24 - 2 * i) : 30 - i] = 0.5
+    masks[0][14:] = 1
+    chain = apply(apply(model, one, mask=masks[0]), other, mask=masks[1])
+    chain = TemporalAttention().patch(chain, "first + previous", "last 6", 0.0, 1.0, 1.0)[0]
+    sigmas = levels(model, 2)
+    whole = sample(chain, frames, sigmas=sigmas, cfg=2.0)
+    (split,) = FramesPerCall().patch(chain, 5)
+    torch.testing.assert_close(sample(split, frames, sigmas=sigmas, cfg=2.0), whole, rtol=1e-4, atol=1e-4)
+    assert relative(sample(model, frames, sigmas=sigmas, cfg=2.0), whole) > 0.01
+
+
+@BOTH
+def test_eq_6_keeps_the_inverted_content_outside_the_masks(kind):
+    """Euler with a soft mask is the literal overwriting of latents at every step; outside, the result is the
+    content's own latents to the last bit."""
+    model, lora = make(kind), two(kind)[0]
+    sigmas = levels(model, 4)
+    content = trajectory(model, frames=2, seed=20, sigmas=sigmas)
+    mask = torch.zeros(2, 24, 32)
+    mask[0, 4:20, 8:24], mask[1, 8:24, 12:28] = 1, 1
+    mask[:, 10:14] *= 0.5
+    share, alone = small(mask), merged(kind, [(lora, 1.0)])
+    at = lambda s: content.at(float(s)) * (1 + float(s) ** 2) ** 0.5  # noqa: E731
+
+    start = latents(2) * float(sigmas[0])
+    x = share * start + (1 - share) * at(sigmas[0])
+    for s, following in itertools.pairwise(sigmas):
+        stepped = x + (following - s) * (x - denoised(alone, x, s, cfg=2.0)) / s
+        x = share * stepped + (1 - share) * at(following)
+    node = apply(model, lora, mask=mask, content=content)
+    with counted(model) as rows:
+        ours = sample(node, latent=start, sigmas=sigmas, cfg=2.0)
+    assert rows == [4] * 4  # no base rows
+    assert relative(ours, x) < 1e-4
+    outside = (share == 0).expand_as(ours)
+    clean = model.model.process_latent_in(model.model.process_latent_out(content.at(0)))
+    assert torch.equal(ours[outside], clean[outside])
+    inside = (share == 1).expand_as(ours)
+    assert relative(ours[inside], sample(model, latent=start, sigmas=sigmas, cfg=2.0)[inside]) > 0.05
+
+
+@BOTH
+def test_a_black_mask_with_content_is_the_content(kind):
+    model = make(kind)
+    content = trajectory(model, frames=2, seed=20)
+    node = apply(model, two(kind)[0], mask=torch.zeros(1, 24, 32), content=content)
+    clean = model.model.process_latent_in(model.model.process_latent_out(content.at(0)))
+    assert torch.equal(sample(node, cfg=2.0), clean)
+
+
+@BOTH
+def test_content_with_any_sampler_ends_on_the_content(kind):
+    """Heun, and a two-step method with memory."""
+
+    def heun(denoise, x, sigmas):
+        for s, t in itertools.pairwise(sigmas):
+            slope = (x - denoise(x, s)) / s
+            guess = x + slope * (t - s)
+            slope = (slope + (guess - denoise(guess, t)) / t) / 2 if t > 0 else slope
+            x = x + slope * (t - s)
+        return x
+
+    def dpmpp_2m(denoise, x, sigmas):
+        old = None
+        for i in range(len(sigmas) - 1):
+            d, ratio = denoise(x, sigmas[i]), sigmas[i + 1] / sigmas[i]
+            used = d
+            if old is not None and sigmas[i + 1] > 0:
+                r = (sigmas[i - 1] / sigmas[i]).log() / (sigmas[i] / sigmas[i + 1]).log()
+                used = d + (d - old) / (2 * r)
+            x, old = x * ratio + used * (1 - ratio), d
+        return x
+
+    model, sigmas = make(kind), levels(make(kind), 5)
+    content = trajectory(model, frames=1, seed=20, sigmas=sigmas)
+    mask = torch.zeros(1, 24, 32)
+    mask[:, :, 16:] = 1
+    node = apply(model, two(kind)[0], mask=mask, content=content)
+    for function in (heun, dpmpp_2m):
+        out = sample(node, 1, function=function, sigmas=sigmas)
+        torch.testing.assert_close(out[..., :8], content.at(0)[..., :8], rtol=1e-4, atol=1e-4)
+
+
+@BOTH
+def test_regions_that_do_not_fit_into_memory_together_run_apart(kind, monkeypatch):
+    model, (one, other) = make(kind), two(kind)
+    masks = soft_masks(2)
+    chain = apply(apply(model, one, mask=masks[0]), other, mask=masks[1])
+    together = sample(chain, cfg=2.0)
+    monkeypatch.setattr(host, "free_memory", lambda *_: 0)
+    with counted(model) as rows:
+        apart = sample(chain, cfg=2.0)
+    assert max(rows) == 4 and len(rows) % 3 == 0
+    torch.testing.assert_close(apart, together, rtol=1e-4, atol=1e-4)
+
+
+@BOTH
+def test_controlnet_output_reaches_every_regions_rows(kind):
+    """One evaluation with ControlNet's output given, against merged models with the same output."""
+    model, (one, other) = make(kind), two(kind)
+    masks, x, sigma = soft_masks(2), latents(2) * 2.0, 2.0
+    chain = apply(apply(model, one, mask=masks[0]), other, mask=masks[1])
+    g = torch.Generator().manual_seed(5)
+    outputs = [torch.randn(2, 128, 2, 2, generator=g), None]
+
+    def run(model):
+        control = {"output": list(outputs), "input": []}
+        with unet.loaded(model) as base:
+            given = unet.conditions(base, conditioning(model, seed=1), x)
+            options = unet.standalone_options(model, torch.tensor([sigma]))
+            return unet.evaluate(base, x / 5**0.5, sigma, {**given, "control": control}, options)
+
+    m = [small(mask) for mask in masks]
+    total = (m[0] + m[1]).clamp_min(1)
+    weights = [m[0] / total, m[1] / total]
+    weights.append(1 - weights[0] - weights[1])
+    models = [merged(kind, [(one, 1.0)]), merged(kind, [(other, 1.0)]), model]
+    expected = sum(w * run(m) for w, m in zip(weights, models, strict=True))
+    assert relative(run(chain), expected) < 1e-4
+    outputs = [None, None]
+    assert relative(run(chain), expected) > 50 * 1e-4
+
+
+@BOTH
+def test_passes_that_only_read_see_no_style_lora(kind):
+    """A Z* style is read through the original model, whatever LoRA its rows carry."""
+    model, lora = make(kind), two(kind)[0]
+    style, layer = trajectory(model), unet.layers(model)[12]
+    seen = {}
+    attn = unet.network(model).get_submodule(layer.path)
+    hook = attn.to_k.register_forward_hook(
+        lambda m, a, out: seen.setdefault(len(out), []).append(out.clone())
+    )
+
+    def read(model):
+        seen.clear()
+        node = ZStarNode().patch(model, style, 1.2, "12", 0.0, 1.0, "reweight", 0.5)[0]
+        sample(node, frames=2, sigmas=levels(model, 1))
+        return seen[1][0]
+
+    plain, styled = read(model), read(apply(model, lora))
+    hook.remove()
+    assert torch.equal(plain, styled)
+    assert unet.REFERENCE not in apply(model, lora).model_options["transformer_options"]
+
+
+@BOTH
+def test_queued_twice_and_the_base_model_is_as_before(kind):
+    model, (one, other) = make(kind), two(kind)
+    before, plain = fingerprint(model), sample(model)
+    masks = soft_masks(2)
+    chain = apply(apply(model, one, mask=masks[0]), other, mask=masks[1])
+    first = sample(chain)
+    assert torch.equal(sample(chain), first)
+    assert torch.equal(sample(model), plain)
+    after = fingerprint(model)
+    assert all(torch.equal(before[0][k], after[0][k]) for k in before[0])
+    assert same(after, before) or kind == "comfy"  # ComfyUI puts `forward` back as an attribute
+    assert len(chain.wrappers["diffusion_model"]) == 2  # one part and its Now, however long the chain
+
+
+@BOTH
+def test_a_shorter_chain_is_not_changed_by_a_longer_one(kind):
+    model, (one, other) = make(kind), two(kind)
+    masks = soft_masks(2)
+    short = apply(model, one, mask=masks[0])
+    before = sample(short)
+    longer = apply(short, other, mask=masks[1])
+    assert relative(sample(longer), before) > 1e-3
+    assert torch.equal(sample(short), before)
+
+
+def test_wrong_inputs_get_a_sentence():
+    model, (one, other) = make(HERE), two(HERE)
+    with pytest.raises(ValueError, match="another base"):
+        apply(make(HERE, "sdxl"), one)
+    three = torch.rand(3, 24, 32)
+    with pytest.raises(ValueError, match="region's mask has 3 frames, but frame 3 is sampled"):
+        sample(apply(model, one, mask=three), frames=4)
+    mask = torch.rand(1, 24, 32)
+    first = apply(model, one, mask=mask, content=trajectory(model))
+    with pytest.raises(ValueError, match="different contents"):
+        apply(first, other, mask=mask, content=trajectory(model, seed=11))
+    with pytest.raises(ValueError, match="another size"):
+        sample(apply(model, one, mask=mask, content=trajectory(model, size=(8, 8))))
+    foreign = trajectory(make(HERE, "sdxl"))
+    with pytest.raises(ValueError, match="this model is sd1"):
+        apply(model, one, mask=mask, content=foreign)
+    assert SIZE == (12, 16) and random_lora(model, 1).parts.keys() == one.parts.keys()
