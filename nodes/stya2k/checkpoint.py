@@ -22,6 +22,7 @@ from .perceptual import VGG19, VGG_NORMALISED, VGG_TORCHVISION, read_weights
 from .small import SmallStyA2K
 
 Weights = dict[str, Tensor]
+SMALL = ("up2", "down2", "down4", "down8")  # the layers whose outputs are the small network's widths
 OFFICIAL_FILES = {
     "A2K": "the 3_1 attention",
     "transform": "the 4_1 and 5_1 attention",
@@ -50,7 +51,12 @@ def from_official(parts: dict[str, Weights], encoder: Weights) -> Weights:
     indices = VGG_NORMALISED if normalised else VGG_TORCHVISION
     for name, index in zip(convs, indices, strict=True):
         for kind in ("weight", "bias"):
-            state[f"{name}.{kind}"] = encoder[f"{'' if normalised else 'features.'}{index}.{kind}"]
+            key = f"{'' if normalised else 'features.'}{index}.{kind}"
+            if key not in encoder:
+                raise ValueError(
+                    f"the encoder is no VGG-19 (it lacks {key}): give vgg_normalised.pth or torchvision's"
+                )
+            state[f"{name}.{kind}"] = encoder[key]
     return {key: value.float().contiguous() for key, value in state.items()}
 
 
@@ -78,7 +84,7 @@ def looks_like(weights: Weights) -> str:
 
 def identify(weights: Weights) -> str:
     """ "small" or "paper", or a sentence about what was given instead."""
-    if "down2.weight" in weights and "a2k8.q.weight" in weights:
+    if all(f"{name}.weight" in weights for name in (*SMALL, "a2k8.q")):
         return "small"
     if "a2k3.q.weight" in weights and "decoder.7.weight" in weights and "encoder.convs.0.weight" in weights:
         return "paper"
@@ -94,8 +100,7 @@ def build(weights: Weights, metadata: dict[str, str] | None = None) -> nn.Module
     about = json.loads((metadata or {}).get("stya2k", "{}"))
     kind = about.get("attention", "all-to-key")
     if identify(weights) == "small":
-        names = ("up2", "down2", "down4", "down8")
-        widths = tuple(int(weights[f"{name}.weight"].shape[0]) for name in names)
+        widths = tuple(int(weights[f"{name}.weight"].shape[0]) for name in SMALL)
         network: nn.Module = SmallStyA2K(widths, kind)
     else:
         how = tuple(Arithmetic(**a) for a in about["arithmetic"]) if "arithmetic" in about else OFFICIAL
@@ -130,11 +135,11 @@ def load(path: str | Path) -> nn.Module:
     path = Path(path)
     if path.is_dir():
         return build(_folder(path))
-    metadata: dict[str, str] = {}
+    weights, metadata = read_weights(path), {}
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as f:
             metadata = f.metadata() or {}
-    return build(read_weights(path), metadata)
+    return build(weights, metadata)
 
 
 def save(network: nn.Module, path: Path, *, half: bool = True, about: dict | None = None) -> None:

@@ -1,13 +1,16 @@
 """Training pictures: any folder, read once, kept small in one packed file, drawn without state.
 
 `pack` decodes and shrinks every picture of a folder into one safetensors file (a uint8 tensor [H, W, 3]
-per name); later runs only read that. Corrupt pictures are skipped and counted. What step k sees depends
-on (seed, k) alone, so a resumed run needs no state of the data.
+per name); later runs only read that. Folders too large for it (MS-COCO at 512 is 80 GB of pixels) are
+read picture by picture. Corrupt pictures are skipped and counted. What step k sees depends on (seed, k)
+alone, so a resumed run needs no state of the data.
 """
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 log = logging.getLogger("reelbrush")
+PACKED = 4 << 30  # bytes of pixels that are packed at most
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -70,23 +74,30 @@ def _stamp(paths: list[Path]) -> str:
 
 
 class Pictures:
-    """A folder of training pictures, packed on first use beside the run (`cache`)."""
+    """A folder of training pictures, packed on first use into `cache`, or read as they are drawn."""
 
-    def __init__(self, folder: Path, cache: Path, side: int):
+    def __init__(self, folder: Path, cache: Path, side: int, limit: int = PACKED):
         folder = Path(folder)
-        file = folder if folder.suffix == ".safetensors" else None
-        if file is None:
-            if not folder.is_dir():
-                raise ValueError(f"{folder.name!r} is no folder of pictures")
-            file = cache / f"{folder.name}-{side}.safetensors"
-            paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS)
-            if not self._fresh(file, side, paths):
-                pack(folder, file, side)
-        self.file = file
-        with safe_open(file, "pt") as f:
-            self.names = sorted(f.keys())
-            self.skipped: list[str] = json.loads((f.metadata() or {}).get("skipped", "[]"))
+        self.folder, self.cache, self.side = folder, cache, side
+        self.skipped: list[str] = []
+        self._open: Any = None
+        if folder.suffix == ".safetensors":
+            return self._use(folder)
+        if not folder.is_dir():
+            raise ValueError(f"{folder.name!r} is no folder of pictures")
+        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS)
+        if len(paths) * side * side * 4 > limit:  # three bytes a pixel, and most are not square
+            self.names = [p.relative_to(folder).as_posix() for p in paths]
+            return None
+        file = cache / f"{folder.name}-{side}.safetensors"
+        if not self._fresh(file, side, paths):
+            pack(folder, file, side)
+        return self._use(file)
+
+    def _use(self, file: Path) -> None:
         self._open = safe_open(file, "pt")
+        self.names = sorted(self._open.keys())
+        self.skipped = json.loads((self._open.metadata() or {}).get("skipped", "[]"))
 
     @staticmethod
     def _fresh(file: Path, side: int, paths: list[Path]) -> bool:
@@ -96,18 +107,43 @@ class Pictures:
             meta = f.metadata() or {}
         return meta.get("side") == str(side) and meta.get("stamp") == _stamp(paths)
 
-    def get(self, name: str) -> Tensor:
-        """[3, H, W] in 0..1."""
-        return self._open.get_tensor(name).permute(2, 0, 1).float() / 255
+    def get(self, name: str) -> Tensor | None:
+        """[3, H, W] in 0..1; None, and noted once, where it cannot be read."""
+        if self._open is not None:
+            return self._open.get_tensor(name).permute(2, 0, 1).float() / 255
+        image = _read(self.folder / name, self.side)
+        if image is not None:
+            return torch.from_numpy(image).permute(2, 0, 1).float() / 255
+        if name not in self.skipped:
+            log.warning("training picture %s cannot be read: skipped", name)
+            self.skipped.append(name)
+        return None
+
+    def some(self, names: list[str], first: int = 0) -> Iterator[Tensor]:
+        """The readable ones of `names`, from number `first` around."""
+        for i in range(len(names)):
+            picture = self.get(names[(first + i) % len(names)])
+            if picture is not None:
+                yield picture
+
+    def draw(self, names: list[str], rng: torch.Generator) -> Tensor:
+        """A random one of `names`; where it cannot be read the one after it."""
+        first = int(torch.randint(len(names), (1,), generator=rng))
+        for picture in self.some(names, first):
+            return picture
+        raise ValueError(f"the folder {self.folder.name!r} has no readable picture")
 
     def hold_out(self, count: int, seed: int) -> tuple[list[str], list[str]]:
-        """(kept for training, held out): `count` names chosen by the seed."""
+        """(kept for training, held out): `count` names chosen by the seed, of a small folder a third."""
         order = torch.randperm(len(self.names), generator=torch.Generator().manual_seed(seed)).tolist()
-        held = sorted(self.names[i] for i in order[: min(count, max(0, len(order) - 1))])
+        held = sorted(self.names[i] for i in order[: min(count, len(order) // 3)])
         return sorted(set(self.names) - set(held)), held
 
 
-def crop(picture: Tensor, size: int, rng: torch.Generator, zoom: tuple[float, float] = (0.4, 0.8)) -> Tensor:
+ZOOM = (0.4, 0.8)  # crops of many scales: one set of weights sees strokes of many sizes
+
+
+def crop(picture: Tensor, size: int, rng: torch.Generator, zoom: tuple[float, float] = ZOOM) -> Tensor:
     """A random square of `size`; `zoom` is the share of the short side that the square takes."""
     h, w = picture.shape[-2:]
     short = min(h, w)

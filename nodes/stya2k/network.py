@@ -80,6 +80,11 @@ class StyA2K(nn.Module):
         self.first = nn.Conv2d(512, 256, 3)
         self.decoder = nn.ModuleList(nn.Conv2d(cin, cout, 3) for _, cin, cout, _ in DECODER)
 
+    @property
+    def arithmetic(self) -> tuple[Arithmetic, ...]:
+        """How the weights' regions are cut, per scale."""
+        return self.how
+
     def encode(self, images: Tensor) -> Content:
         """N frames [N, 3, H, W] in 0..1."""
         found = self.encoder(images, LAYERS)

@@ -9,6 +9,7 @@ eq. 16, `match` those for eq. 17, `content` those that carry structure, `gram` t
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -167,7 +168,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors of a .safetensors file, or of a .pth that holds nothing but tensors."""
     path = Path(path)
     if path.suffix == ".safetensors":
-        return load_file(path)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path.name} is damaged or no safetensors file: download or copy it again"
+            ) from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -181,10 +187,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def load_perceptual(path: str | Path) -> Perceptual:
     """The perceptual network that a file holds, frozen."""
     weights = read_weights(Path(path))
-    if "fire2/conv1x1_1.weight" in weights:
-        return SqueezeNet.of(weights)
-    if "features.28.weight" in weights or ("42.weight" in weights and "0.weight" in weights):
-        return VGG19.of(weights)
+    try:
+        if "fire2/conv1x1_1.weight" in weights:
+            return SqueezeNet.of(weights)
+        if "features.28.weight" in weights or ("42.weight" in weights and "0.weight" in weights):
+            return VGG19.of(weights)
+    except (KeyError, RuntimeError) as error:  # VGG-16, SqueezeNet 1.1 ...
+        missing = str(error).splitlines()[-1].strip()
+        raise ValueError(
+            f"{Path(path).name} looks like a perceptual network but is another one ({missing}): give "
+            "SqueezeNet v1.0, vgg_normalised.pth or torchvision's VGG-19"
+        ) from error
     raise ValueError(
         f"{Path(path).name} is no perceptual network that is known here: give SqueezeNet v1.0, "
         "vgg_normalised.pth or torchvision's VGG-19"

@@ -97,6 +97,11 @@ class SmallStyA2K(nn.Module):
         with torch.no_grad():
             self.color.weight.mul_(0.1)
 
+    @property
+    def arithmetic(self) -> tuple[Arithmetic, ...]:
+        """How the weights' regions are cut, per scale."""
+        return self.a2k4.how, self.a2k8.how
+
     def encode(self, images: Tensor) -> Content:
         """N frames [N, 3, H, W] in 0..1; maps of sizes rounded up, what padding made cut off again."""
         h, w = images.shape[-2:]

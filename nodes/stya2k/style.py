@@ -8,7 +8,7 @@ pictures; each is encoded once, whatever it is mixed into.
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -65,18 +65,18 @@ def load_model(path: str | Path, precision: str = "auto", compiled: bool = False
 
 
 class Picture:
-    """A style picture [1, h, w, 3] and, once it was needed, what the network keeps of it."""
+    """A style picture [1, h, w, 3] and, once it was needed, what a model keeps of it."""
 
     def __init__(self, image: Tensor):
         self.image = image
-        self._code: Any = None
+        self._codes: WeakKeyDictionary[Model, Any] = WeakKeyDictionary()  # mixing may bring another model
 
     def code(self, model: Model, network: torch.nn.Module) -> Any:
         """The picture encoded, once for all frames and all mixes."""
-        if self._code is None:
+        if model not in self._codes:
             planes = self.image.permute(0, 3, 1, 2).to(host.device(), model.dtype)
-            self._code = network.encode_style(planes.contiguous(memory_format=torch.channels_last))
-        return self._code
+            self._codes[model] = network.encode_style(planes.contiguous(memory_format=torch.channels_last))
+        return self._codes[model]
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +139,8 @@ def mix_styles(a: Style, b: Style, amount: float, mask: Tensor | None = None) ->
         )
     if amount == 0:
         return a
+    if mask is None and amount == 1:
+        return Style(a.model, b.parts)
     if mask is None:
         parts = [replace(p, weight=p.weight * (1 - amount)) for p in a.parts]
         return Style(a.model, (*parts, *(replace(p, weight=p.weight * amount) for p in b.parts)))

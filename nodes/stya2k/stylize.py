@@ -41,7 +41,6 @@ class Stylizer:
         self.style, self.look, self.size, self.tile = style, look, size, tile
         self.network = style.model.load()
         self.codes = [part.picture.code(style.model, self.network) for part in style.parts]
-        self.masks = [None if p.mask is None else resize_mask(p.mask, size) for p in style.parts]
 
     def chunk(self, wanted: int = 0) -> int:
         """Frames per call: as asked, else what free memory allows (on a CPU more than 2 gain nothing)."""
@@ -64,6 +63,11 @@ class Stylizer:
             n = len(frames) // 2
             log.info("out of memory: %d frames at a time", n)
             return torch.cat([self(frames[:n], index), self(frames[n:], index + n)])
+        if any(how.count for how in self.network.arithmetic):
+            raise RuntimeError(
+                f"a frame of {self.size[1]}x{self.size[0]} does not fit into memory, and this model cuts "
+                "every frame into a fixed number of regions, so tiles would change the result: set max_side"
+            )
         smaller = (self.tile or -(-max(self.size) // 64) * 64) // 2 // 64 * 64
         if smaller < 128:
             raise RuntimeError(
@@ -80,26 +84,34 @@ class Stylizer:
 
     def _stylize(self, frames: Tensor, index: int) -> Tensor:
         planes = self._planes(frames)
+        masks = [self._mask(part, index, len(frames)) for part in self.style.parts]
         if self.tile and max(self.size) > self.tile:
-            return self._tiled(planes, index)
-        return self._decode(self.network.encode(planes), planes, index)
+            return self._tiled(planes, masks)
+        return self._decode(self.network.encode(planes), planes, masks)
+
+    def _mask(self, part: Part, index: int, count: int) -> Tensor | None:
+        """Where a part applies in frames index..index+count, [1 or count, H, W]."""
+        if part.mask is None:
+            return None
+        numbers = torch.arange(index, index + (count if len(part.mask) > 1 else 1))
+        here = part.mask[numbers.clamp_max(len(part.mask) - 1).to(part.mask.device)]
+        return resize_mask(here.to(host.device()).float(), self.size)
 
     def _decode(
         self,
         content: Any,
         planes: Tensor,
-        index: int,
+        masks: list[Tensor | None],
         stats: list | None = None,
         corner: tuple[int, int] = (0, 0),
     ) -> Tensor:
         """Encoded content to pictures; a tile gives the whole's statistics and its corner in the frame."""
         net, s = self.network, self.look.strength
         total: list[Tensor] = []
-        for code, part, mask in zip(self.codes, self.style.parts, self.masks, strict=True):
+        for code, part, mask in zip(self.codes, self.style.parts, masks, strict=True):
             made = net.transfer(content, code, self.look.attention, stats)
             if mask is not None or part.weight != 1:
-                numbers = torch.arange(index, index + len(planes))
-                made = [z * _share(part, mask, z, content.size, numbers, corner) for z in made]
+                made = [z * _share(part, mask, z, content.size, corner) for z in made]
             total = [a + b for a, b in zip(total, made, strict=True)] if total else made
         if s == 1:
             return net.decode(total, content.size)
@@ -107,7 +119,7 @@ class Stylizer:
         out = net.decode([c.lerp(z, s) for c, z in zip(plain, total, strict=True)], content.size)
         return out + (1 - s) * (planes - net.decode(plain, content.size))
 
-    def _tiled(self, planes: Tensor, index: int) -> Tensor:
+    def _tiled(self, planes: Tensor, masks: list[Tensor | None]) -> Tensor:
         """The same through tiles: once for the whole frame's statistics, once to stylize.
 
         Tiles start on the grid of the regions and reach as far beyond themselves as the networks look.
@@ -123,7 +135,7 @@ class Stylizer:
         out = torch.empty_like(planes)
         for box in places:
             part = box.outer(planes)
-            made = self._decode(self.network.encode(part), part, index, stats, (box.top, box.left))
+            made = self._decode(self.network.encode(part), part, masks, stats, (box.top, box.left))
             y, x = box.y - box.top, box.x - box.left
             out[..., box.y : box.y + box.h, box.x : box.x + box.w] = made[..., y : y + box.h, x : x + box.w]
             host.check_interrupt()
@@ -138,32 +150,32 @@ class Stylizer:
 
 
 def _share(
-    part: Part,
-    mask: Tensor | None,
-    z: Tensor,
-    size: tuple[int, int],
-    numbers: Tensor,
-    corner: tuple[int, int],
+    part: Part, mask: Tensor | None, z: Tensor, size: tuple[int, int], corner: tuple[int, int]
 ) -> Tensor | float:
-    """A part's weight on the cells of a map z of the `size` pixels at `corner`, for some frame numbers."""
+    """A part's weight on the cells of a map z of the `size` pixels at `corner` of the frame."""
     if mask is None:
         return part.weight
     (y, x), (h, w) = corner, size
-    here = mask[numbers.clamp_max(len(mask) - 1).to(mask.device)][:, None, y : y + h, x : x + w]
+    here = mask[:, None, y : y + h, x : x + w]
     step = tiles.cell(h, z.shape[-2])
     here = functional.pad(here, (0, z.shape[-1] * step - w, 0, z.shape[-2] * step - h), mode="replicate")
     return part.weight * functional.avg_pool2d(here, step).to(z)
+
+
+def _check_masks(style: Style, frames: int, what: str) -> None:
+    """A moving mask belongs to a clip of its own length."""
+    for part in style.parts:
+        if part.mask is not None and len(part.mask) not in (1, frames):
+            raise ValueError(
+                f"the style's mask has {len(part.mask)} frames, the {what} {frames}: give 1 or as many"
+            )
 
 
 def stylize(style: Style, images: Tensor, look: Look, chunk: int = 0) -> Tensor:
     """Frames [N, H, W, 3] in the style."""
     if look.strength == 0:
         return images
-    for part in style.parts:
-        if part.mask is not None and len(part.mask) not in (1, len(images)):
-            raise ValueError(
-                f"the style's mask has {len(part.mask)} frames, the images {len(images)}: give 1 or as many"
-            )
+    _check_masks(style, len(images), "images")
     run = Stylizer(style, look, tuple(images.shape[1:3]))
     size, out = run.chunk(chunk), torch.empty_like(images[..., :3])
     with host.progress(len(images), "Stylizing") as bar:
@@ -203,6 +215,7 @@ def stylize_video(style: Style, video: Any, look: Look) -> Any:
     """A lazy VIDEO in the style."""
     if look.strength == 0:
         return video
+    _check_masks(style, video.frame_count, "clip")
     tensors = {f"picture{i}": p.picture.image for i, p in enumerate(style.parts)}
     tensors |= {f"mask{i}": p.mask for i, p in enumerate(style.parts) if p.mask is not None}
     params = {

@@ -18,7 +18,7 @@ from ...kernels.moments import EPS
 
 def cell(pixels: int, cells: int) -> int:
     """Pixels a side of a map's cell; maps are rounded up to whole cells."""
-    return 1 << round(math.log2(max(1.0, pixels / cells)))
+    return 1 << math.ceil(math.log2(max(1.0, pixels / cells)))
 
 
 @dataclass(frozen=True)

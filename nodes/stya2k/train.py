@@ -10,16 +10,19 @@ import copy
 import csv
 import json
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ..video.plot import loss_plot
 from .clips import ClipPairs
-from .data import Pictures, crop, recolor, step_rng
+from .data import ZOOM, Pictures, crop, recolor, step_rng
 from .losses import (
     Motion,
     content_loss,
@@ -63,13 +66,17 @@ class Recipe:
     half: bool = False  # autocast to bfloat16
 
     def rate(self, step: int) -> float:
-        """The learning rate's factor: a short warm-up, then the schedule."""
+        """The learning rate's factor: the schedule, ours after a short warm-up."""
+        done = min(1.0, step / max(1, self.steps))
+        if self.schedule == "paper":  # flat for two of five epochs, then down to 0
+            return min(1.0, (1 - done) / 0.6)
         warm = min(1.0, (step + 1) / 100)
-        if self.schedule == "constant":
-            return warm
-        flat = 0.4 if self.schedule == "paper" else 0.0  # two of five epochs
-        done = (step / max(1, self.steps) - flat) / (1 - flat)
-        return warm * (1 - max(0.0, min(1.0, done)) * 0.98)
+        return warm if self.schedule == "constant" else warm * (1 - done)
+
+    @property
+    def literal(self) -> bool:
+        """The official sums, crops and steps, without what we add."""
+        return self.schedule == "paper"
 
 
 PAPER = {
@@ -128,20 +135,28 @@ class Trainer:
     ):
         self.folder, self.recipe, self.device = Path(folder), recipe, torch.device(device)
         self.contents, self.styles = contents, styles
-        self.content_names, self.held_contents = contents.hold_out(recipe.held_contents, recipe.seed)
-        self.style_names, self.held_styles = styles.hold_out(recipe.held_styles, recipe.seed)
+        self._hold_out(
+            contents.hold_out(recipe.held_contents, recipe.seed)[1],
+            styles.hold_out(recipe.held_styles, recipe.seed)[1],
+        )
         self.perceptual = perceptual.to(self.device, memory_format=torch.channels_last)
         self.network = build(recipe, perceptual).to(self.device, memory_format=torch.channels_last)
         self.trained = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         self.average = {name: p.detach().clone() for name, p in self.trained.items()}
         self.optimizer = torch.optim.Adam(self.trained.values(), lr=recipe.learning_rate)
         self.clips: ClipPairs | None = None
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self._whole = 0, 0.0, True
         self.history: dict[str, list[float]] = {}
+
+    def _hold_out(self, contents: list[str], styles: list[str]) -> None:
+        """Judge on these, train on the others."""
+        self.held_contents, self.held_styles = contents, styles
+        self.content_names = [n for n in self.contents.names if n not in set(contents)]
+        self.style_names = [n for n in self.styles.names if n not in set(styles)]
 
     def use_clips(self, folder: Path) -> None:
         """Take the temporal loss from frame pairs of real clips instead of moved pictures."""
-        self.clips = ClipPairs(folder, self.contents.file.parent, self.recipe.load_size)
+        self.clips = ClipPairs(folder, self.contents.cache, self.recipe.load_size)
 
     def start_from(self, weights: nn.Module) -> None:
         """Begin with another network's weights instead of fresh ones; its kind and widths must agree."""
@@ -162,13 +177,10 @@ class Trainer:
     def batch(self, step: int) -> tuple[Tensor, Tensor, Motion]:
         """Contents, styles and a motion of the first content; the same whenever it is asked."""
         r, rng = self.recipe, step_rng(self.recipe.seed, step)
-
-        def draw(source: Pictures, names: list[str]) -> Tensor:
-            return source.get(names[int(torch.randint(len(names), (1,), generator=rng))])
-
-        contents = [crop(draw(self.contents, self.content_names), r.crop, rng) for _ in range(r.batch)]
+        how = (r.crop, rng, (r.crop / r.load_size,) * 2 if r.literal else ZOOM)
+        contents = [crop(self.contents.draw(self.content_names, rng), *how) for _ in range(r.batch)]
         styles = [
-            recolor(crop(draw(self.styles, self.style_names), r.crop, rng), rng, r.color_share)
+            recolor(crop(self.styles.draw(self.style_names, rng), *how), rng, r.color_share)
             for _ in range(r.batch)
         ]
         if self.clips:
@@ -192,14 +204,15 @@ class Trainer:
                 frames = torch.cat([content, motion.frame])
                 keys = torch.cat([style, style[:1]])
             out = self.network(frames, self.network.encode_style(keys))
-            made = net(out[: len(content)].clamp(-0.25, 1.25))  # a judge knows nothing of worse
+            judged = out[: len(content)]
+            made = net(judged if r.literal else judged.clamp(-0.25, 1.25))  # it knows nothing of worse
             with torch.no_grad():
                 both = net(torch.cat([content, style]))
         made = {k: v.float() for k, v in made.items()}
         wanted = {k: v[: len(content)].float() for k, v in both.items()}
         styled = {k: v[len(content) :].float() for k, v in both.items()}
         out = out.float()
-        relative = r.schedule != "paper"
+        relative = not r.literal
         terms = {"style": r.style_weight * moments_loss(made, styled, net.style, relative)}
         if r.gram_weight:
             terms["gram"] = r.gram_weight * gram_loss(made, styled, net.gram)
@@ -225,15 +238,20 @@ class Trainer:
         total = sum(terms.values())
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
-        nn.utils.clip_grad_norm_(self.trained.values(), 10.0)
-        if torch.isfinite(total):
+        norm = nn.utils.clip_grad_norm_(self.trained.values(), math.inf if r.literal else 10.0)
+        self._whole = False  # what stops us from here on leaves a state that no run ever had
+        if torch.isfinite(norm):
             self.optimizer.step()
         self.step += 1
         keep = min(r.average, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for name, value in self.trained.items():
                 self.average[name].lerp_(value, 1 - keep)
-        return {k: float(v.detach()) for k, v in terms.items()} | {"total": float(total.detach())}
+        found = {k: float(v.detach()) for k, v in terms.items()} | {"total": float(total.detach())}
+        for name, value in found.items():
+            self.history.setdefault(name, []).append(value)
+        self._whole = True
+        return found
 
     def run(
         self,
@@ -248,8 +266,6 @@ class Trainer:
                 start = time.perf_counter()
                 losses = self.advance()
                 self.seconds += time.perf_counter() - start
-                for name, value in losses.items():
-                    self.history.setdefault(name, []).append(value)
                 last = self.step == self.recipe.steps
                 if last or self.step % save_every == 0:
                     self.save()
@@ -260,7 +276,8 @@ class Trainer:
                 if watch:
                     watch(Report(self.step, self.recipe.steps, losses, self.seconds, sheet))
         except BaseException:
-            self.save()
+            if self._whole:  # else the last saved state is the one to go on from
+                self.save()
             raise
         return self.averaged()
 
@@ -276,10 +293,10 @@ class Trainer:
     def sheet(self, styles: int = 5, contents: int = 4, size: int = 256) -> Tensor:
         """Held-out styles across, held-out contents down: one picture [H, W, 3]."""
         rng = torch.Generator().manual_seed(0)
-        style_names = (self.held_styles or self.style_names)[:styles]
-        content_names = (self.held_contents or self.content_names)[:contents]
-        shown = [crop(self.styles.get(n), size, rng, (1.0, 1.0)) for n in style_names]
-        given = torch.stack([crop(self.contents.get(n), size, rng, (1.0, 1.0)) for n in content_names])
+        few = self.styles.some(self.held_styles or self.style_names)
+        shown = [crop(x, size, rng, (1.0, 1.0)) for x in islice(few, styles)]
+        few = self.contents.some(self.held_contents or self.content_names)
+        given = torch.stack([crop(x, size, rng, (1.0, 1.0)) for x in islice(few, contents)])
         network = self.averaged().to(self.device)
         columns = [torch.cat([torch.ones(1, 3, size, size), given])]
         for style in shown:
@@ -294,12 +311,17 @@ class Trainer:
         path = self.folder / "samples" / f"{self.step:07}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), (sheet * 255).round().byte().numpy()[..., ::-1].copy())
+        plot = loss_plot(self.history, f"training {self.folder.name}", log=True)[0]
+        cv2.imwrite(str(self.folder / "losses.png"), (plot * 255).round().byte().numpy()[..., ::-1].copy())
 
     # -- state -------------------------------------------------------------------------------------
 
     def save(self) -> None:
         """Write the whole state; never half of it."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        part = self.folder / "recipe.part"
+        part.write_text(json.dumps(self.facts(), indent=1))
+        part.replace(self.folder / "recipe.json")
         state = {
             "step": self.step,
             "seconds": self.seconds,
@@ -318,7 +340,6 @@ class Trainer:
             table.writerows(
                 [i + 1, *(f"{v:.5g}" for v in row)] for i, row in enumerate(zip(*columns, strict=True))
             )
-        (self.folder / "recipe.json").write_text(json.dumps(self.facts(), indent=1))
 
     def facts(self) -> dict:
         """The recipe and what else a model card needs."""
@@ -341,6 +362,7 @@ class Trainer:
                     f"the run in {self.folder.name!r} was started with {name} = {old[name]}, not "
                     f"{getattr(self.recipe, name)}: give the same, or another name"
                 )
+        self._keep_held(old)
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.step, self.seconds = state["step"], state["seconds"]
         self.network.load_state_dict(state["network"], strict=False)
@@ -348,6 +370,15 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = {k: v.double().tolist() for k, v in state["history"].items()}
         return True
+
+    def _keep_held(self, old: dict) -> None:
+        """What was held out stays held out, also when pictures came or went."""
+        before = old["held_out_contents"], old["held_out_styles"]
+        if before == (self.held_contents, self.held_styles):
+            return
+        log.warning("the pictures changed since the run began: it goes on with other data than before")
+        here = set(self.contents.names), set(self.styles.names)
+        self._hold_out(*([n for n in names if n in now] for names, now in zip(before, here, strict=True)))
 
 
 def recipe_of(values: dict) -> Recipe:

@@ -10,7 +10,7 @@ from . import checkpoint, library
 from .data import Pictures
 from .perceptual import load_perceptual
 from .style import Model, load_model
-from .train import Report, Trainer, recipe_of
+from .train import PAPER, Report, Trainer, recipe_of
 
 
 def train(
@@ -23,7 +23,7 @@ def train(
     folder = target.with_name(f".{target.stem}")  # hidden: a run is no model
     if not resume and (folder.exists() or target.exists()):
         raise ValueError(f"there is a run {name!r} already: set resume, or give another save_as")
-    recipe = recipe_of(values)
+    recipe = recipe_of((PAPER if values["size"] == "paper" else {}) | values)  # what no input says
     # All of it with autograd on: what is loaded in a node's inference mode cannot take part in training.
     with host.gradients(), host.progress(recipe.steps, "Training StyA2K", "steps") as bar:
         sources = [

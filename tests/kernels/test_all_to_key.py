@@ -22,7 +22,7 @@ def maps(n, c, size, seed=0, count=3, dtype=torch.float64):
     return [torch.randn(n, c, *size, generator=g, dtype=dtype, requires_grad=True) for _ in range(count)]
 
 
-def literal(q, k, v, how):
+def literal(q, k, v, how, alpha=1.0, beta=0.0):
     """Eqs. 7-12 with loops over regions, heads and points: nothing shared with the kernel."""
     n, c, size, _ = q.shape
     side = how.region(size, size)[0]
@@ -41,7 +41,7 @@ def literal(q, k, v, how):
             keys, values = [], []
             for K_r, V_r in zip(K, V, strict=True):
                 k_m = K_r.mean(1)
-                share = torch.sigmoid(k_m @ K_r)
+                share = torch.sigmoid(alpha * (k_m @ K_r) + beta)
                 total = K_r.shape[1] + how.extra
                 keys.append((k_m + (share * K_r).sum(1)) / total)
                 values.append((V_r.mean(1) + (share * V_r).sum(1)) / total)
@@ -78,6 +78,23 @@ def test_gradients_equal_the_einsum_code(how, n, c, size):
         grads.append(torch.autograd.grad(loss, (q, k, v)))
     for got, want in zip(*grads, strict=True):
         assert (got - want).norm() / want.norm() < 1e-5
+
+
+def test_alpha_and_beta_scale_and_shift_the_likeness_and_learn():
+    how = Arithmetic(size=4, heads=2, extra=0)
+    q, k, v = maps(1, 8, 12)
+    results = []
+    for method in ("kernel", "equations"):
+        alpha, beta = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (1.27, -0.4))
+        if method == "kernel":
+            out = a2k.distributed_attention(q, *a2k.distribute(k, v, how, alpha, beta), how)
+        else:
+            out = literal(q, k, v, how, alpha, beta)[0]
+        results.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v, alpha, beta))))
+    plain = literal(q, k, v, how)[0]
+    assert (results[0][0] - plain).norm() / plain.norm() > 1e-3, "they must matter for this to say anything"
+    for got, want in zip(*results, strict=True):
+        assert (got - want).norm() / want.norm() < 1e-9
 
 
 sizes = st.tuples(st.integers(1, 27), st.integers(1, 27))

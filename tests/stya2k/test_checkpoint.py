@@ -93,6 +93,38 @@ def test_a_folder_that_lacks_a_file_is_told_which(folder):
         checkpoint.load(folder)
 
 
+def test_another_vgg_in_the_folder_is_said(folder, parts):
+    """VGG-16 has most of VGG-19's keys."""
+    (folder / "vgg_normalised.pth").unlink()
+    sixteen = {
+        f"features.{i}.{kind}": torch.zeros(1)
+        for i in (0, 2, 5, 7, 10, 12, 14, 17)
+        for kind in ("weight", "bias")
+    }
+    torch.save(sixteen, folder / "vgg16.pth")
+    with pytest.raises(ValueError, match=r"no VGG-19 \(it lacks features.16"):
+        checkpoint.load(folder)
+    sixteen |= {"features.28.weight": torch.zeros(1)}
+    torch.save(sixteen, folder / "vgg16.pth")
+    with pytest.raises(ValueError, match="another one"):
+        load_perceptual(folder / "vgg16.pth")
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\xff" * 64])
+def test_a_damaged_file_gets_one_sentence(tmp_path, content):
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="damaged or no safetensors"):
+        checkpoint.load(tmp_path / "x.safetensors")
+
+
+def test_half_a_small_network_is_told_so(small_file, tmp_path):
+    weights = load_file(small_file)
+    del weights["up2.weight"]
+    save_file(weights, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="no StyA2K model"):
+        checkpoint.load(tmp_path / "x.safetensors")
+
+
 def test_a_pickle_that_needs_code_is_refused(tmp_path):
     torch.save(_Code(), tmp_path / "x.pth")
     with pytest.raises(ValueError, match="plain weights"):

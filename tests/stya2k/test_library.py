@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from reelbrush.nodes.stya2k import checkpoint, library
+from reelbrush.nodes.stya2k import checkpoint, library, train_node
 from reelbrush.nodes.stya2k.command import train
 from reelbrush.nodes.stya2k.nodes import LoadStyA2K
 from reelbrush.nodes.stya2k.perceptual import SqueezeNet
@@ -100,3 +100,27 @@ def test_a_run_can_begin_with_other_weights(arguments, tmp_path):
     other.folder = tmp_path / "other"
     with pytest.raises(ValueError, match="another network"):
         train.run(other)
+
+
+def test_the_papers_size_in_the_node_means_the_papers_losses_and_schedule(home, monkeypatch):
+    """What the node has no input for comes from the preset, not from the small network's recipe."""
+
+    class Seen(Exception):
+        """Far enough."""
+
+    def trainer(folder, recipe, *rest):
+        raise Seen(recipe)
+
+    for kind in ("contents", "styles"):
+        (home / "input" / kind).mkdir()
+        cv2.imwrite(str(home / "input" / kind / "0.png"), numpy.zeros((70, 80, 3), numpy.uint8))
+    monkeypatch.setattr(train_node, "Trainer", trainer)
+    monkeypatch.setattr(train_node, "load_perceptual", lambda path: None)
+    monkeypatch.setattr(train_node.host, "model_path", lambda *names: None)
+    for size, literal in (("paper", True), ("small", False)):
+        with pytest.raises(Seen) as seen:
+            values = {"size": size, "load_size": 64, "crop": 64, "steps": 7}
+            train_node.train("contents", "styles", "", "judge", "mine", True, values)
+        recipe = seen.value.args[0]
+        assert (recipe.literal, recipe.steps) == (literal, 7)
+        assert (recipe.gram_weight == 0) is literal

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from reelbrush.nodes.stya2k import library
+from reelbrush.nodes.stya2k import stylize as stylize_module
+from reelbrush.nodes.stya2k.network import PAPER, StyA2K
 from reelbrush.nodes.stya2k.style import Model, load_model, make_style, mix_styles
 from reelbrush.nodes.stya2k.stylize import LUMA, Look, Stylizer, stylize, stylize_video
 from reelbrush.nodes.video.reel import LazyVideo
@@ -141,6 +143,90 @@ def test_a_moving_mask_moves(style, other, frames):
     torch.testing.assert_close(out[1:], stylize(other, clip[:1], Look()), rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="2 frames"):
         stylize(mix_styles(style, other, 1.0, mask), frames(3, 40, 48), Look())
+
+
+@torch.inference_mode()
+def test_only_the_mask_of_the_frames_at_hand_is_enlarged(style, other, frames, monkeypatch):
+    """A moving mask at the clip's size would be gigabytes: memory must not grow with the clip."""
+    seen, resize = [], stylize_module.resize_mask
+    monkeypatch.setattr(stylize_module, "resize_mask", lambda m, size: seen.append(len(m)) or resize(m, size))
+    stylize(mix_styles(style, other, 1.0, torch.rand(5, 4, 4)), frames(5, 40, 48), Look(), chunk=2)
+    assert max(seen) == 2
+
+
+def test_a_trim_behind_a_moving_mask_shows_the_masks_own_frame(style, other, frames):
+    clip = frames(4, 32, 48)
+    mixed = mix_styles(style, other, 1.0, torch.linspace(0, 1, 4).view(4, 1, 1).expand(4, 4, 4))
+    video = stylize_video(mixed, LazyVideo.from_frames(clip, Fraction(12)), Look())
+    whole, tail = (torch.cat(list(v.chunks(2))) for v in (video, video.trim(2, 2)))
+    assert (whole[2] - whole[1]).abs().mean() > 2 / 255
+    assert (tail - whole[2:]).abs().max() <= 1 / 255
+
+
+def test_a_moving_mask_of_another_length_than_the_clip_is_said(style, other, frames):
+    mixed = mix_styles(style, other, 1.0, torch.rand(2, 4, 4))
+    with pytest.raises(ValueError, match="2 frames, the clip 3"):
+        stylize_video(mixed, LazyVideo.from_frames(frames(3, 32, 48), Fraction(12)), Look())
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("size", [(9, 70), (17, 40), (3, 3)])
+def test_masks_on_frames_smaller_than_a_few_cells(either, frames, size):
+    """All white and all black must be the two styles, also where a map has one or two cells."""
+    clip, second = frames(1, *size), make_style(either.model, frames(1, 50, 80, 2) ** 3, size=64)
+    for value, want in ((0.0, either), (1.0, second)):
+        out = stylize(mix_styles(either, second, 1.0, torch.full((1, 5, 5), value)), clip, Look())
+        torch.testing.assert_close(out, stylize(want, clip, Look()), rtol=0, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_a_mask_ends_where_it_ends_on_small_frames(style, other, frames):
+    clip, mask = frames(1, 9, 160), torch.zeros(1, 1, 4)
+    mask[..., 2:] = 1
+    out = stylize(mix_styles(style, other, 1.0, mask), clip, Look())
+    torch.testing.assert_close(out[:, :, :16], stylize(style, clip, Look())[:, :, :16], rtol=0, atol=1e-4)
+    torch.testing.assert_close(out[:, :, -16:], stylize(other, clip, Look())[:, :, -16:], rtol=0, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_a_style_that_another_model_encoded_is_encoded_again(small_file, frames):
+    """Same file, other precision: the nodes let these mix, so the codes must not."""
+    clip, (single, half) = frames(1, 40, 40), (load_model(small_file, p) for p in ("float32", "bfloat16"))
+    b = make_style(half, frames(1, 50, 50, 2), size=64)
+    stylize(b, clip, Look())
+    mixed = stylize(mix_styles(make_style(single, frames(1, 50, 50, 1), size=64), b, 1.0), clip, Look())
+    want = stylize(make_style(single, frames(1, 50, 50, 2), size=64), clip, Look())
+    torch.testing.assert_close(mixed, want)
+
+
+@torch.inference_mode()
+def test_a_fixed_number_of_regions_is_not_tiled_but_said(frames, tmp_path, monkeypatch):
+    network = StyA2K(how=PAPER).requires_grad_(False)
+    run = Stylizer(make_style(Model(network, tmp_path / "p"), frames(1, 64, 64), size=64), Look(), (96, 96))
+    monkeypatch.setattr(
+        network, "encode", lambda planes: (_ for _ in ()).throw(torch.OutOfMemoryError("out of memory"))
+    )
+    with pytest.raises(RuntimeError, match="fixed number of regions"):
+        run(frames(1, 96, 96))
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_compiling_is_offered_and_changes_nothing(small_file, frames, monkeypatch):
+    calls, real = [], torch.compile
+
+    def traced(fn, **options):
+        calls.append(fn.__name__)
+        return real(fn, backend="eager", **options)  # traced, but by no C compiler
+
+    monkeypatch.setattr(torch, "compile", traced)
+    clip, outs = frames(1, 45, 66), []
+    for compiled in (False, True):
+        model = load_model(small_file, "float32", compiled)
+        assert bool(calls) is compiled
+        outs.append(stylize(make_style(model, frames(1, 50, 50, 1), size=64), clip, Look()))
+    assert calls == ["encode", "decode"]
+    torch.testing.assert_close(*outs, rtol=0, atol=1e-4)
 
 
 def test_mixing_with_nothing_is_off(style, other):

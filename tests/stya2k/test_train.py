@@ -141,9 +141,28 @@ def test_corrupt_pictures_are_skipped_and_counted(folders):
 
 def test_a_packed_folder_is_read_again_without_its_pictures(folders):
     (contents, _) = sources(folders)
-    packed = Pictures(contents.file, folders, 72)
+    packed = Pictures(folders / "cache" / "content-72.safetensors", folders, 72)
     assert torch.equal(packed.get("0.png"), contents.get("0.png"))
     assert min(packed.get("0.png").shape[1:]) == 72
+
+
+def test_folders_too_large_to_pack_are_read_as_they_are_drawn(folders):
+    packed = Pictures(folders / "content", folders / "cache", 72)
+    loose = Pictures(folders / "content", folders / "elsewhere", 72, limit=0)
+    assert not (folders / "elsewhere").exists()
+    assert all(torch.equal(loose.get(n), packed.get(n)) for n in packed.names)
+    for i in range(20):
+        assert loose.draw(loose.names, step_rng(0, i)).shape[0] == 3
+    assert sorted(loose.skipped) == ["broken.jpg", "empty.png"]  # each once
+    with pytest.raises(ValueError, match="no readable picture"):
+        loose.draw(["empty.png"], step_rng(0, 0))
+
+
+def test_a_small_folder_is_not_held_out_whole(folders):
+    """Five styles of a user's own: the default of 15 must leave something to train on."""
+    _, styles = sources(folders)
+    kept, held = styles.hold_out(15, 0)
+    assert (len(kept), len(held)) == (4, 1)
 
 
 def test_a_folder_without_pictures_gets_one_sentence(tmp_path):
@@ -223,6 +242,53 @@ def test_a_run_that_was_stopped_goes_on_to_the_bit(folders, judge, how):
     assert whole.history["total"] == pytest.approx(again.history["total"], rel=1e-6)
 
 
+def test_a_step_that_was_cut_in_half_is_not_saved(folders, judge):
+    """Ctrl-C can arrive while the optimizer writes: going on from there would be another run."""
+    whole = trainer(folders, judge, "whole")
+    whole.run(save_every=100, sheet_every=100)
+    cut = trainer(folders, judge, "cut")
+    step, calls = cut.optimizer.step, []
+
+    def half_a_step():
+        calls.append(1)
+        if len(calls) == 4:
+            next(iter(cut.trained.values())).data.zero_()
+            raise KeyboardInterrupt
+        step()
+
+    cut.optimizer.step = half_a_step
+    with pytest.raises(KeyboardInterrupt):
+        cut.run(save_every=2, sheet_every=100)
+    again = trainer(folders, judge, "cut")
+    assert again.load()
+    assert again.step == 2
+    again.run(save_every=100, sheet_every=100)
+    assert all(torch.equal(v, again.average[k]) for k, v in whole.average.items())
+
+
+def test_held_out_pictures_stay_held_out_when_others_are_added(folders, judge):
+    run = trainer(folders, judge, steps=1)
+    run.run(sheet_every=100)
+    held = list(run.held_contents), list(run.held_styles)
+    for i in range(8):
+        image = numpy.full((80, 90, 3), 20 * i, numpy.uint8)
+        cv2.imwrite(str(folders / "content" / f"a{i}.png"), image)
+    again = trainer(folders, judge)
+    assert again.load()
+    assert (again.held_contents, again.held_styles) == held
+    assert len(again.content_names) == 6 - 2 + 8
+    assert not set(again.content_names) & set(again.held_contents)
+
+
+def test_mixed_precision_trains(folders, judge):
+    run = trainer(folders, judge, half=True, match_weight=1.25)
+    before = {k: p.detach().clone() for k, p in run.trained.items()}
+    found = run.advance()
+    assert all(numpy.isfinite(v) for v in found.values())
+    assert all(p.dtype == torch.float32 for p in run.trained.values())
+    assert sum(not torch.equal(before[k], p) for k, p in run.trained.items()) > 0.9 * len(before)
+
+
 def test_losses_fall(folders, judge):
     run = trainer(folders, judge, "fall", steps=24, temporal_weight=0.0, color_share=0.0, schedule="constant")
     run.run(save_every=1000, sheet_every=1000)
@@ -234,6 +300,7 @@ def test_a_run_leaves_what_a_person_looks_at(folders, judge):
     run = trainer(folders, judge, "seen", steps=2)
     network = run.run(sheet_every=1)
     assert sorted(p.name for p in (folders / "seen" / "samples").iterdir()) == ["0000001.jpg", "0000002.jpg"]
+    assert cv2.imread(str(folders / "seen" / "losses.png")).std() > 1
     assert (folders / "seen" / "log.csv").read_text().count("\n") == 3
     facts = run.facts()
     assert facts["skipped"] == ["broken.jpg", "empty.png"]
@@ -261,8 +328,22 @@ def test_the_papers_schedule():
     paper = Recipe(**PAPER)
     assert (paper.steps, paper.batch, paper.learning_rate) == (400_000, 8, 2e-4)
     assert paper.rate(150_000) == 1
-    assert paper.rate(280_000) == pytest.approx(0.51)
-    assert paper.rate(400_000) == pytest.approx(0.02)
+    assert paper.rate(0) == 1, "no warm-up"
+    assert paper.rate(280_000) == pytest.approx(0.5)
+    assert paper.rate(400_000) == 0
+
+
+def test_the_papers_crops_are_taken_as_they_are(folders):
+    """256 from 512 without scaling: every crop is a piece of its picture."""
+    recipe = dataclasses.replace(TINY, size="paper", schedule="paper", load_size=72, crop=36, color_share=0.0)
+    run = Trainer(folders / "paper", recipe, *sources(folders), VGG19(normalised=True).freeze())
+    contents, _, _ = run.batch(3)
+    pieces = [run.contents.get(n) for n in run.content_names]
+    for made in contents:
+        views = [p.unfold(1, 36, 1).unfold(2, 36, 1) for p in pieces]  # 3, y, x, 36, 36
+        flips = (made, made.flip(-1))
+        found = [(v == f[:, None, None]).all(-1).all(-1).all(0).any() for v in views for f in flips]
+        assert any(found)
 
 
 def test_the_papers_network_trains_with_its_frozen_encoder(folders):
