@@ -1,0 +1,408 @@
+"""Training a style LoRA: eq. 3 against its literal form, resuming, determinism, the untouched model."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+
+from reelbrush.nodes import host
+from reelbrush.nodes.diffusion import lora, lora_train, unet
+from reelbrush.nodes.diffusion.lora_nodes import TrainStyleLoRA
+from reelbrush.nodes.diffusion.lora_train import Recipe, Training, branching, eq3, fresh, places, projections
+
+from . import tiny
+
+INSIDE = host.inside_comfyui()
+RECIPE = Recipe(rank=4, steps=6, learning_rate=1e-2)
+
+
+def make(layout="mini", prediction="eps", seed=0):
+    with torch.inference_mode():  # weights made as a loader makes them, which is what stands in the way
+        return (tiny.comfy_model if INSIDE else tiny.tiny_model)(layout, prediction=prediction, seed=seed)
+
+
+def pictures(count=1, seed=3, side=8):
+    return torch.randn(count, 4, side, side, generator=torch.Generator().manual_seed(seed)) * 4
+
+
+def text(model, seed=0):
+    return tiny.conditioning(model, seed=seed)
+
+
+def trained(model, style=None, recipe=RECIPE, positive=None, save_as=""):
+    """What the node computes, as a node computes."""
+    with torch.inference_mode():
+        given = (style if style is not None else pictures(), positive or text(model), recipe, save_as)
+        return lora_train.train(model, *given)[0]
+
+
+def same(a, b):
+    return a.parts.keys() == b.parts.keys() and all(
+        torch.equal(a.parts[k].down, b.parts[k].down) and torch.equal(a.parts[k].up, b.parts[k].up)
+        for k in a.parts
+    )
+
+
+def merged(model, branches):
+    """The literal theta + dtheta: a copy of the network with the products added to its weights."""
+    net = copy.deepcopy(model.model.diffusion_model)
+    with torch.no_grad():
+        for path, branch in branches.items():
+            weight = net.get_submodule(path).weight
+            weight.data = weight + branch.up @ branch.down
+    return net
+
+
+def filled(model, words="q,k,v", seed=5):
+    """Branches that do something."""
+    branches = fresh(model.model.diffusion_model, projections(model, words), 3, seed)
+    g = torch.Generator().manual_seed(seed)
+    for branch in branches.values():
+        branch.up.data = torch.randn(branch.up.shape, generator=g) * 0.3
+    return branches
+
+
+# -- the loss --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("timestep", [0, 400, 999])
+def test_the_loss_is_eq_3(prediction, timestep):
+    model = tiny.tiny_model("mini", prediction=prediction)
+    g = torch.Generator().manual_seed(1)
+    clean, noise = (torch.randn(2, 4, 8, 8, generator=g) for _ in range(2))
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    abar = float((1 - betas).cumprod(0)[timestep])
+    z = abar**0.5 * clean + (1 - abar) ** 0.5 * noise
+    branches, words = filled(model), text(model)[0][0]
+    said = merged(model, branches)(z, torch.full((2,), float(timestep)), context=words.expand(2, -1, -1))
+    wanted = noise if prediction == "eps" else abar**0.5 * noise - (1 - abar) ** 0.5 * clean
+    literal = float((wanted - said).square().mean().detach())
+    without = model.model.diffusion_model(
+        z, torch.full((2,), float(timestep)), context=words.expand(2, -1, -1)
+    )
+    sigma = ((1 - abar) / abar) ** 0.5
+    with unet.loaded(model) as base, branching(base, branches):
+        found = eq3(base, clean, noise, sigma, {"c_crossattn": words})
+    assert float(found.value.detach()) == pytest.approx(literal, rel=1e-4)
+    assert abs(literal - float((wanted - without).square().mean())) > 50 * 1e-4 * literal
+
+
+def test_the_gradients_are_those_of_the_merged_weights():
+    """d/d(down, up) through the branch = through W + up @ down, by torch's own functional_call."""
+    model = tiny.tiny_model("mini")
+    net, branches, words = model.model.diffusion_model, filled(model), text(model)[0][0]
+    g = torch.Generator().manual_seed(1)
+    clean, noise = (torch.randn(1, 4, 8, 8, generator=g) for _ in range(2))
+    with unet.loaded(model) as base, branching(base, branches):
+        sigma = float(base.model_sampling.sigmas[300])
+        eq3(base, clean, noise, sigma, {"c_crossattn": words}).value.backward()
+    leaves = {k: (b.down.detach().clone().requires_grad_(), b.up.detach().clone().requires_grad_())
+              for k, b in branches.items()}  # fmt: skip
+    weights = {f"{k}.weight": net.get_submodule(k).weight + up @ down for k, (down, up) in leaves.items()}
+    abar = 1 / (1 + sigma**2)
+    z = abar**0.5 * clean + (1 - abar) ** 0.5 * noise
+    said = torch.func.functional_call(net, weights, (z, torch.full((1,), 300.0)), {"context": words})
+    (noise - said).square().mean().backward()
+    for path, (down, up) in leaves.items():
+        torch.testing.assert_close(branches[path].down.grad, down.grad, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(branches[path].up.grad, up.grad, rtol=1e-3, atol=1e-6)
+        assert up.grad.abs().max() > 1e-4
+
+
+def test_steps_are_adamw_on_eq_3(home):
+    """The whole loop against a literal one; losses agree (Adam turns last bits into steps elsewhere)."""
+    model, recipe = tiny.tiny_model("mini"), Recipe(rank=4, steps=5, learning_rate=1e-3)
+    net, style, words = model.model.diffusion_model, pictures(), text(model)[0][0]
+    with unet.loaded(model) as base, host.gradients():
+        training = Training(base, style, text(model), recipe)
+        draws = [training.draw(k) for k in range(recipe.steps)]
+        start = {k: (b.down.detach().clone(), b.up.detach().clone()) for k, b in training.branches.items()}
+        training.run(lambda *_: None, home / "state.pt")
+    leaves = {k: [t.requires_grad_() for t in pair] for k, pair in start.items()}
+    adam = torch.optim.AdamW([t for pair in leaves.values() for t in pair], lr=1e-3)
+    abars, literal = 1 / (1 + model.model.model_sampling.sigmas**2), []
+    for _, timestep, noise in draws:
+        a = abars[timestep]
+        z = a.sqrt() * style * 0.18215 + (1 - a).sqrt() * noise
+        weights = {f"{k}.weight": net.get_submodule(k).weight + up @ down for k, (down, up) in leaves.items()}
+        said = torch.func.functional_call(
+            net, weights, (z, torch.tensor([float(timestep)])), {"context": words}
+        )
+        loss = (said - noise).square().mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        literal.append(float(loss))
+    assert training.losses == pytest.approx(literal, rel=1e-4)
+    assert sum(p.detach().abs().sum() for _, p in leaves.values()) > 0
+
+
+def test_draws_are_uniform_and_take_every_picture_once_in_turn():
+    model = make()
+    with unet.loaded(model) as base, host.gradients():
+        training = Training(base, pictures(3), text(model), RECIPE)
+        draws = [training.draw(k) for k in range(300)]
+        again = training.draw(7)
+    assert all({p for p, _, _ in draws[k : k + 3]} == {0, 1, 2} for k in range(0, 300, 3))
+    assert len({tuple(p for p, _, _ in draws[k : k + 3]) for k in range(0, 300, 3)}) > 3  # shuffled
+    times = torch.tensor([t for _, t, _ in draws]).float()
+    assert times.min() < 30 and times.max() > 970 and 450 < times.mean() < 550
+    assert again[:2] == draws[7][:2] and torch.equal(again[2], draws[7][2])
+
+
+def test_each_picture_may_have_its_own_text():
+    model = make()
+    two = [*text(model, 1), *text(model, 2)]
+    with unet.loaded(model) as base, host.gradients():
+        training = Training(base, pictures(2), two, RECIPE)
+        assert [training._text(i) for i in range(2)] == [two[:1], two[1:]]
+        assert Training(base, pictures(3), two, RECIPE)._text(2) is two
+
+
+def test_a_lora_of_a_picture_lowers_its_loss_on_held_out_noise():
+    model, style = make(), pictures()
+
+    def held_out(branches):
+        with unet.loaded(model) as base, branching(base, branches):
+            training = Training(base, style, text(model), Recipe(seed=999))
+            with torch.no_grad():
+                return sum(float(training.loss(*training.draw(k)).value) for k in range(24)) / 24
+
+    found = trained(model, style, Recipe(rank=4, steps=40, learning_rate=1e-2))
+    branches = {k: lora_train.Branch(p.down, p.up) for k, p in found.parts.items()}
+    assert held_out(branches) < 0.97 * held_out({})
+
+
+# -- a training ------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_lora(home):
+    model = make()
+    first = trained(model)
+    shutil.rmtree(home / "temp" / "loras")
+    assert same(first, trained(make()))
+    other = trained(model, recipe=Recipe(rank=4, steps=6, learning_rate=1e-2, seed=1))
+    assert not same(first, other)
+    assert all(float(p.up.abs().max()) > 0 for p in first.parts.values())
+
+
+class Stop(Exception):  # noqa: N818 - a person's cancel
+    pass
+
+
+def stopped_at(monkeypatch, step):
+    def at(self, done, preview=None):
+        if done == step:
+            raise Stop
+
+    monkeypatch.setattr(host.Progress, "at", at)
+
+
+def test_a_cancelled_training_goes_on_bit_for_bit(home, monkeypatch):
+    model = make()
+    whole = trained(model, save_as="whole")
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stopped_at(patch, 3)
+        trained(model, save_as="parts")
+    assert not (home / "output" / "loras" / "parts.safetensors").exists()
+    steps = []
+    monkeypatch.setattr(host.Progress, "at", lambda self, done, preview=None: steps.append(done))
+    assert same(trained(model, save_as="parts"), whole)
+    assert steps == [4, 5, 6]
+    files = [home / "output" / "loras" / f"{name}.safetensors" for name in ("whole", "parts")]
+    assert same(*[lora.load(f) for f in files])
+
+
+def test_a_killed_training_goes_on_from_its_last_state(home):
+    """No exception, no clean-up: only what was on disk two steps before the end."""
+    model, file, seen = make(), home / "state.pt", []
+
+    def run(watch):
+        with unet.loaded(model) as base, host.gradients():
+            training = Training(base, pictures(2), text(model), RECIPE)
+            training.run(watch, file, save_every=0.0)
+            return training
+
+    def keep(training, _):
+        seen.append(training.step)
+        if training.step == 4:
+            shutil.copy(file, home / "kept.pt")
+
+    whole = run(keep)
+    shutil.copy(home / "kept.pt", file)
+    again = run(lambda training, _: seen.append(training.step))
+    assert seen == [1, 2, 3, 4, 5, 6, 5, 6]
+    assert again.losses == whole.losses
+    assert same(again.lora("a"), whole.lora("a"))
+    assert not list(home.glob("*.part"))
+
+
+def test_more_steps_go_on_and_fewer_begin_anew(home):
+    model = make()
+    long = Recipe(rank=4, steps=9, learning_rate=1e-2)
+    straight = trained(model, recipe=long, save_as="straight")
+    short = trained(model, save_as="grown")
+    assert same(trained(model, recipe=long, save_as="grown"), straight)
+    assert same(trained(model, save_as="grown"), short)
+
+
+@pytest.mark.parametrize("what", ["picture", "text", "weights", "rate", "damage"])
+def test_a_state_of_another_training_is_not_used(home, what, caplog):
+    model, style, words, recipe = make(), pictures(), text(make()), RECIPE
+    trained(model, save_as="mine")
+    if what == "picture":
+        style = pictures(seed=4)
+    if what == "text":
+        words = text(model, seed=9)
+    if what == "weights":
+        model = make(seed=1)
+    if what == "rate":
+        recipe = Recipe(rank=4, steps=6, learning_rate=2e-2)
+    if what == "damage":
+        (home / "output" / "loras" / ".mine" / "state.pt").write_bytes(b"half a file")
+    fresh_one = trained(model, style, recipe, words, "other")
+    with caplog.at_level("INFO", "reelbrush"):
+        assert same(trained(model, style, recipe, words, "mine"), fresh_one)
+    assert "anew" in caplog.text
+
+
+def state_of(model):
+    """Weights, and what stands on the modules themselves."""
+    net = model.model.diffusion_model
+    weights = {k: v.clone() for k, v in net.state_dict().items()}
+    return weights, {
+        n: {k: id(v) for k, v in vars(m).items() if k != "_buffers"} for n, m in net.named_modules()
+    }
+
+
+@pytest.mark.parametrize("ends", ["well", "cancelled"])
+def test_the_model_is_as_it_was(home, monkeypatch, ends):
+    model = make()
+    with unet.loaded(model):
+        pass  # a first loading settles what ComfyUI keeps on modules
+    weights, modules = state_of(model)
+    if ends == "cancelled":
+        stopped_at(monkeypatch, 3)
+        with pytest.raises(Stop):
+            trained(model)
+    else:
+        trained(model)
+    after, now = state_of(model)
+    assert all(torch.equal(after[k], v) for k, v in weights.items())
+    assert now == modules
+    assert all(p.grad is None and not p.requires_grad for p in model.model.diffusion_model.parameters())
+    assert not model.patches and not model.object_patches and not model.weight_wrapper_patches
+
+
+def test_recomputing_gives_the_same_gradients():
+    model, found = make("sd15"), []
+    for frugal in (False, True):
+        with unet.loaded(model) as base, host.gradients():
+            training = Training(base, pictures(), text(model), RECIPE)
+            with branching(base, training.branches, frugal=frugal):
+                training.advance()  # up is zero at first, and down has no gradient
+                training.advance()
+            found.append([p.grad.clone() for p in training.parameters])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-9)
+    assert max(float(g.abs().max()) for g in found[0]) > 1e-4
+
+
+def held(model, frugal):
+    from reelbrush.nodes.diffusion.autograd import held_bytes
+
+    with unet.loaded(model) as base, host.gradients():
+        training = Training(base, pictures(side=32), text(model), RECIPE)
+        with branching(base, training.branches, frugal=frugal):
+            return held_bytes(base, lambda: training.loss(*training.draw(0)))
+
+
+def test_recomputing_holds_less_and_free_memory_decides(monkeypatch):
+    model = make("sd15")
+    plain, less = held(model, False), held(model, True)
+    assert less < 0.4 * plain
+    weights = sum(p.nbytes for p in model.model.diffusion_model.parameters())
+    for free, frugal in ((1.2 * (plain + weights), True), (3 * (plain + weights), False)):
+        monkeypatch.setattr(host, "free_memory", lambda where, free=free: free)
+        with unet.loaded(model) as base, host.gradients():
+            training = Training(base, pictures(side=32), text(model), RECIPE)
+            training.plan()
+            assert training.frugal is frugal
+
+
+def test_out_of_memory_goes_on_frugally(home, monkeypatch):
+    model, real, failed = make(), Training.advance, []
+    whole = trained(model, save_as="whole")
+
+    def advance(self):
+        if self.step == 2 and not self.frugal:
+            failed.append(self.step)
+            raise torch.OutOfMemoryError("no room")
+        return real(self)
+
+    monkeypatch.setattr(Training, "advance", advance)
+    other = trained(model, save_as="tight")
+    assert failed == [2]
+    for path, part in whole.parts.items():
+        torch.testing.assert_close(part.delta(), other.parts[path].delta(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.skipif(INSIDE, reason="ComfyUI decides the precision at loading")
+def test_mixed_precision(home, dtype):
+    """Half-precision weights, float32 branches: the losses follow those of float32, overflows are met."""
+    full, half = tiny.tiny_model("mini"), tiny.tiny_model("mini")
+    half.model.diffusion_model.to(dtype)
+    losses = []
+    for model in (full, half):
+        with unet.loaded(model) as base, host.gradients():
+            training = Training(base, pictures(), text(model), RECIPE)
+            if dtype == torch.float16 and model is half:
+                training.scale = 2.0**40  # overflows at first
+            training.run(lambda *_: None, home / f"{len(losses)}.pt")
+        losses.append(training.losses)
+    assert training.scale < 2.0**40
+    assert {p.dtype for p in training.parameters} == {torch.float32}
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+
+
+def test_a_nan_is_told(home):
+    with pytest.raises(RuntimeError, match="met a NaN at step 1: lower learning_rate"):
+        trained(make(), pictures() * float("inf"))
+
+
+# -- where it goes ---------------------------------------------------------------------------------
+
+
+def test_places(home):
+    loras = home / "output" / "loras"
+    assert places("a/monet.safetensors") == (
+        loras / "a" / "monet.safetensors",
+        loras / "a" / ".monet" / "state.pt",
+    )
+    assert places(" ") == (None, home / "temp" / "loras" / "unsaved.pt")
+    for name, words in (("../monet", "leaves the loras folder"), (".monet", "begin with a dot")):
+        with pytest.raises(ValueError, match=words):
+            places(name)
+
+
+def test_the_node_saves_what_it_gives(home):
+    model = make()
+    with torch.inference_mode():
+        found, plot = TrainStyleLoRA().train(
+            model, {"samples": pictures()}, text(model), 4, 2, 1e-3, "q,k,v,out", 0, "sub/monet"
+        )
+    file = home / "output" / "loras" / "sub" / "monet.safetensors"
+    assert same(lora.load(file), found)
+    assert found.name == "monet" and any(path.endswith("to_out.0") for path in found.parts)
+    assert plot.shape[0] == 1 and plot.shape[-1] == 3
+    assert "sub/monet.safetensors" in host.model_names(lora.KIND)
+
+
+def test_a_model_of_another_kind_is_told(home):
+    model = tiny.tiny_model("mini")
+    model.model.model_sampling.calculate_denoised = lambda sigma, output, x: output
+    with pytest.raises(ValueError, match="predicts neither noise nor velocity"):
+        trained(model)
