@@ -47,6 +47,7 @@ NEVER_OFF = {
     "ReelBrushReferenceNoise": MAKES,
     "ReelBrushFramesPerCall": "splits the work; the result is the same at any setting",
     "ReelBrushAttentionView": MEASURES,
+    "ReelBrushPromptMask": MEASURES,
     "ReelBrushADSampler": "makes a sampler; its empty range is checked with the wing's own tests",
     "ReelBrushTextureInit": MAKES,
     "ReelBrushTextureExpand": MAKES,
