@@ -44,9 +44,14 @@ def same(a, b):
     )
 
 
-def merged(model, branches):
+def plain(prediction="eps"):
+    """The same network without any ComfyUI."""
+    return tiny.tiny_model("mini", prediction=prediction).model.diffusion_model
+
+
+def merged(net, branches):
     """The literal theta + dtheta: a copy of the network with the products added to its weights."""
-    net = copy.deepcopy(model.model.diffusion_model)
+    net = copy.deepcopy(net)
     with torch.no_grad():
         for path, branch in branches.items():
             weight = net.get_submodule(path).weight
@@ -69,19 +74,17 @@ def filled(model, words="q,k,v", seed=5):
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 @pytest.mark.parametrize("timestep", [0, 400, 999])
 def test_the_loss_is_eq_3(prediction, timestep):
-    model = tiny.tiny_model("mini", prediction=prediction)
+    model, net = make(prediction=prediction), plain(prediction)
     g = torch.Generator().manual_seed(1)
     clean, noise = (torch.randn(2, 4, 8, 8, generator=g) for _ in range(2))
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     abar = float((1 - betas).cumprod(0)[timestep])
     z = abar**0.5 * clean + (1 - abar) ** 0.5 * noise
     branches, words = filled(model), text(model)[0][0]
-    said = merged(model, branches)(z, torch.full((2,), float(timestep)), context=words.expand(2, -1, -1))
+    said = merged(net, branches)(z, torch.full((2,), float(timestep)), context=words.expand(2, -1, -1))
     wanted = noise if prediction == "eps" else abar**0.5 * noise - (1 - abar) ** 0.5 * clean
     literal = float((wanted - said).square().mean().detach())
-    without = model.model.diffusion_model(
-        z, torch.full((2,), float(timestep)), context=words.expand(2, -1, -1)
-    )
+    without = net(z, torch.full((2,), float(timestep)), context=words.expand(2, -1, -1))
     sigma = ((1 - abar) / abar) ** 0.5
     with unet.loaded(model) as base, branching(base, branches):
         found = eq3(base, clean, noise, sigma, {"c_crossattn": words})
@@ -91,8 +94,8 @@ def test_the_loss_is_eq_3(prediction, timestep):
 
 def test_the_gradients_are_those_of_the_merged_weights():
     """d/d(down, up) through the branch = through W + up @ down, by torch's own functional_call."""
-    model = tiny.tiny_model("mini")
-    net, branches, words = model.model.diffusion_model, filled(model), text(model)[0][0]
+    model, net = make(), plain()
+    branches, words = filled(model), text(model)[0][0]
     g = torch.Generator().manual_seed(1)
     clean, noise = (torch.randn(1, 4, 8, 8, generator=g) for _ in range(2))
     with unet.loaded(model) as base, branching(base, branches):
@@ -113,8 +116,8 @@ def test_the_gradients_are_those_of_the_merged_weights():
 
 def test_steps_are_adamw_on_eq_3(home):
     """The whole loop against a literal one; losses agree (Adam turns last bits into steps elsewhere)."""
-    model, recipe = tiny.tiny_model("mini"), Recipe(rank=4, steps=5, learning_rate=1e-3)
-    net, style, words = model.model.diffusion_model, pictures(), text(model)[0][0]
+    model, net, recipe = make(), plain(), Recipe(rank=4, steps=5, learning_rate=1e-3)
+    style, words = pictures(), text(model)[0][0]
     with unet.loaded(model) as base, host.gradients():
         training = Training(base, style, text(model), recipe)
         draws = [training.draw(k) for k in range(recipe.steps)]
@@ -122,7 +125,7 @@ def test_steps_are_adamw_on_eq_3(home):
         training.run(lambda *_: None, home / "state.pt")
     leaves = {k: [t.requires_grad_() for t in pair] for k, pair in start.items()}
     adam = torch.optim.AdamW([t for pair in leaves.values() for t in pair], lr=1e-3)
-    abars, literal = 1 / (1 + model.model.model_sampling.sigmas**2), []
+    abars, literal = 1 / (1 + model.model.model_sampling.sigmas.clone() ** 2), []
     for _, timestep, noise in draws:
         a = abars[timestep]
         z = a.sqrt() * style * 0.18215 + (1 - a).sqrt() * noise
@@ -134,7 +137,7 @@ def test_steps_are_adamw_on_eq_3(home):
         adam.zero_grad()
         loss.backward()
         adam.step()
-        literal.append(float(loss))
+        literal.append(float(loss.detach()))
     assert training.losses == pytest.approx(literal, rel=1e-4)
     assert sum(p.detach().abs().sum() for _, p in leaves.values()) > 0
 
@@ -402,7 +405,7 @@ def test_the_node_saves_what_it_gives(home):
 
 
 def test_a_model_of_another_kind_is_told(home):
-    model = tiny.tiny_model("mini")
+    model = make()
     model.model.model_sampling.calculate_denoised = lambda sigma, output, x: output
     with pytest.raises(ValueError, match="predicts neither noise nor velocity"):
         trained(model)
