@@ -4,7 +4,8 @@ At one noise level every frame of the clip looks at the same keys and values of 
 one UNet row per step, however many frames there are and however they are split over calls. `Reference`
 computes them in a pass of their own (`Pass.read`: no ControlNet, stops after the last layer) and keeps them:
 
-    gpu        the two newest noise levels, on the device, until the run ends (two, because Heun looks back)
+    gpu        the two newest noise levels, on the device, until the run ends (two, because Heun looks back);
+               of a content only the frames of the two newest calls, so that it does not grow with the clip
     cpu        every noise level, in ordinary memory, on the TRAJECTORY: a second run with the same model
                and sampling computes nothing
     recompute  nothing: one pass per UNet call
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 CACHES = ("gpu", "cpu", "recompute")
 _LEVELS = 2
+_CALLS = 2  # of a content: every call brings frames of its own, and both its sides come one after the other
 
 
 class Reference:
@@ -77,11 +79,16 @@ class Reference:
         found = self._recall(key, call.x) or self._compute(call, wanted)
         if self.cache != "recompute":
             self._levels[key] = found
-            while len({level[:2] for level in self._levels}) > _LEVELS:
+            while self._too_many():
                 self._levels.popitem(last=False)
         if self.cache == "cpu":
             self._remember(key, found)
         return found
+
+    def _too_many(self) -> bool:
+        if self.frames_apart:
+            return len(self._levels) > _CALLS
+        return len({level[:2] for level in self._levels}) > _LEVELS
 
     def _compute(self, call: Pass, frames: Sequence[int]) -> dict[int, Features]:
         latents = self.trajectory.at(call.sigma)
@@ -146,7 +153,8 @@ def _moved(features: Features, device: torch.device) -> Features:
 
 
 def weights_key(base: Any) -> Hashable:
-    """Equal exactly when the same weights are in place: base model, patches, object patches, LoRA hooks."""
+    """Equal exactly when the same weights are in place: base model, patches, object patches, LoRA hooks,
+    injections."""
     patcher = getattr(base, "current_patcher", None)
     if patcher is None:
         return _Never()
@@ -156,7 +164,13 @@ def weights_key(base: Any) -> Hashable:
         getattr(patcher, "patches_uuid", None),
         tuple((name, _same(value)) for name, value in sorted(patcher.object_patches.items())),
         tuple((_same(hook.hook_ref), float(hook.strength)) for hook in hooks),
+        tuple((name, _same(i)) for name, group in sorted(_injections(patcher)) for i in group),
     )
+
+
+def _injections(patcher: Any) -> Iterable[tuple[str, list]]:
+    """What is put into the modules themselves for a run (newer LoRA loaders may do so)."""
+    return getattr(patcher, "injections", {}).items()
 
 
 def patches_key(options: dict) -> Hashable:

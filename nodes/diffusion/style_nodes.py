@@ -108,6 +108,8 @@ class ZStarNode:
             raise ValueError(
                 "content_pull needs the content's latents: connect `content`, the frames' DDIM Inversion"
             )
+        if content_pull > 0:
+            content.require(unet.family(model))
         off = not chosen or when.empty or _nothing(style_mask) or _nothing(content_mask)
         off = off or (mix == "add" and add_weight == 0)
         if off and content_pull == 0:

@@ -82,6 +82,11 @@ def sd15():
     return loaded
 
 
+def far(a, b):
+    """Relative distance."""
+    return float((a - b).norm() / b.norm())
+
+
 def zstar(model, style, **settings):
     given = {
         "style_scale": 1.2,
@@ -104,8 +109,8 @@ def test_z_star_with_core_samplers(sd15, sampler, scheduler):
     whole = sd15.sample(model, sd15.noise, sampler, scheduler)
     split = sd15.sample(FramesPerCall().patch(model, 2)[0], sd15.noise, sampler, scheduler)
     assert whole.isfinite().all() and whole.shape == sd15.noise["samples"].shape
-    assert (whole - plain).norm() > 1e-3 * plain.norm()
-    torch.testing.assert_close(split, whole, rtol=1e-2, atol=1e-2 * float(whole.std()))
+    assert far(whole, plain) > 5e-3
+    assert far(split, whole) < 1e-4
     assert torch.equal(sd15.sample(sd15.model, sd15.noise, sampler, scheduler), plain)
     with torch.inference_mode():
         picture = sd15.nodes.VAEDecode().decode(sd15.vae, {"samples": whole})[0]
@@ -132,16 +137,17 @@ def test_controlnet_per_frame_core_lora_and_z_star_together(sd15):
         plain = run(sd15.model, hints)
         model = zstar(base, sd15.style)
         whole = run(model, hints)
-        tolerance = {"rtol": 1e-2, "atol": 1e-2 * float(whole.std())}
-        for size in (1, 2):
-            torch.testing.assert_close(run(FramesPerCall().patch(model, size)[0], hints), whole, **tolerance)
         wrong = run(model, hints[:1])
-        assert (wrong[1:] - whole[1:]).norm() > 5e-2 * whole.norm()  # the hints matter ...
-        torch.testing.assert_close(wrong[0], whole[0], **tolerance)  # ... each to its frame
+        hints_matter = far(wrong[1:], whole[1:])
+        assert hints_matter > 5e-2
+        assert far(wrong[:1], whole[:1]) < 1e-4  # each to its frame
+        for size in (1, 2):
+            split = run(FramesPerCall().patch(model, size)[0], hints)
+            assert far(split, whole) < 1e-4
         without_lora = run(zstar(sd15.model, sd15.style), hints)
         without_style = run(base, hints)
         for other in (without_lora, without_style, sd15.sample(model, sd15.noise, cfg=3.0)):
-            assert (other - whole).norm() > 1e-3 * whole.norm()
+            assert far(other, whole) > 5e-3
         assert torch.equal(run(sd15.model, hints), plain)
 
 
@@ -173,7 +179,7 @@ def test_two_queue_runs_with_different_styles_leave_nothing_behind(sd15):
     for cache in ("gpu", "cpu"):
         one, two = (zstar(sd15.model, style, cache=cache) for style in (sd15.style, sd15.second))
         first, second = sd15.sample(one, sd15.noise), sd15.sample(two, sd15.noise)
-        assert (first - second).norm() > 1e-4 * first.norm()
+        assert far(second, first) > 5e-3
         assert torch.equal(sd15.sample(one, sd15.noise), first)
         assert torch.equal(sd15.sample(zstar(sd15.model, sd15.second), sd15.noise), second)
     assert torch.equal(sd15.sample(sd15.model, sd15.noise), plain)
@@ -205,5 +211,5 @@ def test_reference_attention_on_sdxl():
         for mode in ("concat", "swap"):
             (model,) = ReferenceAttentionNode().patch(sdxl.model, made, mode, 0.75, 1.5, "last 6", 0.0, 1.0)
             out = sdxl.sample(model, noise, cfg=4.0)
-            assert out.isfinite().all() and (out - plain).norm() > 1e-3 * plain.norm()
+            assert out.isfinite().all() and far(out, plain) > 5e-3
         assert torch.equal(sdxl.sample(sdxl.model, noise, cfg=4.0), plain)

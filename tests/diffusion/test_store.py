@@ -7,7 +7,8 @@ import torch
 
 from reelbrush.nodes.diffusion import unet
 from reelbrush.nodes.diffusion.clip_nodes import FramesPerCall
-from reelbrush.nodes.diffusion.store import weights_key
+from reelbrush.nodes.diffusion.reference import ReferenceAttention
+from reelbrush.nodes.diffusion.store import Reference, weights_key
 
 from .attention_tools import BOTH, counted, levels, make, sample, trajectory
 from .test_zstar import FREE, zstar
@@ -82,9 +83,8 @@ def test_weights_are_the_same_only_with_the_same_hooks_patches_and_living_base()
 
     def patcher(**changes):
         hooks = SimpleNamespace(hooks=[SimpleNamespace(hook_ref=lora, strength=0.5)])
-        return SimpleNamespace(
-            **{"patches_uuid": 1, "object_patches": {"a": lora}, "current_hooks": hooks} | changes
-        )
+        given = {"patches_uuid": 1, "object_patches": {"a": lora}, "current_hooks": hooks}
+        return SimpleNamespace(**{**given, "injections": {"bypass": [lora]}} | changes)
 
     lora, other, base = Thing(), Thing(), Thing()
     base.current_patcher = patcher()
@@ -100,6 +100,9 @@ def test_weights_are_the_same_only_with_the_same_hooks_patches_and_living_base()
         {"current_hooks": None},
         {"current_hooks": weaker},
         {"current_hooks": foreign},
+        {"injections": {}},
+        {"injections": {"bypass": [other]}},
+        {"injections": {"another": [lora]}},
     ):
         base.current_patcher = patcher(**changes)
         assert weights_key(base) != key, changes
@@ -131,3 +134,26 @@ def test_nothing_is_left_on_the_device_after_a_run_or_a_cancelled_one(kind):
     assert found == [1] and not store._levels
     sample(node)
     assert not store._levels
+
+
+@BOTH
+def test_a_long_clip_s_content_does_not_pile_up_on_the_device(kind):
+    """StyleID's content queries in calls of two: each frame read once per step, four frames held at most."""
+    model = make(kind)
+    content, style, held = trajectory(model, frames=10, seed=20), trajectory(model), []
+    queries = Reference(model, content, unet.pick_layers(model, "10-15"), "q", frames_apart=True)
+    keys = Reference(model, style, queries.chosen)
+    patched = model.clone()
+    when = unet.sigma_range(model, 0.0, 1.0)
+    ReferenceAttention(keys, queries.chosen, when, "style-id", 0.75, 1.5, queries).attach(patched)
+
+    def watch(call):
+        held.append(sum(len(found[15].q) for found in queries._levels.values()))
+        return call.run()
+
+    unet.attach(patched, "watch", watch, rank=1)
+    (split,) = FramesPerCall().patch(patched, 2)
+    with counted(model) as rows:
+        sample(split, frames=10, cfg=3.0)
+    assert max(held) == 4
+    assert rows == ([1, 2, 4] + [2, 4] * 4) * 3  # the style, then the content of each call and the call

@@ -251,6 +251,9 @@ def test_content_pull_under_euler_is_the_official_overwriting_of_latents(kind):
     assert (pulled - sample(model, latent=start, sigmas=sigmas)).norm() > 1e-2 * pulled.norm()
     with pytest.raises(ValueError, match="connect `content`"):
         zstar(model, trajectory(model), content_pull=0.1)
+    other = trajectory(make(kind, "sdxl"))
+    with pytest.raises(ValueError, match="sdxl model, this model is sd1"):
+        zstar(model, trajectory(model), content=other, content_pull=0.1)
 
 
 @BOTH
