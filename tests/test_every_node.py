@@ -48,6 +48,8 @@ NEVER_OFF = {
     "ReelBrushFramesPerCall": "splits the work; the result is the same at any setting",
     "ReelBrushAttentionView": MEASURES,
     "ReelBrushPromptMask": MEASURES,
+    "ReelBrushTrainStyleLoRA": MAKES,
+    "ReelBrushLoadStyleLoRA": LOADS,
     "ReelBrushADSampler": "makes a sampler; its empty range is checked with the wing's own tests",
     "ReelBrushTextureInit": MAKES,
     "ReelBrushTextureExpand": MAKES,
