@@ -189,7 +189,8 @@ def model_path(kind: str, name: str) -> Path:
     """The first folder of a kind that holds `name`; a sentence where none does."""
     bases = model_folders(kind)
     for base in bases:
-        path = inside(base, name, f"{kind} model")
+        link = Path(os.path.normpath(base / name))  # people link models here from elsewhere
+        path = link if link.is_relative_to(base) else inside(base, name, f"{kind} model")
         if path.exists():
             return path
     raise ValueError(f"the {kind} model {name!r} was not found: put it into {bases[0].parent.name}/{kind}/")

@@ -105,11 +105,11 @@ def test_a_run_can_begin_with_other_weights(arguments, tmp_path):
 def test_the_papers_size_in_the_node_means_the_papers_losses_and_schedule(home, monkeypatch):
     """What the node has no input for comes from the preset, not from the small network's recipe."""
 
-    class Seen(Exception):
+    class SeenError(Exception):
         """Far enough."""
 
     def trainer(folder, recipe, *rest):
-        raise Seen(recipe)
+        raise SeenError(recipe)
 
     for kind in ("contents", "styles"):
         (home / "input" / kind).mkdir()
@@ -118,9 +118,20 @@ def test_the_papers_size_in_the_node_means_the_papers_losses_and_schedule(home, 
     monkeypatch.setattr(train_node, "load_perceptual", lambda path: None)
     monkeypatch.setattr(train_node.host, "model_path", lambda *names: None)
     for size, literal in (("paper", True), ("small", False)):
-        with pytest.raises(Seen) as seen:
+        with pytest.raises(SeenError) as seen:
             values = {"size": size, "load_size": 64, "crop": 64, "steps": 7}
             train_node.train("contents", "styles", "", "judge", "mine", True, values)
         recipe = seen.value.args[0]
         assert (recipe.literal, recipe.steps) == (literal, 7)
         assert (recipe.gram_weight == 0) is literal
+
+
+def test_a_model_that_is_a_link_to_elsewhere_is_listed_and_loads(home, small_file):
+    """People keep models on another disk and link them; a name with dots in it still leads nowhere."""
+    (home / "models" / "stya2k").mkdir()
+    (home / "models" / "stya2k" / "linked.safetensors").symlink_to(small_file)
+    assert "linked.safetensors" in library.names()
+    assert checkpoint.load(library.path("linked.safetensors")).kind == "all-to-key"
+    for name in (f"../../{small_file.name}", str(small_file)):
+        with pytest.raises(ValueError, match="leaves the"):
+            library.path(name)
