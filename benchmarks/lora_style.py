@@ -1,0 +1,191 @@
+"""Style LoRAs of single pictures, seen to work on the denoiser of our own (benchmarks/tiny_denoiser.py).
+
+    python benchmarks/lora_style.py train --weights denoiser.safetensors --data ../shared/data --out ~/loras
+    python benchmarks/lora_style.py table --weights denoiser.safetensors --data ../shared/data --out ~/loras
+    python benchmarks/lora_style.py sheet --weights denoiser.safetensors --data ../shared/data --out ~/loras
+
+`train`: one LoRA per picture with the code of Train Style LoRA, to OUT/output/loras. The picture goes in as
+four tiles of half its side, a batch of four latents: on a CPU that is an eighth of the work. It may be stopped
+at any time and goes on when it is started again, so it can run in short pieces (`--minutes`).
+`table`: eq. 3's loss of every LoRA, and of none, on every picture, at noises and timesteps that no training
+has seen, the same for all; literally, with the products added to a copy of the weights. Lines below it say
+whether each LoRA has the lowest loss on its own picture, and by how many standard errors.
+`sheet`: a column per picture and LoRA. Rows: the style, samples from noise, and photographs noised half way
+(--strength) and drawn from there; the first column is the denoiser without a LoRA, from the same noises.
+"""
+
+import argparse
+import copy
+import os
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import tiny_denoiser as own
+import torch
+from torch import Tensor
+from zstar_pictures import CONTENTS, picture
+
+from reelbrush.nodes.diffusion import lora
+from reelbrush.nodes.diffusion.lora_train import Recipe, places, train
+
+STYLES = ("745f079869.jpg", "06ba9cf4f8.jpg", "0e6d0c82fc.jpg")  # oil, fire, ink
+TEXT = "painting"
+
+
+class TimeIsUp(Exception):  # noqa: N818 - it is no error
+    """The piece that was asked for is done."""
+
+
+def styles(given: argparse.Namespace) -> dict[str, Tensor]:
+    """Latents of the style pictures by name, in tiles: [tiles * tiles, 4, size / tiles, size / tiles]."""
+    found, n = {}, given.tiles
+    for name in given.styles or STYLES:
+        whole = own.PixelVAE().encode(picture(given.data / "style" / name, given.size))
+        found[name] = torch.cat([tile for row in whole.chunk(n, 2) for tile in row.chunk(n, 3)])
+    return found
+
+
+def trained(given: argparse.Namespace) -> dict[str, lora.StyleLoRA]:
+    """The LoRAs that `train` has finished."""
+    return {name: lora.load(places(Path(name).stem)[0]) for name in styles(given)}
+
+
+def train_all(given: argparse.Namespace) -> None:
+    """A LoRA for every picture; what is finished is left alone."""
+    model, text = own.load(given.weights), own.encode_text(TEXT)
+    recipe = Recipe(given.rank, given.steps, given.learning_rate, given.projections, given.seed)
+    end = time.monotonic() + 60 * given.minutes
+    from reelbrush.nodes.host import Progress
+
+    def at(self: Progress, done: int, preview: object = None) -> None:
+        if time.monotonic() > end:
+            raise TimeIsUp
+
+    Progress.at = at
+    for name, latent in styles(given).items():
+        if places(Path(name).stem)[0].exists() and not given.again:
+            continue
+        start = time.monotonic()
+        with torch.inference_mode():
+            train(model, latent, text, recipe, Path(name).stem)
+        sys.stdout.write(f"{name}: {time.monotonic() - start:.0f} s in this piece\n")
+
+
+def with_lora(
+    network: torch.nn.Module, part: lora.StyleLoRA | None, strength: float = 1.0
+) -> torch.nn.Module:
+    """A copy of the network with the LoRA's products added to its weights."""
+    network = copy.deepcopy(network)
+    for path, change in (part.parts if part else {}).items():
+        network.get_submodule(path).weight.data += strength * change.delta()
+    return network
+
+
+def held_out(network: torch.nn.Module, clean: Tensor, draws: int, seed: int) -> Tensor:
+    """Eq. 3's mean square at `draws` timesteps, evenly from 0 to 999, each with its own noise: [draws]."""
+    g = torch.Generator().manual_seed(seed)
+    abar, text, found = own.alphas_cumprod(), own.encode_text(TEXT)[0][0], []
+    for t in ((torch.arange(draws) + 0.5) * 1000 / draws).long().tolist():
+        noise = torch.randn(clean.shape, generator=g)
+        z = abar[t].sqrt() * clean + (1 - abar[t]).sqrt() * noise
+        said = network(z, torch.full((len(z),), float(t)), context=text.expand(len(z), -1, -1))
+        found.append((noise - said).square().mean())
+    return torch.stack(found)
+
+
+@torch.inference_mode()
+def table(given: argparse.Namespace) -> None:
+    """Losses by LoRA (rows) and picture (columns)."""
+    base = own.load(given.weights).model.diffusion_model
+    pictures, loras = styles(given), trained(given)
+    columns = [Path(name).stem for name in pictures]
+    sys.stdout.write(f"{'LoRA':>12} " + " ".join(f"{c:>12}" for c in columns) + "\n")
+    losses: dict[str, dict[str, Tensor]] = {}
+    for name, part in {"none": None, **loras}.items():
+        network = with_lora(base, part)
+        losses[name] = {
+            p: held_out(network, z, given.draws, 1_000_000 + given.seed) for p, z in pictures.items()
+        }
+        line = " ".join(f"{float(v.mean()):12.5f}" for v in losses[name].values())
+        sys.stdout.write(f"{Path(name).stem:>12} {line}\n")
+    for name in loras:
+        for other in losses:
+            if other != name:
+                less = losses[other][name] - losses[name][name]
+                error = float(less.std()) / len(less) ** 0.5
+                lower = float(less.mean() / losses[other][name].mean())
+                verdict = "below" if float(less.mean()) > 0 else "NOT BELOW"
+                sys.stdout.write(
+                    f"on {Path(name).stem}: its LoRA is {verdict} {Path(other).stem}, by {lower:.1%}, "
+                    f"{float(less.mean()) / error:.1f} standard errors of the paired difference\n"
+                )
+
+
+@torch.inference_mode()
+def sheet(given: argparse.Namespace) -> None:
+    """Pictures to look at."""
+    base, tools, vae = own.load(given.weights), own.tiny("tiny"), own.PixelVAE()
+    schedule = base.get_model_object("model_sampling").sigmas
+    g = torch.Generator().manual_seed(given.seed)
+    noise = torch.randn(given.samples, 4, given.size, given.size, generator=g)
+    contents = torch.cat([picture(given.data / "content" / n, given.size) for n in CONTENTS])
+    photos = vae.encode(contents)
+    half = torch.randn(photos.shape, generator=g)
+    text, blank = own.encode_text(TEXT), torch.ones(1, given.size, given.size, 3)
+
+    def draw(model: object, noise: Tensor, latent: Tensor, top: int) -> Tensor:
+        levels = torch.linspace(top, 0, max(2, given.sample_steps * top // 999)).round().long()
+        sigmas = torch.cat([schedule[levels], torch.zeros(1)])
+        return vae.decode(tools.sample(model, tools.euler, latent, sigmas, text, noise=noise))
+
+    columns = [torch.cat([blank, blank.expand(given.samples, -1, -1, -1), contents])]
+    for name, part in {"": None, **trained(given)}.items():
+        weights = with_lora(base.model.diffusion_model, part, given.lora_strength).state_dict()
+        model = tools.tiny_model(own.read(given.weights)[1], weights, scale=1.0)
+        shown = picture(given.data / "style" / name, given.size) if name else blank
+        drawn = draw(model, noise, torch.zeros_like(noise), 999)
+        edited = draw(model, half, photos, round(999 * given.strength))
+        columns.append(torch.cat([shown, drawn, edited]))
+    grid = torch.cat([torch.cat(list(column), dim=0) for column in columns], dim=1)
+    image = (grid * 255).round().byte().numpy()[..., ::-1]
+    file = given.out / "sheet.png"
+    cv2.imwrite(str(file), cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST))
+    sys.stdout.write(f"{file}\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["train", "table", "sheet"])
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--styles", nargs="*", help="file names in the data folder's style/")
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--tiles", type=int, default=2, help="a side; 1 trains on the whole picture")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--learning-rate", type=float, default=2e-4)
+    parser.add_argument("--projections", default="q,k,v")
+    parser.add_argument("--minutes", type=float, default=1e9, help="of this piece of the training")
+    parser.add_argument("--again", action="store_true", help="train what is finished, too (more --steps)")
+    parser.add_argument("--draws", type=int, default=40, help="held-out timesteps per picture")
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--sample-steps", type=int, default=25)
+    parser.add_argument("--strength", type=float, default=0.6, help="how far photographs are noised")
+    parser.add_argument("--lora-strength", type=float, default=1.0)
+    given = parser.parse_args()
+    os.environ["REELBRUSH_HOME"] = str(given.out)
+    given.out.mkdir(parents=True, exist_ok=True)
+    try:
+        {"train": train_all, "table": table, "sheet": sheet}[given.what](given)
+    except TimeIsUp:
+        sys.stdout.write("not finished: start it again\n")
+
+
+if __name__ == "__main__":
+    main()
