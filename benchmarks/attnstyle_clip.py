@@ -2,12 +2,15 @@
 
     python benchmarks/attnstyle_clip.py --judge judge.safetensors --perceptual squeezenet.safetensors \\
         --clip CLIP.mp4 --word rough --temporal 0 --out FOLDER
-    (the same with --temporal 100, then)  python benchmarks/attnstyle_clip.py --compare FOLDER
+    (the same with --temporal 20, then)
+    python benchmarks/attnstyle_clip.py --compare FOLDER
+    python benchmarks/attnstyle_clip.py --render FOLDER/x.safetensors --clip CLIP.mp4 --frames 48 --side 320
 
 A run trains on the key frames that the Key Frames node picks, applies the style to the clip as the video node
 does, and measures: the word's probability (mean over the frames), the optical-flow error (DIS flow of the
-content, valid pixels, mean squared, 0-255), the content's own error along the same flow, and the memory that
-rendering 48 frames and then five times as many takes.
+content, valid pixels, mean squared, 0-255) and the content's own error along the same flow. `--compare`
+brings two runs to an equal score first. `--render` is a process of its own, so that what it held is what
+rendering took, not training: run it with 48 frames and with five times as many.
 """
 
 import argparse
@@ -25,13 +28,14 @@ from torch import Tensor
 from reelbrush.kernels.flow import difference, validity, warp, warping_error
 from reelbrush.nodes.attnstyle.curriculum import Weights
 from reelbrush.nodes.attnstyle.keyframes import pick
-from reelbrush.nodes.attnstyle.style import TextStyle, save
+from reelbrush.nodes.attnstyle.style import TextStyle, load, save
 from reelbrush.nodes.attnstyle.train import Settings, train
 from reelbrush.nodes.flow.estimate import estimator
 from reelbrush.nodes.stya2k.perceptual import load_perceptual
 from reelbrush.nodes.video.reel import LazyVideo
 
 log = logging.getLogger("attnstyle_clip")
+NEAR = 0.005  # scores that differ by less are equal
 
 
 def flow_errors(content: Tensor, *clips: Tensor) -> list[float]:
@@ -51,16 +55,35 @@ def flow_errors(content: Tensor, *clips: Tensor) -> list[float]:
     return [s / pairs for s in sums]
 
 
-def memory() -> int:
-    """The most that this process has held so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+def styled(video: LazyVideo, style: TextStyle, strength: float = 1.0) -> LazyVideo:
+    """A clip with the style on it, as the video node does it."""
+    params = {"strength": strength, "about": style.about}
+    return video.then("attnstyle.apply", params, tensors=style.tensors, node="Apply AttnStyle to Video")
+
+
+def opened(clip: Path, side: int) -> LazyVideo:
+    return LazyVideo.of(LazyVideo.from_file(str(clip))).fit(side)
+
+
+class Scale:
+    """What a style does to the first frames of a clip: the word's mean probability and the flow error."""
+
+    def __init__(self, judge: Path, clip: Path, word: str, side: int, frames: int):
+        self.judge, self.word = towers.WordJudge(judge), towers.WORDS.index(word)
+        self.short = opened(clip, side).trim(0, frames)
+        self.content = torch.cat(list(self.short.chunks(8)))
+
+    def probability(self, frames: Tensor) -> float:
+        with torch.no_grad():
+            return self.judge.words(frames.permute(0, 3, 1, 2))[:, self.word].mean().item()
+
+    def draw(self, style: TextStyle, strength: float = 1.0) -> Tensor:
+        return torch.cat(list(styled(self.short, style, strength).chunks(8)))
 
 
 def run(args: argparse.Namespace) -> None:
-    judge = towers.WordJudge(args.judge)
-    clip = LazyVideo.of(LazyVideo.from_file(str(args.clip))).fit(args.side)
-    short = clip.trim(0, args.frames)
-    keys, numbers = pick(short, 4)
+    scale = Scale(args.judge, args.clip, args.word, args.side, args.frames)
+    keys, numbers = pick(scale.short, 4)
     weights = Weights(temporal=args.temporal)
     settings = Settings(epochs=args.epochs, patches=16, threshold=0.2, early_stop=False, weights=weights)
     start, last = time.process_time(), {}
@@ -71,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
             log.info("%d, %.0f s: %s", step.epoch, time.process_time() - start, step.losses)
 
     result = train(
-        judge,
+        scale.judge,
         keys.permute(0, 3, 1, 2),
         args.word,
         "a photo",
@@ -85,57 +108,82 @@ def run(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     name = f"{args.clip.stem}_{args.word}_{args.temporal:g}"
     save(style, args.out / f"{name}.safetensors")
-
-    def styled(video: LazyVideo) -> LazyVideo:
-        params = {"strength": 1.0, "about": style.about}
-        return video.then("attnstyle.apply", params, tensors=style.tensors, node="Apply AttnStyle to Video")
-
-    for _ in styled(short).chunks(8):
-        pass
-    used = [memory()]
-    for _ in styled(clip).chunks(8):
-        pass
-    used.append(memory())
-    content, frames = (torch.cat(list(v.chunks(8))) for v in (short, styled(short)))
-    k = towers.WORDS.index(args.word)
-    with torch.no_grad():
-        before, after = (judge.words(v.permute(0, 3, 1, 2))[:, k].mean().item() for v in (content, frames))
+    content, frames = scale.content, scale.draw(style)
     own, error = flow_errors(content, content, frames)
-    row = {
-        "temporal": args.temporal,
-        "word": args.word,
-        "clip": args.clip.name,
-        "size": list(frames.shape[1:3]),
-    }
-    row |= {"key frames": numbers, "P before": before, "P": after, "flow error": error, "content's own": own}
-    row |= {"MiB after frames": {str(len(frames)): used[0], str(clip.frame_count): used[1]}, "losses": last}
+    row = {"temporal": args.temporal, "word": args.word, "clip": str(args.clip), "judge": str(args.judge)}
+    row |= {"side": args.side, "size": list(frames.shape[1:3]), "frames": len(frames), "key frames": numbers}
+    row |= {"P before": scale.probability(content), "P": scale.probability(frames)}
+    row |= {"flow error": error, "content's own": own, "losses": last, "style": f"{name}.safetensors"}
     row["seconds"] = time.process_time() - start
     log.info("%s", json.dumps(row))
     (args.out / f"{name}.json").write_text(json.dumps(row))
-    step = max(1, len(frames) // 6)
-    sheet = [torch.cat([c, f], 0) for c, f in zip(content[::step], frames[::step], strict=True)]
-    picture = (torch.cat(sheet[:6], 1).numpy()[..., ::-1] * 255).round().astype("uint8")
-    cv2.imwrite(str(args.out / f"{name}.png"), picture)
+    cv2.imwrite(str(args.out / f"{name}.png"), sheet(content, frames))
+
+
+def sheet(*clips: Tensor):
+    """Six frames of each clip, one clip a row."""
+    step = max(1, len(clips[0]) // 6)
+    rows = [torch.cat(list(clip[::step][:6]), 1) for clip in clips]
+    return (torch.cat(rows, 0).numpy()[..., ::-1] * 255).round().astype("uint8")
+
+
+def render(args: argparse.Namespace) -> None:
+    """Stream the first frames of a clip through a saved style: the most that this process held, in MiB."""
+    style, clip = load(args.render), opened(args.clip, args.side).trim(0, args.frames)
+    count = sum(len(chunk) for chunk in styled(clip, style).chunks(8))
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    whole = count * clip.width * clip.height * 3 * 4 >> 20
+    log.info("%d frames: %d MiB at most (the frames together would be %d MiB)", count, held, whole)
 
 
 def compare(folder: Path) -> None:
-    """Ratios of the flow error to the run with weight 0, clip by clip and word by word."""
+    """Ratios of the flow error to the run with weight 0, clip by clip and word by word, at equal score.
+
+    Where the scores differ by more than `NEAR`, the run that scores higher is mixed with the content
+    (the node's strength) until they are equal.
+    """
     rows = [json.loads(p.read_text()) for p in sorted(folder.glob("*.json"))]
     for base in (r for r in rows if r["temporal"] == 0):
+        scale = Scale(*(base[k] for k in ("judge", "clip", "word", "side", "frames")))
+        plain = load(folder / base["style"])
         for r in rows:
-            if r["temporal"] and (r["clip"], r["word"]) == (base["clip"], base["word"]):
-                log.info(
-                    "%s, %s, weight %g: flow error %.1f, without %.1f, ratio %.2f; P %.3f, without %.3f",
-                    *(r["clip"], r["word"], r["temporal"], r["flow error"], base["flow error"]),
-                    *(r["flow error"] / base["flow error"], r["P"], base["P"]),
-                )
+            if not r["temporal"] or (r["clip"], r["word"]) != (base["clip"], base["word"]):
+                continue
+            calm, strengths = load(folder / r["style"]), [1.0, 1.0]
+            if abs(r["P"] - base["P"]) > NEAR:
+                higher = 0 if base["P"] > r["P"] else 1
+                style, goal = (plain, r["P"]) if higher == 0 else (calm, base["P"])
+                strengths[higher] = match(scale, style, goal)
+            drawn = [scale.draw(s, k) for s, k in zip((plain, calm), strengths, strict=True)]
+            without, error = flow_errors(scale.content, *drawn)
+            scores = [scale.probability(d) for d in drawn]
+            log.info(
+                "%s, %s, weight %g: flow error %.1f, without %.1f, ratio %.2f; P %.3f, without %.3f; "
+                "strengths %.2f, without %.2f",
+                *(Path(r["clip"]).stem, r["word"], r["temporal"], error, without, error / without),
+                *(scores[1], scores[0], strengths[1], strengths[0]),
+            )
+            cv2.imwrite(
+                str(folder / f"compare_{r['word']}_{r['temporal']:g}.png"), sheet(scale.content, *drawn)
+            )
+
+
+def match(scale: Scale, style: TextStyle, goal: float) -> float:
+    """The strength at which a style scores `goal`."""
+    full, low, high = scale.draw(style), 0.0, 1.0
+    for _ in range(8):
+        middle = (low + high) / 2
+        found = scale.probability(scale.content.lerp(full, middle))
+        low, high = (middle, high) if found < goal else (low, middle)
+    return (low + high) / 2
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--compare", type=Path)
+    parser.add_argument("--compare", type=Path, metavar="FOLDER")
+    parser.add_argument("--render", type=Path, metavar="STYLE")
     parser.add_argument("--judge", type=Path)
     parser.add_argument("--perceptual", type=Path)
     parser.add_argument("--clip", type=Path)
@@ -147,7 +195,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("attnstyle_clip"))
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    compare(args.compare) if args.compare else run(args)
+    if args.compare:
+        compare(args.compare)
+    elif args.render:
+        render(args)
+    else:
+        run(args)
 
 
 if __name__ == "__main__":

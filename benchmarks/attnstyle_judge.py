@@ -287,7 +287,7 @@ def main() -> None:
     )
     parser.add_argument("--pictures", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1300)
+    parser.add_argument("--steps", type=int, default=1100)
     parser.add_argument("--seconds", type=float, default=math.inf, help="of CPU; run again to go on")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -8,26 +8,32 @@ For each picture a word that does not describe it (P below 0.2) is asked for:
 
 - AttnStyle, the node's defaults but for fewer patches, smaller pictures, and a threshold that suits this
   judge (0.7 is CLIP's: a trained two-tower scorer of eleven words goes well below);
-- `pixels`: Adam on the picture itself, the same judge, losses and draws, until P is what AttnStyle reached;
-  the last step is shortened until the scores are equal (`NEAR`): pixels do not pay for going too far;
-- `pixels, all losses`: the same with the content, layout and variation losses added.
+- `pixels`: Adam on the picture itself, the same judge, losses and draws;
+- `pixels, all losses`: the same with the content, layout and variation losses added;
+- `pixels, score alone`: Adam on the picture itself for nothing but the word's log P on the whole picture.
+
+Each of these goes on until it scores what AttnStyle scored, or stands still (`STILL`). Every pair is then
+compared at equal score: what scores higher is mixed with the content picture until it scores what the other
+does, and the first step of the pixels that is far enough counts, so that nobody pays for going too far.
 
 Written: a line per picture with P and the content distance of each (the relative distance of the perceptual
-network's features, which AttnStyle also trains on, and 1 - SSIM of the luma, which nobody trains on), and a
-contact sheet. A picture that has its line in FOLDER already is not computed again: a run that was stopped
-goes on.
+network's features, which AttnStyle also trains on, and 1 - SSIM of the luma, which nobody trains on), the
+pictures, and a contact sheet. A picture that has its line in FOLDER already is not computed again: a run that
+was stopped goes on.
 """
 
 import argparse
 import json
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import attnstyle_judge as towers
 import cv2
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
@@ -46,7 +52,7 @@ from reelbrush.nodes.stya2k.perceptual import load_perceptual
 log = logging.getLogger("attnstyle_pictures")
 ASKED = ("red", "golden", "blue", "purple", "green", "dark", "bright", "gray")
 SETTINGS = Settings(epochs=150, patches=16, threshold=0.2, early_stop=False)
-NEAR = 0.005  # scores that differ by less are equal
+NEAR, STILL = 0.005, 20  # pixels stand still when they gain less than NEAR in STILL steps
 
 
 def ssim(a: Tensor, b: Tensor) -> float:
@@ -59,53 +65,65 @@ def ssim(a: Tensor, b: Tensor) -> float:
     return (((2 * ma * mb + c1) * (2 * cov + c2)) / ((ma**2 + mb**2 + c1) * (va + vb + c2))).mean().item()
 
 
-def optimise_pixels(
-    judge: towers.WordJudge,
-    picture: Tensor,
-    word: str,
-    goal: float,
-    weights: Weights,
-    content: Content,
-    *,
-    rate: float = 0.02,
-    steps: int = 200,
-) -> tuple[Tensor, int]:
-    """Adam on the pixels until the word's probability is `goal`; the picture and the steps it took."""
+def objective(
+    judge: towers.WordJudge, picture: Tensor, word: str, weights: Weights, content: Content
+) -> Callable[[Tensor], Tensor]:
+    """AttnStyle's losses as a function of the picture alone."""
     generator = torch.Generator().manual_seed(0)
     aim = judge.aim(word, "a photo", picture)
     whole = Classification(aim)
     draw = {"patches": SETTINGS.patches, "threshold": SETTINGS.threshold, "generator": generator}
     patches = PatchClassification(aim, judge.size, parse_scales(SETTINGS.patch_scales), **draw)
     layout, tv, first = Layout(aim, picture), TotalVariation(), torch.tensor([0])
-    x = picture.clone().requires_grad_()
-    optimizer = torch.optim.Adam([x], lr=rate)
-    took, before = 0, picture
-    while took < steps and likely(judge, x.detach(), word) < goal - NEAR:
-        took, before = took + 1, x.detach().clone()
+
+    def total(x: Tensor) -> Tensor:
         loss = weights.classification * whole(x, first) + weights.patches * patches(x, first)
         if weights.content:
             loss = loss + weights.content * content(x, first) + weights.layout * layout(x, first)
             loss = loss + weights.tv * tv(x)
+        return loss
+
+    return total
+
+
+def optimise_pixels(
+    judge: towers.WordJudge,
+    picture: Tensor,
+    word: str,
+    goal: float,
+    loss: Callable[[Tensor], Tensor],
+    *,
+    rate: float = 0.02,
+    steps: int = 100,
+) -> tuple[Tensor, int]:
+    """Adam on the pixels until the word's probability is `goal` or stands still; the picture and its step."""
+    x = picture.clone().requires_grad_()
+    optimizer = torch.optim.Adam([x], lr=rate)
+    path, scores = [picture], [likely(judge, picture, word)]
+    best = 0
+    while len(path) <= steps and scores[-1] < goal and len(path) - best <= STILL:
+        total = loss(x)
         optimizer.zero_grad()
-        loss.backward()
+        total.backward()
         optimizer.step()
         with torch.no_grad():
             x.clamp_(0, 1)
-    return shorten(judge, before, x.detach(), word, goal), took
+        path.append(x.detach().clone())
+        scores.append(likely(judge, path[-1], word))
+        if scores[-1] > scores[best] + NEAR:
+            best = len(path) - 1
+    reached = min(goal, scores[best])
+    step = next(i for i, score in enumerate(scores) if score >= reached)
+    return mixed(judge, path[max(step - 1, 0)], path[step], word, reached), step
 
 
-def shorten(judge: towers.WordJudge, a: Tensor, b: Tensor, word: str, goal: float) -> Tensor:
-    """The picture between a and b, which are below and above the goal, whose probability is the goal."""
-    if likely(judge, b, word) <= goal + NEAR:
-        return b
+def mixed(judge: towers.WordJudge, a: Tensor, b: Tensor, word: str, goal: float) -> Tensor:
+    """The picture between a, which scores less than the goal, and b, which scores more, that scores it."""
     low, high = 0.0, 1.0
-    for _ in range(12):
+    for _ in range(10):
         middle = (low + high) / 2
-        p = likely(judge, a.lerp(b, middle), word)
-        if abs(p - goal) < NEAR:
-            break
-        low, high = (middle, high) if p < goal else (low, middle)
-    return a.lerp(b, middle)
+        low, high = (middle, high) if likely(judge, a.lerp(b, middle), word) < goal else (low, middle)
+    return a.lerp(b, high)
 
 
 def likely(judge: towers.WordJudge, picture: Tensor, word: str) -> float:
@@ -161,14 +179,21 @@ def main() -> None:
             return found | {"1-SSIM": 1 - ssim(picture, x)}
 
         result = train(judge, x, word, "a photo", settings, perceptual=eye)
-        drawn = {"AttnStyle": result.network(x)}
-        score = likely(judge, drawn["AttnStyle"], word)
-        bare = Weights(content=0.0)
-        drawn["pixels"], a = optimise_pixels(judge, x, word, score, bare, content)
-        drawn["pixels, all losses"], b = optimise_pixels(judge, x, word, score, Weights(), content)
+        drawn, taken = {"AttnStyle": result.network(x)}, {}
+        score, index = likely(judge, drawn["AttnStyle"], word), towers.WORDS.index(word)
+        losses = {
+            "pixels": objective(judge, x, word, Weights(content=0.0), content),
+            "pixels, all losses": objective(judge, x, word, Weights(), content),
+            "pixels, score alone": lambda y, index=index: -judge.words(y)[0, index].log(),
+        }
+        for name, loss in losses.items():
+            drawn[name], taken[name] = optimise_pixels(judge, x, word, score, loss)
         row = {"picture": file.name, "word": word, "P before": likely(judge, x, word)}
         row |= {name: numbers(picture) for name, picture in drawn.items()}
-        row |= {"steps": [a, b], "seconds": time.process_time() - start}
+        for name in losses:
+            down = mixed(judge, x, drawn["AttnStyle"], word, min(score, row[name]["P"]))
+            row[name] |= {"steps": taken[name], "AttnStyle there": numbers(down)}
+        row["seconds"] = time.process_time() - start
         log.info("%s", json.dumps(row))
         cells = [label(x, [f"asked: {word}", f"P {row['P before']:.2f}", ""])]
         for name, picture in drawn.items():
@@ -180,6 +205,8 @@ def main() -> None:
                 )
             )
         cv2.imwrite(str(args.out / f"{number:03}.png"), cv2.hconcat(cells))
+        kept = {k: v.clone(memory_format=torch.contiguous_format) for k, v in {"content": x, **drawn}.items()}
+        save_file(kept, args.out / f"{number:03}.safetensors")
         (args.out / f"{number:03}.json").write_text(json.dumps(row))
     summarise(args.out)
 
@@ -203,12 +230,12 @@ def summarise(folder: Path) -> None:
             mean,
         )
     for m in methods[1:]:
-        equal = [r for r in rows if abs(r[m]["P"] - r["AttnStyle"]["P"]) <= 2 * NEAR]
         for k in ("features", "1-SSIM"):
-            won = sum(r["AttnStyle"][k] < r[m][k] for r in equal)
+            pairs = [(r[m]["AttnStyle there"][k], r[m][k]) for r in rows]
+            won, mean = sum(a < b for a, b in pairs), [sum(v) / len(v) for v in zip(*pairs, strict=True)]
             log.info(
-                "AttnStyle closer than %s by %s: %d of %d at equal score (%d never reached it)",
-                *(m, k, won, len(equal), len(rows) - len(equal)),
+                "at equal score, AttnStyle closer than %s by %s: %d of %d (means %.3f and %.3f)",
+                *(m, k, won, len(rows), *mean),
             )
     strips = [cv2.imread(str(p)) for p in sorted(folder.glob("[0-9]*.png"))]
     if len(strips) % 2:

@@ -1,6 +1,6 @@
 """AttnStyle's network (section 3.2): a light U-Net whose decoder asks its encoder by cross-attention.
 
-Three halvings, 16 to 128 channels, about 1.2 million weights. At the two coarsest decoder levels the
+Three halvings, 16 to 128 channels, 1.1 million weights. At the two coarsest decoder levels the
 decoder's features are the queries, the encoder's features of the same level the keys and values:
 
     F_styl = norm(decoder),   A(F_cont) = W_o softmax(W_q F_styl (W_k F_cont)^T / sqrt(d)) W_v F_cont
