@@ -36,12 +36,11 @@ _QUERIES = 1024
 def positions(clip: Any, text: str, words: str) -> list[list[int]]:
     """For each of the comma-separated `words` (a word may be several), its places among the text's tokens."""
     tokens = _ids(clip, text)
-    first, end = _ids(clip, "")[:2]
-    inside = {first, end}
+    marks = set(_ids(clip, ""))  # start, end, padding
     wanted = [w.strip() for w in words.split(",") if w.strip()]
     found = []
     for word in wanted or [text]:
-        piece = [t for t in _ids(clip, word) if t not in inside]
+        piece = [t for t in _ids(clip, word) if t not in marks]
         starts = [i for i in range(len(tokens) - len(piece) + 1) if tokens[i : i + len(piece)] == piece]
         if not piece or not starts:
             raise ValueError(
