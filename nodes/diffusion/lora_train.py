@@ -366,11 +366,11 @@ def places(save_as: str) -> tuple[Path | None, Path]:
     """The file that a training writes, if any, and the one that its state is in."""
     name = save_as.strip().removesuffix(".safetensors")
     if not name:
-        return None, host.folder("temp") / KIND / "unsaved.pt"
+        return None, host.folder("temp") / KIND / "unsaved.state"
     file = host.trained_path(KIND, f"{name}.safetensors", "save_as")
     if not file.stem or file.name.startswith("."):
         raise ValueError(f"save_as is {save_as!r}: give the LoRA a name that does not begin with a dot")
-    return file, file.with_name(f".{file.stem}") / "state.pt"
+    return file, file.with_name(f".{file.stem}") / "training.state"
 
 
 def check(model: Any, style: Tensor, positive: list, recipe: Recipe) -> None:

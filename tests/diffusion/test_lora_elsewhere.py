@@ -49,7 +49,9 @@ def test_a_trained_lora_through_the_core_loader_is_ours(layout, home):
     latent = {"samples": torch.randn(1, 4, 8, 8, generator=g) * 4}
     with torch.inference_mode():
         TrainStyleLoRA().train(model, latent, tiny.conditioning(model), 4, 8, 5e-2, "q,k,v,out", 0, name)
-        assert f"{name}.safetensors" in folder_paths.get_filename_list("loras")
+        listed = folder_paths.get_filename_list("loras")
+        assert f"{name}.safetensors" in listed
+        assert not [n for n in listed if n.startswith(".")]  # the training's state is no LoRA
         (core,) = nodes.LoraLoaderModelOnly().load_lora_model_only(model, f"{name}.safetensors", 0.8)
         (loaded,) = LoadStyleLoRA().load(f"{name}.safetensors")
         ours = apply(model, loaded, 0.8)

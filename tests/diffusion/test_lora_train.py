@@ -264,7 +264,7 @@ def test_a_state_of_another_training_is_not_used(home, what, caplog):
     if what == "rate":
         recipe = Recipe(rank=4, steps=6, learning_rate=2e-2)
     if what == "damage":
-        (home / "output" / "loras" / ".mine" / "state.pt").write_bytes(b"half a file")
+        (home / "output" / "loras" / ".mine" / "training.state").write_bytes(b"half a file")
     fresh_one = trained(model, style, recipe, words, "other")
     with caplog.at_level("INFO", "reelbrush"):
         assert same(trained(model, style, recipe, words, "mine"), fresh_one)
@@ -383,9 +383,9 @@ def test_places(home):
     loras = home / "output" / "loras"
     assert places("a/monet.safetensors") == (
         loras / "a" / "monet.safetensors",
-        loras / "a" / ".monet" / "state.pt",
+        loras / "a" / ".monet" / "training.state",
     )
-    assert places(" ") == (None, home / "temp" / "loras" / "unsaved.pt")
+    assert places(" ") == (None, home / "temp" / "loras" / "unsaved.state")
     for name, words in (("../monet", "leaves the loras folder"), (".monet", "begin with a dot")):
         with pytest.raises(ValueError, match=words):
             places(name)
