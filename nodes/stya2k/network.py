@@ -100,6 +100,10 @@ class StyA2K(nn.Module):
         """The content's statistics that `transfer` uses; of a whole frame, where tiles are stylized."""
         return [moments(m) for m in content.maps]
 
+    def measure_images(self, images: Tensor) -> list[Moments]:
+        """Those of them that are taken from the pictures themselves."""
+        return []
+
     def transfer(
         self, content: Content, code: StyleCode, mode: str | None = None, stats: list[Moments] | None = None
     ) -> list[Tensor]:

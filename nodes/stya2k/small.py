@@ -3,8 +3,8 @@
 Nearly all work is at 1/4 and 1/8 of the picture's size, each with an A2K module. Three departures from
 the paper's network buy quality for few operations: the content term of eq. 14 gets the style's moments
 (AdaIN), so that the content's palette cannot leak through; progressive regions overlap by half and are
-blended, so that no block edge shows; and a thin full-size path refines the content under the style's
-colours (the linear optimal-transport colour map), so that fine detail needs no deep features.
+blended, so that no block edge shows; and a thin full-size path refines the content in the style's
+palette (kernels/palette.py), so that fine detail needs no deep features.
 """
 
 from dataclasses import dataclass, replace
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...kernels.all_to_key import Arithmetic
-from ...kernels.moments import apply_color_map, color_map, color_moments, moments
+from ...kernels.moments import moments
+from ...kernels.palette import look_up, palette_table, sample
 from .attention import A2K, Code, Moments
 
 
@@ -31,7 +32,7 @@ class Content:
 class StyleCode:
     """A style encoded for `SmallStyA2K`."""
 
-    color: tuple[Tensor, Tensor]
+    palette: Tensor
     half: tuple[Tensor, Tensor]
     codes: tuple[Code, Code]
 
@@ -118,21 +119,29 @@ class SmallStyA2K(nn.Module):
         """A style picture, encoded once."""
         maps = self.encode(images).maps
         return StyleCode(
-            color_moments(images), moments(maps[0]), (self.a2k4.encode(maps[1]), self.a2k8.encode(maps[2]))
+            sample(images), moments(maps[0]), (self.a2k4.encode(maps[1]), self.a2k8.encode(maps[2]))
         )
 
-    def measure(self, content: Content) -> list[Moments]:
+    def measure(self, content: Content) -> list[Tensor | Moments]:
         """The content's statistics that `transfer` uses; of a whole frame, where tiles are stylized."""
-        return [color_moments(content.image), *(moments(m) for m in content.maps)]
+        return [*self.measure_images(content.image), *(moments(m) for m in content.maps)]
+
+    def measure_images(self, images: Tensor) -> list[Tensor | Moments]:
+        """Those of them that are taken from the pictures themselves."""
+        return [sample(images)]
 
     def transfer(
-        self, content: Content, code: StyleCode, mode: str | None = None, stats: list[Moments] | None = None
+        self,
+        content: Content,
+        code: StyleCode,
+        mode: str | None = None,
+        stats: list[Tensor | Moments] | None = None,
     ) -> list[Tensor]:
         """The features of the content in the style: picture, 1/2, 1/4, 1/8."""
-        color, at2, at4, at8 = stats or self.measure(content)
+        palette, at2, at4, at8 = stats or self.measure(content)
         e2, e4, e8 = content.maps
         return [
-            apply_color_map(content.image, *color_map(color, code.color)),
+            look_up(content.image, palette_table(palette, code.palette)),
             (e2 - at2[0]) / at2[1] * code.half[1] + code.half[0],
             self.a2k4(e4, code.codes[0], mode, at4),
             self.a2k8(e8, code.codes[1], mode, at8),

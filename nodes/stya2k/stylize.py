@@ -131,7 +131,7 @@ class Stylizer:
         for box in places:
             total.add(self.network.encode(box.outer(planes)), box)
             host.check_interrupt()
-        stats = total.stats(planes.dtype)
+        stats = [*self.network.measure_images(planes), *total.stats(planes.dtype)]
         out = torch.empty_like(planes)
         for box in places:
             part = box.outer(planes)

@@ -64,26 +64,21 @@ class Sums:
 
     def add(self, content: Any, box: Box) -> None:
         """A tile's encoded surroundings; only its inside counts."""
-        image = getattr(content, "image", None)
-        maps = [*([] if image is None else [image]), *content.maps]
-        for level, m in enumerate(maps):
+        for level, m in enumerate(content.maps):
             flat = box.inner(m, content.size).double().flatten(2)
-            colors = m is image  # colours are matched by their covariance, features by their deviation
-            square = flat @ flat.transpose(1, 2) if colors else flat.square().sum(-1)
-            found = [torch.tensor(flat.shape[-1], device=flat.device), flat.sum(-1), square]
+            count = torch.tensor(flat.shape[-1], device=flat.device)
+            found = [count, flat.sum(-1), flat.square().sum(-1)]
             if level == len(self._levels):
                 self._levels.append(found)
             else:
                 self._levels[level] = [a + b for a, b in zip(self._levels[level], found, strict=True)]
 
     def stats(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-        """What `measure` gives for the whole frame."""
+        """What `measure` gives for the whole frame's maps."""
         return [_moments(*level, dtype) for level in self._levels]
 
 
 def _moments(count: Tensor, total: Tensor, square: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     mean, rest = total / count, (count - 1).clamp_min(1)
-    if square.ndim == 3:
-        return mean.float(), ((square - count * mean[..., None] * mean[:, None]) / rest).float()
     var = (square - count * mean.square()).clamp_min(0) / rest
     return mean[..., None, None].to(dtype), (var + EPS).sqrt()[..., None, None].to(dtype)

@@ -311,7 +311,8 @@ class Trainer:
         path = self.folder / "samples" / f"{self.step:07}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), (sheet * 255).round().byte().numpy()[..., ::-1].copy())
-        plot = loss_plot(self.history, f"training {self.folder.name}", log=True)[0]
+        name = self.folder.name.lstrip(".")  # a node's run is hidden
+        plot = loss_plot(self.history, f"training {name}", log=True)[0]
         cv2.imwrite(str(self.folder / "losses.png"), (plot * 255).round().byte().numpy()[..., ::-1].copy())
 
     # -- state -------------------------------------------------------------------------------------
