@@ -147,7 +147,7 @@ class Inject:
 
     def attach(self, model: Any) -> None:
         """Put the part on a CLONE; innermost of the parts, so that all others see the injected attention."""
-        self.source = Source(model, self.content, self.layers, self.key)
+        self.source = Source(model, self.content, self.layers, f"{self.key} source")
         self.now.attach(model, self.key)
         unet.attach(model, "inject", self.part, rank=9)
         self.source.attach(model, self.key)
@@ -157,7 +157,7 @@ class Inject:
     def _block(self, number: int, h: Tensor) -> Tensor:
         """The hook on a residual block: of the source it is read, of the sampler's rows replaced."""
         item = ("features", number)
-        if (reading := self.now.wish(self.key, reading=True)) is not None:
+        if (reading := self.now.wish(self.source.key, reading=True)) is not None:
             reading.keep(item, h)
         plan = self.now.wish(self.key)
         if plan is not None and item in plan.held:

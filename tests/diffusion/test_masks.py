@@ -54,7 +54,7 @@ def test_the_map_is_what_its_formula_says(kind):
             seen = {}
             hooks = [
                 unet.network(model).get_submodule(f"{layer.path.removesuffix('1')}{n}.{p}").register_forward_hook(
-                    lambda m, a, out, key=(layer.number, n, p): seen.update({key: out.double()})
+                    lambda m, a, out, seen=seen, key=(layer.number, n, p): seen.update({key: out.double()})
                 )
                 for layer in chosen for n in "12" for p in ("to_q", "to_k")
             ]  # fmt: skip
