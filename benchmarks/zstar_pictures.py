@@ -1,18 +1,28 @@
 """Z* and its neighbours to look at, with the denoiser of our own (benchmarks/tiny_denoiser.py).
 
-    python benchmarks/zstar_pictures.py sheet --weights denoiser.safetensors --data ../shared/data --out z.png
-    python benchmarks/zstar_pictures.py clip  --weights denoiser.safetensors --data ../shared/data --out t.png
+    python benchmarks/zstar_pictures.py --weights denoiser.safetensors --data ../shared/data --out z.png
+                                        [--group lambda layers steps mix]
 
-`sheet`: rows are content and style pairs; columns are the content, the style, the reconstruction, lambda from
-0.8 to 1.6, other layers, a late start, swap, add, concat and StyleID. Under each column stands the mean style
-distance (Gram matrices of SqueezeNet) and the mean content distance (its deeper features).
-`clip`: 32 frames in calls of 4 with Z*, without and with Temporal Attention; prints the optical-flow error of
-pairs inside a call and across calls.
+Rows are content and style pairs, a block of rows per style. Columns are the content, the style, the
+reconstruction (the inversion sampled back without a style), and by group:
+
+    lambda   eq. 12 with lambda 0.8 to 1.6 (the paper's figure 10)
+    layers   eq. 12 in other layers of the UNet
+    steps    eq. 12 from other steps on
+    mix      eqs. 7 (swap), 8 (add, 0.5) and 12, Reference Attention's concat, StyleID
+
+Under each column stand the mean style distance (Gram matrices of SqueezeNet's conv1, fire3 and fire5,
+relative, pictures enlarged to 128 pixels) and the mean content distance (fire6 and fire8). The table also
+says for how many pairs the style distance falls from one lambda to the next.
+
+At 64 pixels one picture and step takes about a second on one core: 30 steps of a group, ten minutes and more.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -21,15 +31,12 @@ import torch
 from torch import Tensor
 
 from reelbrush.nodes import host
-from reelbrush.nodes.diffusion.clip_nodes import FramesPerCall, TemporalAttention
 from reelbrush.nodes.diffusion.style_nodes import MatchLatent, ReferenceAttentionNode, ZStarNode
 from reelbrush.nodes.diffusion.trajectory_nodes import Invert
-from reelbrush.nodes.flow.conventions import convention
-from reelbrush.nodes.flow.estimate import estimate
-from reelbrush.nodes.flow.report import Report, measure_with_flow
 from reelbrush.nodes.stya2k.perceptual import load_perceptual
 
-CONTENTS = ("0018a70415.jpg", "0074eda957.jpg", "00a392390c.jpg")
+CONTENTS = ("0c1fe22f3d.jpg", "0ceae61546.jpg", "12fd4d87c9.jpg")  # an owl, a coast, thistles
+STYLES = ("06ba9cf4f8.jpg", "8d185bd4be.jpg", "8893f3eb96.jpg")  # fire, a starry night, green leaves
 PAPER = {"style_scale": 1.2, "layers": "10-15", "start_percent": 0.167, "end_percent": 1.0}
 
 
@@ -52,10 +59,10 @@ class Bench:
         self.tools, self.steps, self.refine = own.tiny("tiny"), steps, refine
         host.sample = self.tools.sample
 
-    def invert(self, images: Tensor) -> tuple:
+    def invert(self, images: Tensor, frames_per_call: int = 0) -> tuple:
         """Noise, trajectory and levels."""
         latent = {"samples": self.vae.encode(images)}
-        given = (self.null, latent, self.steps, "next timestep", self.refine, 0, 0)
+        given = (self.null, latent, self.steps, "next timestep", self.refine, 0, frames_per_call)
         return Invert().invert(self.model, *given)
 
     def draw(self, model: object, noise: dict, sigmas: Tensor) -> Tensor:
@@ -71,28 +78,31 @@ class Bench:
         return ReferenceAttentionNode().patch(self.model, style, *given, content=content)[0]
 
 
-def columns(bench: Bench, content: tuple, style: tuple) -> dict[str, Callable[[], Tensor]]:
+Draws = dict[str, Callable[[], Tensor]]
+SCALES = (0.8, 1.0, 1.2, 1.4, 1.6)
+LAYERS = ("0-5", "6-9", "10-12", "13-15", "10-15", "all")
+STEPS = (0, 5, 10, 20)  # of 30
+
+
+def columns(bench: Bench, content: tuple, style: tuple, group: str) -> Draws:
     """What is drawn for one style, by name."""
     noise, path, sigmas = content
     other = style[1]
-    found = {"reconstruction": lambda: bench.draw(bench.model, noise, sigmas)}
-    for scale in (0.8, 1.0, 1.2, 1.4, 1.6):
-        found[f"lambda {scale}"] = lambda s=scale: bench.draw(
-            bench.zstar(other, style_scale=s), noise, sigmas
-        )
-    for layers in ("0-9", "8-15", "13-15"):
-        found[f"layers {layers}"] = lambda n=layers: bench.draw(bench.zstar(other, layers=n), noise, sigmas)
-    found["from step 15"] = lambda: bench.draw(bench.zstar(other, start_percent=0.5), noise, sigmas)
-    found["swap"] = lambda: bench.draw(bench.zstar(other, "swap"), noise, sigmas)
-    found["add"] = lambda: bench.draw(bench.zstar(other, "add"), noise, sigmas)
-    found["concat"] = lambda: bench.draw(bench.reference(other, "concat", path), noise, sigmas)
+    paint = lambda *mix, **changes: bench.draw(bench.zstar(other, *mix, **changes), noise, sigmas)  # noqa: E731
+    if group == "lambda":
+        return {f"lambda {s}": lambda s=s: paint(style_scale=s) for s in SCALES}
+    if group == "layers":
+        return {f"layers {n}": lambda n=n: paint(layers=n) for n in LAYERS}
+    if group == "steps":
+        return {f"from step {n}": lambda n=n: paint(start_percent=n / 30) for n in STEPS}
+    refer = lambda mode, start: bench.draw(bench.reference(other, mode, path), start, sigmas)  # noqa: E731
     matched = MatchLatent().match(noise, style[0], 1.0)[0]
-    found["StyleID"] = lambda: bench.draw(bench.reference(other, "style-id", path), matched, sigmas)
-    return found
+    found = {name: lambda name=name: paint(name) for name in ("swap", "add", "reweight")}
+    return found | {"concat": lambda: refer("concat", noise), "StyleID": lambda: refer("style-id", matched)}
 
 
-def distances(network: torch.nn.Module, out: Tensor, content: Tensor, style: Tensor) -> tuple[float, float]:
-    """Gram distance to the style and feature distance to the content, relative."""
+def distances(network: torch.nn.Module, out: Tensor, content: Tensor, style: Tensor) -> list[list[float]]:
+    """Style (Gram) and content (feature) distance of each picture, relative."""
 
     def read(images: Tensor) -> dict[str, Tensor]:
         large = torch.nn.functional.interpolate(images.movedim(-1, 1), size=128, mode="bicubic").clamp(0, 1)
@@ -102,13 +112,13 @@ def distances(network: torch.nn.Module, out: Tensor, content: Tensor, style: Ten
         flat = x.flatten(2)
         return flat @ flat.transpose(1, 2) / flat.shape[-1]
 
+    def far(a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1)
+
     a, c, s = read(out), read(content), read(style)
-    shallow = [
-        gram(a[n]).sub(gram(s[n])).norm() / gram(s[n]).norm() / len(out) ** 0.5
-        for n in ("conv1", "fire3", "fire5")
-    ]
-    deep = [(a[n] - c[n]).norm() / c[n].norm() for n in ("fire6", "fire8")]
-    return float(sum(shallow)) / 3, float(sum(deep)) / 2
+    shallow = torch.stack([far(gram(a[n]), gram(s[n])) for n in ("conv1", "fire3", "fire5")]).mean(0)
+    deep = torch.stack([far(a[n], c[n]) for n in ("fire6", "fire8")]).mean(0)
+    return torch.stack([shallow, deep], dim=1).tolist()
 
 
 @torch.inference_mode()
@@ -116,92 +126,68 @@ def sheet(given: argparse.Namespace) -> None:
     """The grid of pictures and a table."""
     bench = Bench(given.weights, given.steps, given.refine)
     network = load_perceptual(given.data / "squeezenet_v1_0.fp16.safetensors").float()
-    names = sorted(p.name for p in (given.data / "style").glob("*.jpg"))
-    styles = given.styles or [names[i] for i in (3, 40)]
-    contents = torch.cat(
-        [picture(given.data / "content" / n, given.size) for n in CONTENTS[: given.contents]]
-    )
+    contents = torch.cat([picture(given.data / "content" / n, given.size) for n in given.contents])
     inverted, rows, table = bench.invert(contents), [], {}
-    for name in styles:
+    back = bench.draw(bench.model, inverted[0], inverted[2])
+    for name in given.styles:
         shown = picture(given.data / "style" / name, given.size)
         style = bench.invert(shown)
-        drawn = {"content": contents, "style": shown.expand_as(contents)}
-        for column, run in columns(bench, inverted, style).items():
-            drawn[column] = run()
-            pair = distances(network, drawn[column], contents, shown)
-            table.setdefault(column, []).append(pair)
+        drawn = {"content": contents, "style": shown.expand_as(contents), "reconstruction": back}
+        for group in given.group:
+            drawn |= {n: run() for n, run in columns(bench, inverted, style, group).items()}
+        for column, images in drawn.items():
+            table.setdefault(column, []).extend(distances(network, images, contents, shown))
         rows.append(torch.cat([torch.cat(list(images), dim=0) for images in drawn.values()], dim=1))
+    labelled(rows, table, given)
+    given.out.with_suffix(".json").write_text(json.dumps(table))
+    told(table)
+
+
+def labelled(rows: list[Tensor], table: dict[str, list], given: argparse.Namespace) -> None:
+    """The sheet with names and mean distances above the columns."""
     grid = (torch.cat(rows) * 255).round().byte().numpy()[..., ::-1]
-    factor = max(1, 96 // given.size)
-    grid = cv2.resize(grid, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
+    factor = max(1, 128 // given.size)
+    grid = cv2.resize(grid, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
     labels = grid[:40] * 0 + 255
-    for i, column in enumerate(drawn):
+    for i, (column, pairs) in enumerate(table.items()):
         at = (i * given.size * factor + 2, 16)
-        cv2.putText(labels, column, at, cv2.FONT_HERSHEY_SIMPLEX, 0.36, (0, 0, 0), 1)
-        if column in table:
-            means = [sum(pair[k] for pair in table[column]) / len(table[column]) for k in (0, 1)]
-            words = f"s {means[0]:.3f} c {means[1]:.3f}"
-            cv2.putText(labels, words, (at[0], 34), cv2.FONT_HERSHEY_SIMPLEX, 0.33, (0, 0, 160), 1)
-            sys.stdout.write(
-                f"{column:>16}  style distance {means[0]:.4f}  content distance {means[1]:.4f}\n"
-            )
+        style, content = torch.tensor(pairs).mean(0).tolist()
+        words = f"s {style:.3f} c {content:.3f}"
+        cv2.putText(labels, column, at, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+        cv2.putText(labels, words, (at[0], 34), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (0, 0, 160), 1, cv2.LINE_AA)
     cv2.imwrite(str(given.out), cv2.vconcat([labels, grid]))
 
 
-def frames(path: Path, count: int, size: int) -> Tensor:
-    """The first frames of a folder, [count, size, size, 3]."""
-    return torch.cat([picture(p, size) for p in sorted(path.glob("*.png"))[:count]])
-
-
-@torch.inference_mode()
-def clip(given: argparse.Namespace) -> None:
-    """Flow error inside calls and across calls."""
-    bench = Bench(given.weights, given.steps, given.refine)
-    content = frames(given.data / "clips" / "sintel_mountain_2", given.frames, given.size)
-    names = sorted(p.name for p in (given.data / "style").glob("*.jpg"))
-    style = bench.invert(picture(given.data / "style" / (given.styles or [names[3]])[0], given.size))
-    noise, _, sigmas = bench.invert(content)
-    flow, rows = estimate(content), [content]
-    plain = bench.zstar(style[1])
-    for name, model in (
-        ("without", plain),
-        ("with", TemporalAttention().patch(plain, "first + previous", "all", 0.0, 1.0, 1.0)[0]),
-    ):
-        (split,) = FramesPerCall().patch(model, given.per_call)
-        drawn = bench.draw(split, noise, sigmas)
-        rows.append(drawn)
-        report = measure_with_flow(drawn, flow, Report(convention()))
-        borders = [p.error for p in report.pairs if (p.first + 1) % given.per_call == 0]
-        inside = [p.error for p in report.pairs if (p.first + 1) % given.per_call]
-        middle, across = (float(torch.tensor(e).median()) for e in (inside, borders))
-        sys.stdout.write(
-            f"{name:>8} temporal attention: flow error inside calls (median) {middle:.2f}, across "
-            f"{across:.2f}, ratio {across / middle:.3f}\n"
-        )
-    grid = torch.cat([torch.cat(list(row[:: max(1, len(row) // 12)]), dim=1) for row in rows])
-    image = (grid * 255).round().byte().numpy()[..., ::-1]
-    cv2.imwrite(str(given.out), cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST))
+def told(table: dict[str, list]) -> None:
+    """Means, and how many pairs move as the paper says from one lambda to the next."""
+    lines = []
+    for column, pairs in table.items():
+        style, content = torch.tensor(pairs).mean(0).tolist()
+        lines.append(f"{column:>16}  style distance {style:.4f}  content distance {content:.4f}")
+    for low, high in pairwise(n for n in table if n.startswith("lambda")):
+        falls = sum(b[0] < a[0] for a, b in zip(table[low], table[high], strict=True))
+        lines.append(f"from {low} to {high[7:]}: style distance falls for {falls} of {len(table[low])} pairs")
+    sys.stdout.write("\n".join(lines) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["sheet", "clip"])
     parser.add_argument("--weights", required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    groups = ["lambda", "layers", "steps", "mix"]
+    parser.add_argument("--group", nargs="+", choices=groups, default=["lambda"])
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--refine", type=int, default=1, help="fixed-point iterations of the inversions")
-    parser.add_argument("--contents", type=int, default=3)
-    parser.add_argument("--frames", type=int, default=32)
-    parser.add_argument("--per-call", type=int, default=4)
-    parser.add_argument("--layers", default="10-15", help="of all but the layer columns")
-    parser.add_argument("--styles", nargs="*", help="file names in the data folder's style/")
+    parser.add_argument("--layers", default="10-15", help="of all but the layers group")
+    parser.add_argument("--contents", nargs="*", default=CONTENTS, help="file names in content/")
+    parser.add_argument("--styles", nargs="*", default=STYLES, help="file names in style/")
     given = parser.parse_args()
     PAPER["layers"] = given.layers
-    (sheet if given.what == "sheet" else clip)(given)
+    sheet(given)
 
 
 if __name__ == "__main__":
