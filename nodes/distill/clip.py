@@ -117,5 +117,7 @@ def stylize(
         if motion is not None and recipe.temporal_weight:
             anchor = lambda z, before=before, f=call.frames: neighbours(z, before, motion, f)  # noqa: E731
         levels = falling(call.steps(steps, warm_steps))
-        done[some] = distill(references, z, levels, recipe, frames=call.frames, anchor=anchor, report=report)
+        done[some] = distill(
+            references, z, levels, recipe, frames=call.frames, anchor=anchor, warm=call.warm, report=report
+        )
     return done

@@ -83,14 +83,14 @@ class References:
         """Labels of the style's and these frames' tokens where a layer has such sizes; None without masks."""
         if self.style_mask is None or self.target_mask is None:
             return None
-        key = (style, target, tuple(frames) if len(self.target_mask) > 1 else ())
-        if key not in self._labels:
-            mask = self.target_mask if len(self.target_mask) == 1 else self.target_mask[list(frames)]
+        key = (style, target)
+        if key not in self._labels:  # of all frames, so that a late frame's mask is refused at the first step
             of_style = labels_at(self.style_mask, *style).expand(len(self.style), -1).flatten()
-            of_target = labels_at(mask, *target)
+            of_target = labels_at(self.target_mask, *target)
             check_labels(of_style, of_target, f" at the {style[1]}x{style[0]} of an attention layer")
-            self._labels[key] = of_style, of_target
-        return self._labels[key]
+            self._labels[key] = tuple(t.to(self.style.device) for t in (of_style, of_target))
+        of_style, of_target = self._labels[key]
+        return of_style, of_target if len(of_target) == 1 else of_target[list(frames)]
 
     def check_masks(self, frames: int) -> None:
         """Both masks or none, and one picture for all or one for each."""
@@ -137,31 +137,33 @@ def distill(
     *,
     frames: Sequence[int] | None = None,
     anchor: Callable[[Tensor], Anchor] | None = None,
+    warm: bool = False,
     report: Report = lambda step: None,
 ) -> Tensor:
-    """Optimise z [N, C, h, w], within `features.gradients`. `frames` are the numbers in the clip."""
+    """Optimise z [N, C, h, w], within `features.gradients`. `frames` are the numbers in the clip; a `warm`
+    start is a result already, so that a NaN at the first step may leave it."""
     frames = range(len(z)) if frames is None else frames
     z = z.detach().clone()
     good = z.clone()
     adam = torch.optim.Adam([z], lr=recipe.learning_rate)
     seen_at, style = None, []
     for number, t in enumerate(timesteps):
-        host.check_interrupt()
         if t != seen_at:
             seen_at, style = t, references.style_at(t)
         losses = torch.zeros(3, len(z), dtype=torch.float64)
         z.grad = torch.zeros_like(z)
         for rows in range(0, len(z), recipe.frames_per_call):
+            host.check_interrupt()
             some = slice(rows, rows + recipe.frames_per_call)
             losses[:2, some], z.grad[some] = gradient(references, style, z[some], t, recipe, frames[some])
         if anchor is not None and recipe.temporal_weight:
             losses[2], pull = temporal(z, anchor(z))
             z.grad += recipe.temporal_weight * pull
         if not losses.isfinite().all():
-            return failed(number, t, good, recipe)
+            return failed(number, t, good, recipe, warm)
         good.copy_(z)
         if not z.grad.isfinite().all():
-            return failed(number, t, good, recipe)
+            return failed(number, t, good, recipe, warm)
         adam.step()
         report(Step(number, t, *losses.mean(dim=1).tolist(), z.detach()))
     return z.detach()
@@ -207,13 +209,15 @@ class NotANumberError(RuntimeError):
     """A loss or a gradient overflowed."""
 
 
-def failed(number: int, t: float, good: Tensor, recipe: Recipe) -> Tensor:
+def failed(number: int, t: float, good: Tensor, recipe: Recipe, warm: bool) -> Tensor:
     """A loss or gradient that is no number: one sentence, and the last good latent where that is wanted."""
     words = f"attention distillation met a NaN at step {number + 1} (timestep {t:g})"
-    if number and recipe.keep_last_good:
-        host.log.warning("%s: the latent of step %d is returned", words, number)
+    if recipe.keep_last_good and (number or warm):
+        host.log.warning(
+            "%s: the latent %s is returned", words, f"of step {number}" if number else "that it started from"
+        )
         return good
-    raise NotANumberError(
-        f"{words}: run ComfyUI with --force-fp32 or --bf16-unet, lower learning_rate, or set on_nan to "
-        "return the last good latent"
-    )
+    mend = "run ComfyUI with --force-fp32 or --bf16-unet, or lower learning_rate"
+    if recipe.keep_last_good:
+        raise NotANumberError(f"{words}, before there was a good latent to return: {mend}")
+    raise NotANumberError(f"{words}: {mend}, or set on_nan to return the last good latent")

@@ -1,15 +1,25 @@
 """Algorithm 1 on a small model: what it does to latents, and what it leaves alone."""
 
+import gc
+
 import pytest
 import torch
 
 from reelbrush.kernels.distill import distance, query_distance, reference
 from reelbrush.nodes import host
 from reelbrush.nodes.diffusion import unet
-from reelbrush.nodes.distill import features, optimize
-from reelbrush.nodes.distill.optimize import Recipe, distill, falling
+from reelbrush.nodes.distill import features, optimize, run
+from reelbrush.nodes.distill.optimize import Recipe, References, distill, falling
 
-from .small import contents, latents, model, references, rows_seen, styles
+from ..diffusion.tiny import LAYOUTS, conditioning, tiny_model
+from .small import contents, latents, model, null, references, rows_seen, styles
+
+SDXL = {  # its layout and two vectors, with fewer layers
+    **LAYOUTS["sdxl"],
+    "transformer_depth": (0, 0, 1, 1, 2, 2),
+    "transformer_depth_output": (0, 0, 0, 1, 1, 1, 2, 2, 2),
+    "transformer_depth_middle": 2,
+}
 
 
 @pytest.mark.parametrize("steps", [20, 50, 100, 200])
@@ -172,6 +182,17 @@ def test_masks_that_do_not_fit_are_refused_in_words():
             refs.check_masks(2)
 
 
+def test_a_late_frame_s_unknown_label_is_refused_at_the_first_step(monkeypatch):
+    target = torch.cat([halves((8, 12), 0), halves((8, 12), 0), halves((8, 12), 0) / 2])
+    rows = rows_seen(monkeypatch)
+    with (
+        references(model(), None, contents(3), halves((8, 12), 1), target) as refs,
+        pytest.raises(ValueError, match=r"label 0\.502"),
+    ):
+        distill(refs, contents(3)[:1], [1, 1], Recipe(), frames=range(1))
+    assert len(rows) == 3  # the style, the first frame's content, the first frame
+
+
 def test_a_mask_per_frame_stays_with_its_frame():
     content = contents(2).double()
     target = torch.cat([halves((8, 12), 0), 1 - halves((8, 12), 0)])
@@ -214,6 +235,60 @@ def test_or_the_last_good_latent_comes_back(monkeypatch):
         overflowing(monkeypatch, 500)
         z = distill(refs, contents(), [901, 601, 301, 1], Recipe(keep_last_good=True))
     assert torch.equal(z, kept[0])  # step 2's latent is the one whose loss was no number
+
+
+def test_a_nan_at_the_first_step_leaves_a_warm_start_and_stops_a_cold_one(monkeypatch):
+    overflowing(monkeypatch, 2000)
+    z = contents()
+    with references(model(), content=contents()) as refs:
+        assert torch.equal(distill(refs, z, [901, 601], Recipe(keep_last_good=True), warm=True), z)
+        with pytest.raises(RuntimeError, match=r"NaN at step 1 .* before there was a good latent"):
+            distill(refs, z, [901, 601], Recipe(keep_last_good=True))
+        with pytest.raises(RuntimeError, match="NaN at step 1 "):
+            distill(refs, z, [901, 601], Recipe(), warm=True)
+
+
+def held():
+    """Bytes of all tensors that are alive."""
+    gc.collect()
+    alive = [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor)]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in alive}.values())
+
+
+def test_a_cancelled_run_frees_its_memory(monkeypatch):
+    """Style features, graph, Adam's state: nothing outlives the run, while the model and inputs do."""
+    of, calls = model(), []
+    given = (of, null(of), {"samples": styles(3)}, Recipe(frames_per_call=2))
+    inputs = {"content": {"samples": contents(4)}, "steps": 200}
+
+    def cancel():
+        calls.append(held())
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+
+    before = held()
+    monkeypatch.setattr(host, "check_interrupt", cancel)
+    with pytest.raises(KeyboardInterrupt):
+        run.optimized(*given, **inputs)
+    assert len(calls) == 5  # two calls a step: in the third
+    assert max(calls) > before + 10_000
+    assert held() <= before
+
+
+def test_sdxl_is_read_in_its_last_six_layers_with_the_null_text_s_pooled_vector():
+    of, seen = tiny_model(SDXL), []
+    z, style = latents(1, 1, size=(8, 12)), styles(size=(8, 12))
+    with unet.loaded(of) as base, features.gradients(base):
+        total = len(unet.layers(base))
+        eye, other = (features.Eye(base, conditioning(of, seed=s, tokens=4)) for s in (3, 4))
+        assert [layer.number for layer in eye.layers] == list(range(total - 6, total))
+        text = other.null[0][0]
+        pooled_only = features.Eye(base, [[eye.null[0][0], other.null[0][1]]])
+        assert not torch.equal(text, eye.null[0][0])
+        (q, *_), (moved, *_) = eye(z, 401, "q"), pooled_only(z, 401, "q")
+        assert float((q.q - moved.q).abs().mean()) > 1e-3
+        distill(References(eye, style), z, [1] * 4, Recipe(content_weight=0.0), report=seen.append)
+    assert seen[-1].style < 0.97 * seen[0].style
 
 
 def test_a_cancelled_run_stops_within_a_step_and_lets_go(monkeypatch):
