@@ -54,6 +54,7 @@ class ApplyStyleLoRA:
         }
 
     def patch(self, model, lora, strength, mask=None, positive=None, content=None):
+        mask = None if mask is None else mask.reshape(-1, *mask.shape[-2:])
         region = regions.Region(lora, strength, mask, positive)
         if strength == 0 or (region.black and content is None):
             return (model,)

@@ -95,8 +95,12 @@ class Routes:
                     "other nodes that tile attention off this model, or the regional LoRAs"
                 )
             down, up, factor = part
-            low = linear(x[where], down.to(x))
-            out[where].view(-1, out.shape[-1]).addmm_(low.flatten(0, -2), up.to(out).T, alpha=factor)
+            if x.ndim == 4:  # SD1.x goes in and out of its transformers by 1x1 convolutions
+                low = linear(x[where].movedim(1, -1), down.to(x))
+                out[where].add_(linear(low, up.to(out)).movedim(-1, 1), alpha=factor)
+            else:
+                low = linear(x[where], down.to(x))
+                out[where].view(-1, out.shape[-1]).addmm_(low.flatten(0, -2), up.to(out).T, alpha=factor)
         return out
 
 
@@ -299,8 +303,13 @@ class Regions:
 
 def _placed(region: Region, like: Tensor) -> dict[str, tuple[Tensor, Tensor, float]]:
     """A region's low-rank parts where and how the UNet computes."""
+
+    def there(t: Tensor) -> Tensor:
+        t = t.to(like)  # what a node has made in inference mode cannot take part in gradients: a copy can
+        return t.clone() if t.is_inference() and not torch.is_inference_mode_enabled() else t
+
     return {
-        path: (part.down.to(like), part.up.to(like), float(part.scale * region.strength))
+        path: (there(part.down), there(part.up), float(part.scale * region.strength))
         for path, part in region.lora.parts.items()
     }
 

@@ -12,17 +12,18 @@ from reelbrush.nodes.diffusion.lora import LowRank, StyleLoRA
 from . import tiny
 from .attention_tools import make
 
-PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+PROJECTIONS = tuple(f"{a}.{p}" for a in ("attn1", "attn2") for p in ("to_q", "to_k", "to_v", "to_out.0"))
+OTHERS = ("ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")  # what files of other trainers hold besides
 
 
 def random_lora(model, seed=0, rank=3, size=0.3, projections=PROJECTIONS):
-    """A change of every attention projection, about `size` of the weights' own spread."""
+    """A change of every such layer, about `size` of the weights' own spread."""
     g = torch.Generator().manual_seed(seed)
     parts = {}
     for name, weight in sorted(unet.network(model).state_dict().items()):
         path = name.removesuffix(".weight")
-        if path.endswith(tuple(f"{a}.{p}" for a in ("attn1", "attn2") for p in projections)) and path != name:
-            out, into = weight.shape
+        if path.endswith(tuple(projections)) and path != name:
+            out, into = weight.shape[:2]
             down = torch.randn(rank, into, generator=g) / into**0.5
             parts[path] = LowRank(down, torch.randn(out, rank, generator=g) * size, 2.0 / rank)
     return StyleLoRA(f"random {seed}", parts)
@@ -33,7 +34,8 @@ def merged(kind, loras, layout="sd15"):
     weights = copy.deepcopy(unet.network(make(kind, layout)).state_dict())
     for lora, strength in loras:
         for path, part in lora.parts.items():
-            weights[f"{path}.weight"] += strength * part.scale * (part.up @ part.down)
+            weight = weights[f"{path}.weight"]
+            weight += (strength * part.scale * (part.up @ part.down)).view(weight.shape)
     return (tiny.comfy_model if kind == "comfy" else tiny.tiny_model)(layout, weights)
 
 

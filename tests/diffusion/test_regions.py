@@ -24,7 +24,7 @@ from .attention_tools import (
     sample,
     trajectory,
 )
-from .lora_tools import apply, merged, random_lora, soft_masks, two
+from .lora_tools import OTHERS, apply, merged, random_lora, soft_masks, two
 from .tiny import conditioning
 
 HERE = "comfy" if INSIDE else "tiny"
@@ -82,6 +82,32 @@ def test_a_lora_without_a_mask_is_the_merged_model_and_costs_no_rows(kind):
     assert relative(ours, both) < 1e-4 < 0.01 < relative(sample(model, cfg=2.0), both)
     white = apply(apply(model, one, mask=torch.ones(1, 24, 32)), other, -0.5)
     torch.testing.assert_close(sample(white, cfg=2.0), ours, rtol=1e-4, atol=1e-4)
+
+
+@BOTH
+@pytest.mark.parametrize("layout", ["sd15", "sd21"])
+def test_loras_of_other_trainers_change_more_than_attention(kind, layout):
+    """Feed-forward layers, and the ways in and out of a transformer (1x1 convolutions on SD1.x)."""
+    model, x = make(kind, layout), latents(2) * 2.0
+    lora = random_lora(model, 3, projections=OTHERS)
+    ours = denoised(apply(model, lora, 0.5), x, 2.0)
+    assert relative(ours, denoised(merged(kind, [(lora, 0.5)], layout), x, 2.0)) < 1e-5
+    assert relative(denoised(model, x, 2.0), ours) > 1e-3
+
+
+@BOTH
+def test_gradients_flow_through_regions_made_in_inference_mode(kind):
+    """As nodes make them, and as Null-Text Optimization and the distillation samplers use them."""
+    with torch.inference_mode():
+        model = make(kind)
+        lora = random_lora(model, 4)
+        chain = host.differentiable(apply(model, lora, mask=soft_masks(1)[0]))
+    with host.gradients(), unet.loaded(chain) as base:
+        z = latents(1).requires_grad_()
+        given = {k: v.clone() for k, v in unet.conditions(base, conditioning(model), z.detach()).items()}
+        out = unet.evaluate(base, z, 2.0, given, unet.standalone_options(chain, torch.tensor([2.0])))
+        (slope,) = torch.autograd.grad(out.square().sum(), z)
+    assert slope.isfinite().all() and slope.abs().max() > 0
 
 
 @BOTH
