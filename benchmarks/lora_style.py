@@ -5,7 +5,7 @@
     python benchmarks/lora_style.py sheet --weights denoiser.safetensors --data ../shared/data --out ~/loras
 
 `train`: one LoRA per picture with the code of Train Style LoRA, to OUT/output/loras. The picture goes in as
-four tiles of half its side, a batch of four latents: on a CPU that is an eighth of the work. It may be stopped
+four tiles of half its side, a batch of four latents: on a CPU that is an eighth of the work. It may be ended
 at any time and goes on when it is started again, so it can run in short pieces (`--minutes`).
 `table`: eq. 3's loss of every LoRA, and of none, on every picture, at noises and timesteps that no training
 has seen, the same for all; literally, with the products added to a copy of the weights. Lines below it say

@@ -5,8 +5,8 @@
     lora.parts["input_blocks.1.1.transformer_blocks.0.attn1.to_q"].delta()
     save(lora, path, naming)      # kohya's names, which core loaders and other tools read
 
-What a name in a file means is in lora_names.py. Parts that are no low-rank change of a UNet's linear layer
-(text encoders, 3x3 convolutions, biases) are left out, and the log says so.
+What a name in a file means is in lora_names.py. What is no low-rank change of a linear layer in a UNet's
+transformer blocks (text encoders, residual blocks, biases) is left out, and the log says so.
 """
 
 from __future__ import annotations
@@ -140,10 +140,10 @@ def load(path: Path) -> StyleLoRA:
             parts[name.path] = part
     if not parts:
         raise ValueError(
-            f"{path.name} has no part for a linear layer of the UNet, and a style LoRA has no other"
+            f"{path.name} has no part for the UNet's transformer blocks, and a style LoRA has no other"
         )
     if skipped:
-        log.info("%s: left out %d entries, %s", path.name, len(skipped), _summary(skipped))
+        log.warning("%s: left out %d entries, %s", path.name, len(skipped), _summary(skipped))
     return StyleLoRA(path.name.removesuffix(path.suffix), parts)
 
 
@@ -225,5 +225,5 @@ def _summary(keys: list[str]) -> str:
     text = sum("text_model" in k or k.startswith(("lora_te", "text_encoder")) for k in keys)
     words = [f"{text} of the text encoder"] if text else []
     if rest := [k for k in keys if "text_model" not in k and not k.startswith(("lora_te", "text_encoder"))]:
-        words.append(f"{len(rest)} that are no linear layer of the UNet ({rest[0]})")
+        words.append(f"{len(rest)} outside the UNet's transformer blocks ({rest[0]})")
     return " and ".join(words)

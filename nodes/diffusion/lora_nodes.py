@@ -87,6 +87,7 @@ class TrainStyleLoRA:
                         "default": 0,
                         "min": 0,
                         "max": 2**63 - 1,
+                        "control_after_generate": False,  # a seed of its own at every run could not resume
                         "tooltip": "The start, and every step's noise. The same seed gives the same LoRA.",
                     },
                 ),

@@ -172,7 +172,7 @@ class Training:
 
     def __init__(self, base: Any, style: Tensor, positive: list, recipe: Recipe):
         self.base, self.recipe, self.positive = base, recipe, positive
-        self.device = next(base.diffusion_model.parameters()).device
+        self.device = base.current_patcher.load_device
         self.pictures = base.process_latent_in(style.to(self.device, torch.float32)).detach().clone()
         paths = projections(base, recipe.projections)
         self.branches = fresh(base.diffusion_model, paths, recipe.rank, recipe.seed, self.device)
@@ -213,8 +213,8 @@ class Training:
                 p.grad = None
             found = self.loss(*drawn)
             (found.value * self.scale).backward()
-            gradients_ = [p.grad for p in self.parameters]
-            if all(g is not None and bool(g.isfinite().all()) for g in gradients_):
+            slopes = [p.grad for p in self.parameters]
+            if bool(torch.stack([g.isfinite().all() for g in slopes]).all()):
                 break
             if self.scale <= 1 or not bool(found.value.isfinite()):
                 raise RuntimeError(
@@ -222,8 +222,8 @@ class Training:
                     "ComfyUI with --bf16-unet or --force-fp32"
                 )
             self.scale /= 2
-        for g in gradients_:
-            g.div_(self.scale)
+        for slope in slopes:
+            slope.div_(self.scale)
         self.optimizer.step()
         self.losses.append(float(found.value.detach()))
         self.step += 1
@@ -310,18 +310,20 @@ class Training:
         """Train to the recipe's end, from where `state` stands; `watch` may raise to stop."""
         fingerprint = self.fingerprint()
         self.load(state, fingerprint)
-        saved_step, saved_at = self.step, time.monotonic()
         self.plan()
-        try:
-            while self.step < self.recipe.steps:
-                found = self._advance_within_memory()
-                if time.monotonic() - saved_at >= save_every:
-                    self.save(state, fingerprint)
-                    saved_step, saved_at = self.step, time.monotonic()
+        saved = time.monotonic()
+        while self.step < self.recipe.steps:
+            found = self._advance_within_memory()
+            due = self.step == self.recipe.steps or time.monotonic() - saved >= save_every
+            try:
                 watch(self, found)
-        finally:
-            if self.step > saved_step:
-                self.save(state, fingerprint)
+            except BaseException:  # a cancel; inside a step there would be half of one to save
+                due = True
+                raise
+            finally:
+                if due:
+                    self.save(state, fingerprint)
+                    saved = time.monotonic()
 
     def _advance_within_memory(self) -> Loss:
         try:

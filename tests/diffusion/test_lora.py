@@ -164,7 +164,7 @@ def test_what_is_no_part_of_a_style_lora_is_left_out_and_said(tmp_path, caplog):
     save_file(spelled(lora, "sd15", "kohya") | more, tmp_path / "a.safetensors")
     with caplog.at_level("INFO", "reelbrush"):
         assert_same(load(tmp_path / "a.safetensors"), lora)
-    assert "2 of the text encoder and 2 that are no linear layer" in caplog.text
+    assert "2 of the text encoder and 2 outside the UNet's transformer blocks" in caplog.text
 
 
 def test_alphas_of_a_peft_configuration(tmp_path):
