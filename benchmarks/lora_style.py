@@ -129,29 +129,31 @@ def sheet(given: argparse.Namespace) -> None:
     base, tools, vae = own.load(given.weights), own.tiny("tiny"), own.PixelVAE()
     schedule = base.get_model_object("model_sampling").sigmas
     g = torch.Generator().manual_seed(given.seed)
-    noise = torch.randn(given.samples, 4, given.size, given.size, generator=g)
-    contents = torch.cat([picture(given.data / "content" / n, given.size) for n in CONTENTS])
+    noise = torch.randn(given.samples, 4, given.sample_size, given.sample_size, generator=g)
+    contents = torch.cat([picture(given.data / "content" / n, given.size) for n in CONTENTS[: given.photos]])
     photos = vae.encode(contents)
-    half = torch.randn(photos.shape, generator=g)
-    text, blank = own.encode_text(TEXT), torch.ones(1, given.size, given.size, 3)
+    half, text = torch.randn(photos.shape, generator=g), own.encode_text(TEXT)
 
     def draw(model: object, noise: Tensor, latent: Tensor, top: int) -> Tensor:
         levels = torch.linspace(top, 0, max(2, given.sample_steps * top // 999)).round().long()
         sigmas = torch.cat([schedule[levels], torch.zeros(1)])
         return vae.decode(tools.sample(model, tools.euler, latent, sigmas, text, noise=noise))
 
-    columns = [torch.cat([blank, blank.expand(given.samples, -1, -1, -1), contents])]
+    def shown(images: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(cv2.resize(i.numpy(), (192, 192), interpolation=0)) for i in images]
+
+    blank = torch.ones(1, 4, 4, 3)
+    columns = [[*shown(blank.expand(1 + len(noise), -1, -1, -1)), *shown(contents)]]
     for name, part in {"": None, **trained(given)}.items():
         weights = with_lora(base.model.diffusion_model, part, given.lora_strength).state_dict()
         model = tools.tiny_model(own.read(given.weights)[1], weights, scale=1.0)
-        shown = picture(given.data / "style" / name, given.size) if name else blank
+        style = picture(given.data / "style" / name, given.size) if name else blank
         drawn = draw(model, noise, torch.zeros_like(noise), 999)
         edited = draw(model, half, photos, round(999 * given.strength))
-        columns.append(torch.cat([shown, drawn, edited]))
-    grid = torch.cat([torch.cat(list(column), dim=0) for column in columns], dim=1)
-    image = (grid * 255).round().byte().numpy()[..., ::-1]
-    file = given.out / "sheet.png"
-    cv2.imwrite(str(file), cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST))
+        columns.append([*shown(style), *shown(drawn), *shown(edited)])
+    grid = torch.cat([torch.cat(column, dim=0) for column in columns], dim=1)
+    file = given.out / f"{given.name}.png"
+    cv2.imwrite(str(file), (grid * 255).round().byte().numpy()[..., ::-1])
     sys.stdout.write(f"{file}\n")
 
 
@@ -175,6 +177,9 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="train what is finished, too (more --steps)")
     parser.add_argument("--draws", type=int, default=40, help="held-out timesteps per picture")
     parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--sample-size", type=int, default=32)
+    parser.add_argument("--photos", type=int, default=2)
+    parser.add_argument("--name", default="sheet", help="of the sheet's file")
     parser.add_argument("--sample-steps", type=int, default=25)
     parser.add_argument("--strength", type=float, default=0.6, help="how far photographs are noised")
     parser.add_argument("--lora-strength", type=float, default=1.0)
