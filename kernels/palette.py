@@ -74,6 +74,11 @@ def _follow(v: Tensor, x: Tensor, y: Tensor) -> Tensor:
 @torch.no_grad()
 def palette_table(content: Tensor, reference: Tensor) -> Tensor:
     """The map from one sample's palette to another's, tabulated: [N, 3, SIDE, SIDE, SIDE]."""
+    with torch.autocast(content.device.type, enabled=False):  # bfloat16 would leave 8 bits of a colour
+        return _table(content, reference)
+
+
+def _table(content: Tensor, reference: Tensor) -> Tensor:
     axis = torch.linspace(0, 1, SIDE, device=content.device)
     blue, green, red = torch.meshgrid(axis, axis, axis, indexing="ij")
     cube = torch.stack([red, green, blue]).flatten(1).expand(len(content), -1, -1)

@@ -105,3 +105,10 @@ def test_half_precision_comes_back_in_half_precision():
     made = match_palette(x, cloud(1))
     assert made.dtype == torch.bfloat16
     assert (made.float() - match_palette(x.float(), cloud(1))).abs().max() < 0.02
+
+
+def test_autocast_does_not_coarsen_colours():
+    x, reference = sample(cloud(0)), sample(cloud(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        made = palette_table(x, reference)
+    torch.testing.assert_close(made, palette_table(x, reference))
