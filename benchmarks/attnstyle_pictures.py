@@ -25,6 +25,7 @@ was stopped goes on.
 import argparse
 import json
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -52,6 +53,7 @@ from reelbrush.nodes.stya2k.perceptual import load_perceptual
 log = logging.getLogger("attnstyle_pictures")
 ASKED = ("red", "golden", "blue", "purple", "green", "dark", "bright", "gray")
 SETTINGS = Settings(epochs=150, patches=16, threshold=0.2, early_stop=False)
+RIVALS = ("pixels", "pixels, all losses", "pixels, score alone")
 NEAR, STILL = 0.005, 20  # pixels stand still when they gain less than NEAR in STILL steps
 
 
@@ -159,15 +161,18 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--epochs", type=int, default=SETTINGS.epochs)
+    parser.add_argument("--against", nargs="+", default=RIVALS, choices=RIVALS)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no picture later than that")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args.out.mkdir(parents=True, exist_ok=True)
+    begun = time.monotonic()
     settings = replace(SETTINGS, epochs=args.epochs)
     judge, eye = towers.WordJudge(args.judge), load_perceptual(args.perceptual)
     files = towers.held_out(args.pictures)[args.first : args.first + args.count]
     pictures = towers.load(files, args.size).float() / 255
     for number, (file, x) in enumerate(zip(files, pictures.split(1), strict=True), start=args.first):
-        if (args.out / f"{number:03}.json").exists():
+        if (args.out / f"{number:03}.json").exists() or time.monotonic() - begun > args.seconds:
             continue
         start = time.process_time()
         word, content = ask(judge, x, number), Content(eye, x)
@@ -186,11 +191,11 @@ def main() -> None:
             "pixels, all losses": objective(judge, x, word, Weights(), content),
             "pixels, score alone": lambda y, index=index: -judge.words(y)[0, index].log(),
         }
-        for name, loss in losses.items():
-            drawn[name], taken[name] = optimise_pixels(judge, x, word, score, loss)
+        for name in args.against:
+            drawn[name], taken[name] = optimise_pixels(judge, x, word, score, losses[name])
         row = {"picture": file.name, "word": word, "P before": likely(judge, x, word)}
         row |= {name: numbers(picture) for name, picture in drawn.items()}
-        for name in losses:
+        for name in args.against:
             down = mixed(judge, x, drawn["AttnStyle"], word, min(score, row[name]["P"]))
             row[name] |= {"steps": taken[name], "AttnStyle there": numbers(down)}
         row["seconds"] = time.process_time() - start
