@@ -28,13 +28,15 @@ def tune_decoder(
     losses: list[float] = []
     # Weights that were made in the host's inference mode cannot be trained; copies made outside it can.
     with torch.inference_mode(False), torch.enable_grad():
-        tuned = copy.deepcopy(vae.first_stage_model).float().requires_grad_(False)
-        network = host.managed(tuned).load()
+        network = copy.deepcopy(vae.first_stage_model).float().requires_grad_(False)
         if not hasattr(network, "decoder"):
             raise ValueError(
                 f"{type(network).__name__} has no decoder of its own: give a Stable Diffusion VAE"
             )
-        pictures = vae.process_input(fit(images, vae).clone().movedim(-1, 1)).to(host.device())
+        where = vae.patcher.load_device
+        patcher = type(vae.patcher)(network, load_device=where, offload_device=vae.patcher.offload_device)
+        host.load_model(patcher)
+        pictures = vae.process_input(fit(images, vae).clone().movedim(-1, 1)).to(where)
         with torch.no_grad():
             latents = torch.cat([network.encode(p) for p in pictures.split(1)])
         weights = list(network.decoder.requires_grad_().parameters())
@@ -51,8 +53,8 @@ def tune_decoder(
             losses.append(loss)
             optimizer.step()
             report(step, loss)
-        network.requires_grad_(False)
-    return with_network(vae, network), losses
+        network.requires_grad_(False).to(vae.vae_dtype)
+    return with_network(vae, patcher), losses
 
 
 def fit(images: Tensor, vae: Any) -> Tensor:
@@ -67,14 +69,11 @@ def fit(images: Tensor, vae: Any) -> Tensor:
     return images[:, top : top + height, left : left + width, :3]
 
 
-def with_network(vae: Any, network: torch.nn.Module) -> Any:
-    """A VAE of the host's around another network, with the precision and patches of `vae`."""
+def with_network(vae: Any, patcher: Any) -> Any:
+    """A VAE of the host's around the network of another patcher, with the precision and patches of `vae`."""
     other = copy.copy(vae)
-    other.first_stage_model = network.to(vae.vae_dtype).to(vae.patcher.offload_device)
-    other.patcher = type(vae.patcher)(
-        other.first_stage_model,
-        load_device=vae.patcher.load_device,
-        offload_device=vae.patcher.offload_device,
-    )
+    other.first_stage_model = patcher.model
+    patcher.size = 0  # the host counts it anew: the weights may be of another type than when it was loaded
+    other.patcher = patcher.clone()  # a clone keeps its parent, which the host knows as the loaded one
     other.patcher.object_patches = dict(vae.patcher.object_patches)
     return other

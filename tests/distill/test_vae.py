@@ -1,5 +1,7 @@
 """VAE decoder tuning and tiling decoders, on ComfyUI's own autoencoder."""
 
+import logging
+
 import pytest
 import torch
 
@@ -43,7 +45,9 @@ def comfy_vae():
 
 
 @pytest.mark.comfyui
-def test_tuning_redraws_the_picture_and_leaves_the_vae_alone():
+def test_tuning_redraws_the_picture_and_leaves_the_vae_alone(caplog):
+    import comfy.model_management as management
+
     vae = comfy_vae()
     image, seen = picture(), []
     with torch.inference_mode():
@@ -57,6 +61,11 @@ def test_tuning_redraws_the_picture_and_leaves_the_vae_alone():
         after = tuned.decode(tuned.encode(image))
     assert all(torch.equal(p, weights[name]) for name, p in vae.get_sd().items())
     assert seen == list(range(40))
+    # The host would say here that a loaded network outlives what it was loaded by.
+    with caplog.at_level(logging.WARNING):
+        management.load_models_gpu([vae.patcher])
+        management.cleanup_models_gc()
+    assert "memory leak" not in caplog.text
     l1 = lambda shown: float((shown - image).abs().mean())  # noqa: E731
     assert l1(after) < 0.7 * l1(before)
     assert losses[-1] < 0.7 * losses[0]
