@@ -1,6 +1,8 @@
 """Frame pairs of real clips with their motion, for the temporal loss; packed once beside the run."""
 
 import json
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from ..flow.estimate import estimate
 from ..video.reel import LazyVideo
 from ..video.sheet import spread
 
+log = logging.getLogger("reelbrush")
 ENDINGS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif")
 PAIRS_PER_CLIP = 16
 
@@ -51,22 +54,34 @@ class ClipPairs:
     def _pack(clips: list[Path], file: Path, side: int, stamp: str) -> None:
         tensors: dict[str, Tensor] = {}
         for clip in clips:
-            video = LazyVideo.from_file(clip)
-            scale = side / min(video.width, video.height)
-            small = video.resize(round(video.width * scale), round(video.height * scale))
-            for at in spread(max(1, video.frame_count - 1), PAIRS_PER_CLIP):
-                frames = torch.cat(list(small.trim(at, 2).chunks(2)))
-                if len(frames) < 2:
-                    continue
+            try:
+                pairs = list(ClipPairs._pairs(clip, side))
+            except (ValueError, OSError) as error:
+                log.warning("training clip %s cannot be read: skipped (%s)", clip.name, error)
+                continue
+            for frames in pairs:
                 flow = estimate(frames, "dis-medium")
                 name = f"{len(tensors) // 4:05}"
                 tensors[f"{name}.first"], tensors[f"{name}.second"] = (frames * 255).round().byte()
                 tensors[f"{name}.flow"] = flow.backward[0].half().contiguous()
                 tensors[f"{name}.valid"] = flow.backward_valid[0].contiguous()
+        if not tensors:
+            raise ValueError(f"none of the {len(clips)} clips can be read or has two frames")
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(".part")
         save_file({k: v.contiguous() for k, v in tensors.items()}, part, metadata={"stamp": stamp})
         part.replace(file)
+
+    @staticmethod
+    def _pairs(clip: Path, side: int) -> Iterator[Tensor]:
+        """Pairs of neighbouring frames, spread over a clip."""
+        video = LazyVideo.from_file(clip)
+        scale = side / min(video.width, video.height)
+        small = video.resize(round(video.width * scale), round(video.height * scale))
+        for at in spread(max(1, video.frame_count - 1), PAIRS_PER_CLIP):
+            frames = torch.cat(list(small.trim(at, 2).chunks(2)))
+            if len(frames) == 2:
+                yield frames
 
     def draw(self, size: int, rng: torch.Generator) -> Pair:
         """A random pair, a random crop of it."""

@@ -375,6 +375,7 @@ def test_clips_give_pairs_with_motion(tmp_path):
     frames = torch.stack([wide[0, :, :, 2 * t : 2 * t + 96].permute(1, 2, 0) for t in range(4)])
     (tmp_path / "clips").mkdir()
     LazyVideo.from_frames(frames, Fraction(12)).save_to(str(tmp_path / "clips" / "pan.mp4"))
+    (tmp_path / "clips" / "broken.mp4").write_bytes(b"no clip")
     pairs = ClipPairs(tmp_path / "clips", tmp_path, 64)
     assert pairs.count == 3
     pair = pairs.draw(48, step_rng(0, 0))
@@ -383,3 +384,10 @@ def test_clips_give_pairs_with_motion(tmp_path):
     still = losses.Motion(pair.second[None], torch.zeros_like(pair.flow)[None], pair.valid[None])
     moved = losses.temporal_loss(pair.first[None], pair.second[None], motion)
     assert moved < 0.5 * losses.temporal_loss(pair.first[None], pair.second[None], still)
+
+
+def test_a_folder_of_broken_clips_gets_one_sentence(tmp_path):
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "broken.mp4").write_bytes(b"no clip")
+    with pytest.raises(ValueError, match="none of the 1 clips"):
+        ClipPairs(tmp_path / "clips", tmp_path, 64)
