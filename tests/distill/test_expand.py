@@ -5,8 +5,7 @@ import torch
 
 from reelbrush.nodes.diffusion import unet
 from reelbrush.nodes.distill.expand import Canvas, Expansion, expand, ladder
-from reelbrush.nodes.distill.guided import seeded
-from reelbrush.nodes.distill.optimize import Recipe
+from reelbrush.nodes.distill.guided import replayed, seeded
 from reelbrush.nodes.distill.seamless import circular, seamless_model, wrapped_tiles
 
 from .small import latents, model, null, peak, rows_seen, styles
@@ -78,18 +77,20 @@ def test_memory_is_that_of_the_windows_not_of_the_canvas(tmp_path):
     assert large <= 1.1 * small
 
 
-def wrap_gradient(z, axis):
-    """The mean step across the wrap against the mean step inside."""
-    inside = z.diff(dim=axis).abs().mean()
-    first, last = z.select(axis, 0), z.select(axis, -1)
-    return float((first - last).abs().mean() / inside)
+@pytest.mark.parametrize(("seamless", "least", "most"), [("x", 0.99, 1.0), ("none", 0.0, 0.9)])
+def test_a_seamless_canvas_has_no_edge(seamless, least, most):
+    """Noise that is turned by a window's stride gives the same canvas, turned; with edges it does not."""
+    of, canvas, how = model(), Canvas(8, 32, 8, 4, seamless), Expansion(2, 1, windows_per_call=4)
+    noise, *later = (latents(1, seed, size=(8, w)) for seed, w in ((5, 32), (6, 8), (7, 8)))
 
+    def run(turn):
+        drawn = replayed([noise.roll(turn, -1), *later])
+        with torch.inference_mode(), unet.loaded(of) as base:
+            return expand(of, base, null(of), styles(size=(8, 8)), canvas, how, drawn)
 
-def test_a_seamless_canvas_goes_on_at_the_other_side():
-    """Without guidance on a smooth canvas: what windows make of the edge, windows make of every place."""
-    of = model()
-    seamless = grown(of, Canvas(8, 32, 8, 4, "x"), recipe=Recipe(0.05, 0.0))
-    assert wrap_gradient(seamless, -1) < 1.1
+    # Adam's first step is a sign: the last bit of a gradient near 0 may turn an element around.
+    near = ((run(4) - run(0).roll(4, -1)).abs() < 1e-3).float().mean()
+    assert least <= near <= most
 
 
 # -- convolutions ----------------------------------------------------------------------------------
