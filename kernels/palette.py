@@ -23,7 +23,7 @@ from .moments import color_map
 KNOTS = 24
 SIDE = 9  # points of the table along each axis
 GAIN, BEND = 3.0, 1.5  # how far the linear map and each curve may spread colours
-POINTS = 96  # pixels a side that stand for a picture
+POINTS = 64  # pixels a side that stand for a picture
 
 
 def _bases() -> list[Tensor]:
