@@ -27,7 +27,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,9 +132,9 @@ def likely(judge: towers.WordJudge, picture: Tensor, word: str) -> float:
     return judge.words(picture)[0, towers.WORDS.index(word)].item()
 
 
-def ask(judge: towers.WordJudge, picture: Tensor, number: int) -> str:
+def ask(judge: towers.WordJudge, picture: Tensor, number: int, words: Sequence[str] = ASKED) -> str:
     """The next word in turn that does not describe the picture."""
-    words = [ASKED[(number + i) % len(ASKED)] for i in range(len(ASKED))]
+    words = [words[(number + i) % len(words)] for i in range(len(words))]
     return next(w for w in words if likely(judge, picture, w) < 0.2)
 
 
@@ -161,6 +161,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--epochs", type=int, default=SETTINGS.epochs)
+    parser.add_argument("--words", nargs="+", default=ASKED, choices=towers.WORDS)
     parser.add_argument("--against", nargs="+", default=RIVALS, choices=RIVALS)
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no picture later than that")
     args = parser.parse_args()
@@ -175,7 +176,7 @@ def main() -> None:
         if (args.out / f"{number:03}.json").exists() or time.monotonic() - begun > args.seconds:
             continue
         start = time.process_time()
-        word, content = ask(judge, x, number), Content(eye, x)
+        word, content = ask(judge, x, number, args.words), Content(eye, x)
         first = torch.tensor([0])
 
         def numbers(picture: Tensor, content=content, x=x, word=word, first=first) -> dict[str, float]:
