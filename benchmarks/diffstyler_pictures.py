@@ -6,13 +6,13 @@
     python benchmarks/diffstyler_pictures.py regions ... the same, with two of each
 
 `grid` is the paper's Fig. 6: rows are SD, +LoRA, +prompt and both, columns what is injected (nothing,
-features, self-attention, cross-attention, pairs, all). `steps` is Fig. 7: features until 0, 10, ... 50 of 50
-steps from left to right, attention from top to bottom, for LoRA and prompt together. Under each picture stand
-the style distance (Gram matrices of SqueezeNet) and the content distance (its deeper features); the same as
-lines of text. `regions`: two styles in moving masks on a clip, outside the base model (eq. 7) and outside the
-content (eq. 6), with the PSNR outside the masks against the plain reconstruction and against the clip. The
-latents are as large as the pictures and pixels do not mix in the "VAE", so outside means outside. LoRAs:
-benchmarks/lora_style.py.
+features, self-attention, cross-attention, pairs, all). `steps` is Fig. 7: features until 0, 10, 20, 30, 50 of
+50 steps from left to right, attention from top to bottom, for LoRA and prompt together. Under each picture
+stand the style distance (Gram matrices of SqueezeNet) and the content distance (its deeper features); the
+same as lines of text. `regions`: two styles in moving masks on a clip, outside the base model (eq. 7) and
+outside the content (eq. 6), with the PSNR outside the masks against the plain reconstruction and against the
+clip. The latents are as large as the pictures and pixels do not mix in the "VAE", so outside means outside.
+LoRAs: benchmarks/lora_style.py.
 """
 
 import argparse
@@ -43,7 +43,7 @@ COLUMNS = {
     "SA, CA": ("self", "cross"),
     "all": EVERYTHING,
 }
-ENDS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+ENDS = (0.0, 0.2, 0.4, 0.6, 1.0)
 CELL, LABEL = 128, 34
 
 

@@ -1,4 +1,4 @@
-"""A CLIP for tests: words are numbers, numbers are random vectors; chunks of 77 with start, end and padding."""
+"""A CLIP for tests: words are numbers, numbers are random vectors; chunks of 77 with start, end, padding."""
 
 import re
 import zlib
