@@ -1,139 +1,160 @@
-"""A clip with warm starts against the same frames on their own: time per frame, and how far the loss falls.
+"""A clip with warm starts against the official loop frame by frame: time per frame, fall of the loss.
 
-    python benchmarks/ad_clip.py --weights denoiser.safetensors --clip clip.mp4 --style picture.png
+    COMFYUI_PATH=... AD_PATH=... python benchmarks/ad_clip.py --weights denoiser.safetensors
+                                     --clip clip.mp4 --style picture.jpg [--sheet clip.png]
 
-On the denoiser of `tiny_denoiser.py`. The loss of a frame is eq. 5's, averaged over t = 1, 201, 401, 601 and
-801; its decrease is from the frame itself (all steps start there, cold) to the result. Cold frames take the
-official loop's steps and rows: times are of this process' CPU, and the official loop's is what its three
-forward rows and one backward row cost here.
+Both run in this process on the denoiser of `tiny_denoiser.py`. The official loop's time is that of a few of
+its steps, times its number of steps; its result is what our exact mode gives (tests/distill/test_official.py:
+equal within 1e-13), so `cold` stands for it. The loss of a frame is eq. 5's, averaged over t = 1, 201, 401,
+601 and 801; its decrease is from the frame itself, where all steps start, to the result. Without COMFYUI_PATH
+and AD_PATH the official loop's time is put together from what its three forward rows and one backward row
+cost here.
 """
 
 import argparse
 import importlib.util
 import logging
+import os
 import sys
 import time
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
-
-from reelbrush.nodes.diffusion import unet
-from reelbrush.nodes.distill import features
-from reelbrush.nodes.distill.clip import stylize
-from reelbrush.nodes.distill.optimize import Recipe, References, distill, falling, gradient
-from reelbrush.nodes.flow.estimate import estimate
 
 ROOT = Path(__file__).resolve().parents[1]
-PROBES = (1, 201, 401, 601, 801)
+OFFICIAL = {"COMFYUI_PATH", "AD_PATH"} <= set(os.environ)
 log = logging.getLogger("ad_clip")
 
 
-def denoiser():
-    """benchmarks/tiny_denoiser.py as a module."""
-    spec = importlib.util.spec_from_file_location("tiny_denoiser", ROOT / "benchmarks" / "tiny_denoiser.py")
-    module = sys.modules["tiny_denoiser"] = importlib.util.module_from_spec(spec)
+def loaded(path: Path):
+    """A file of the tests as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def square(pictures: Tensor, side: int) -> Tensor:
-    """The middle of pictures [N, H, W, 3] at side x side."""
-    h, w = pictures.shape[1:3]
-    m = min(h, w)
-    cut = pictures[:, (h - m) // 2 : (h + m) // 2, (w - m) // 2 : (w + m) // 2].movedim(-1, 1)
-    return interpolate(cut, (side, side), mode="area").movedim(1, -1)
+if OFFICIAL:
+    loaded(ROOT / "tests" / "conftest.py")  # ComfyUI, from COMFYUI_PATH
+
+from ad_sheets import Bench, draw, losses  # noqa: E402
+
+from reelbrush.nodes.distill.clip import stylize  # noqa: E402
+from reelbrush.nodes.distill.optimize import Recipe, References, distill, falling, gradient  # noqa: E402
+from reelbrush.nodes.flow.estimate import estimate  # noqa: E402
 
 
-def read_clip(path: Path, frames: int) -> Tensor:
+def read_clip(path: Path, frames: int, every: int, side: int) -> Tensor:
+    """The middle of every n-th frame, [N, side, side, 3]."""
     import cv2
 
     video, found = cv2.VideoCapture(str(path)), []
-    while len(found) < frames:
+    for number in range(frames * every):
         ok, frame = video.read()
-        if not ok:
-            break
-        found.append(torch.from_numpy(frame[..., ::-1].copy()))
+        if ok and number % every == 0:
+            h, w = frame.shape[:2]
+            m = min(h, w)
+            cut = frame[(h - m) // 2 : (h + m) // 2, (w - m) // 2 : (w + m) // 2, ::-1]
+            found.append(torch.from_numpy(cv2.resize(cut, (side, side), interpolation=cv2.INTER_AREA)))
     return torch.stack(found).float() / 255
 
 
-def read_picture(path: Path) -> Tensor:
-    import cv2
-
-    return torch.from_numpy(cv2.imread(str(path))[..., ::-1].copy())[None].float() / 255
-
-
-def probed(references: References, z: Tensor, frame: int, recipe: Recipe) -> Tensor:
-    """Style and content loss of one frame, averaged over the probes."""
-    each = [
-        gradient(references, references.style_at(t), z, t, recipe, range(frame, frame + 1))[0] for t in PROBES
-    ]
-    return torch.stack(each).mean(dim=0)[:, 0]
-
-
-def official_seconds(references: References, z: Tensor) -> float:
-    """CPU seconds of three forward rows and a backward row: what the official loop does in a step."""
-    begin = time.process_time()
-    for t in PROBES:
-        gradient(references, references.style_at(t), z, t, Recipe(), range(1))
-    return (time.process_time() - begin) / len(PROBES)
+def official_seconds(bench: Bench, style: Tensor, content: Tensor, steps: int = 4) -> float:
+    """CPU seconds of a step of the official loop on one frame."""
+    if not OFFICIAL:
+        with bench.references(style, content) as about:
+            about.memory = 0
+            begin = time.process_time()
+            for t in falling(steps):
+                gradient(about, about.style_at(t), content, t, Recipe(), (0,))
+            return (time.process_time() - begin) / steps
+    official = loaded(ROOT / "tests" / "distill" / "official.py")
+    with official.pipeline_module() as module:
+        latents = {"style": style, "content": content}
+        fake = official.pipeline(
+            module, official.diffusers_unet(bench.model), latents, {"": bench.null[0][0]}
+        )
+        for count in (1, steps):  # the first warms up
+            begin = time.process_time()
+            with official.losses_of(module):
+                module.ADPipeline.optimize(
+                    fake,
+                    lr=0.05,
+                    weight=0.25,
+                    controller=module.utils.Controller((10, 16)),
+                    style_image="style",
+                    content_image="content",
+                    num_inference_steps=count,
+                )
+            seconds = (time.process_time() - begin) / count
+    return seconds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--clip", type=Path, required=True)
     parser.add_argument("--style", type=Path, required=True)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--every", type=int, default=1, help="every n-th frame of the clip")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--warm-steps", type=int, default=60)
+    parser.add_argument("--learning-rate", type=float, default=0.05)
+    parser.add_argument("--content-weight", type=float, default=0.25)
+    parser.add_argument("--per-call", type=int, default=4)
     parser.add_argument("--verify", type=int, nargs="*", default=[1, 4, 7], help="frames also done cold")
-    arguments = parser.parse_args()
+    parser.add_argument("--sheet", type=Path, help="a picture of frames, cold and warm results")
+    a = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    tiny, recipe = denoiser(), Recipe()
-    clip = read_clip(arguments.clip, arguments.frames)
-    flow, vae = estimate(square(clip, 256)), tiny.PixelVAE()
-    content = vae.encode(square(clip, arguments.size))
-    style = vae.encode(square(read_picture(arguments.style), arguments.size))
-    model = tiny.load(arguments.weights)
-    with unet.loaded(model) as base, features.gradients(base):
-        eye = features.Eye(base, tiny.encode_text(""))
-        references = References(eye, style, content, memory=1 << 32)
-        official = official_seconds(References(eye, style, content), content[:1]) * arguments.steps
+    recipe = Recipe(a.learning_rate, a.content_weight, frames_per_call=a.per_call)
+    bench = Bench(a.weights, a.style.parent, a.size, a.steps, a.learning_rate, 0)
+    flow = estimate(read_clip(a.clip, a.frames, a.every, 256))
+    content = bench.vae.encode(read_clip(a.clip, a.frames, a.every, a.size))
+    style = bench.latent(a.style.name)
+    before = official_seconds(bench, style, content[:1])
+    with bench.references(style, content) as about:
         begin = time.process_time()
-        warm = stylize(
-            references, content, recipe, steps=arguments.steps, warm_steps=arguments.warm_steps, flow=flow
-        )
+        warm = stylize(about, content, recipe, steps=a.steps, warm_steps=a.warm_steps, flow=flow)
         ours = (time.process_time() - begin) / len(content)
-        log.warning(
-            "official %.1f s of CPU per frame, ours %.1f: %.2f times faster", official, ours, official / ours
-        )
-        for frame in arguments.verify:
-            one = slice(frame, frame + 1)
-            levels = falling(arguments.steps)
-            cold = distill(references, content[one], levels, recipe, frames=range(frame, frame + 1))
-            start, alone, carried = (
-                probed(references, z[one], frame, recipe) for z in (content, pad(cold, frame), warm)
-            )
-            say(frame, start, alone, carried, recipe.content_weight)
-
-
-def pad(one: Tensor, frame: int) -> Tensor:
-    """A frame where `[frame]` finds it."""
-    return one.expand(frame + 1, -1, -1, -1)
-
-
-def say(frame: int, start: Tensor, cold: Tensor, warm: Tensor, weight: float) -> None:
-    share = lambda of: float((of(start) - of(warm)) / (of(start) - of(cold)))  # noqa: E731
-    total = lambda losses: losses[0] + weight * losses[1]  # noqa: E731
+    after = official_seconds(bench, style, content[:1])
+    official = a.steps * min(before, after)
     log.warning(
-        "frame %d: style %.4f -> cold %.4f, warm %.4f (%.3f of the decrease); "
-        "total %.4f -> %.4f, %.4f (%.3f)",
-        *(frame, start[0], cold[0], warm[0], share(lambda x: x[0])),
-        *(total(start), total(cold), total(warm), share(total)),
+        "%s loop: %.2f s of CPU per step (%.2f before, %.2f after ours), %.1f s per frame of %d steps",
+        *("official" if OFFICIAL else "stand-in for the official", min(before, after), before, after),
+        *(official, a.steps),
     )
+    log.warning("warm starts: %.1f s per frame, %.2f times faster", ours, official / ours)
+    rows = []
+    with bench.references(style, content) as about:
+        for frame in a.verify:
+            rows.append(compared(bench, about, frame, content, warm, recipe))
+    if a.sheet:
+        draw(rows, a.sheet)
+
+
+def compared(
+    bench: Bench, about: References, frame: int, content: Tensor, warm: Tensor, recipe: Recipe
+) -> list:
+    """One frame cold and warm: how far the losses fall, and pictures."""
+    one, numbers = slice(frame, frame + 1), range(frame, frame + 1)
+    cold = distill(about, content[one], falling(bench.steps), recipe, frames=numbers)
+    start, alone, carried = (
+        losses(about, z, recipe.content_weight, frame) for z in (content[one], cold, warm[one])
+    )
+    total = lambda of: float(of[0] + recipe.content_weight * of[1])  # noqa: E731
+    share = lambda f: (f(start) - f(carried)) / (f(start) - f(alone))  # noqa: E731
+    log.warning(
+        "frame %d: total %.4f -> cold %.4f, warm %.4f (%.3f of the decrease); "
+        "style %.4f -> %.4f, %.4f (%.3f)",
+        *(frame, total(start), total(alone), total(carried), share(total)),
+        *(start[0], alone[0], carried[0], share(lambda of: float(of[0]))),
+    )
+    cells = (("content", content[one]), ("style", about.style), ("cold", cold), ("warm", warm[one]))
+    return [bench.given(f"{words}|frame {frame}", z) for words, z in cells]
 
 
 if __name__ == "__main__":
