@@ -9,7 +9,7 @@ reconstruction (the inversion sampled back without a style), and by group:
     lambda   eq. 12 with lambda 0.8 to 1.6 (the paper's figure 10)
     layers   eq. 12 in other layers of the UNet
     steps    eq. 12 from other steps on
-    mix      eqs. 7 (swap), 8 (add, 0.5) and 12, Reference Attention's concat, StyleID
+    mix      eqs. 7 (swap) and 8 (add, 0.5), Reference Attention's concat, StyleID
 
 Under each column stand the mean style distance (Gram matrices of SqueezeNet's conv1, fire3 and fire5,
 relative, pictures enlarged to 128 pixels) and the mean content distance (fire6 and fire8). The table also
@@ -80,8 +80,8 @@ class Bench:
 
 Draws = dict[str, Callable[[], Tensor]]
 SCALES = (0.8, 1.0, 1.2, 1.4, 1.6)
-LAYERS = ("0-5", "6-9", "10-12", "13-15", "10-15", "all")
-STEPS = (0, 5, 10, 20)  # of 30
+LAYERS = ("0-5", "6-9", "10-15", "all")
+STEPS = (0, 10, 20)  # of 30; the other groups begin with step 5
 
 
 def columns(bench: Bench, content: tuple, style: tuple, group: str) -> Draws:
@@ -97,7 +97,7 @@ def columns(bench: Bench, content: tuple, style: tuple, group: str) -> Draws:
         return {f"from step {n}": lambda n=n: paint(start_percent=n / 30) for n in STEPS}
     refer = lambda mode, start: bench.draw(bench.reference(other, mode, path), start, sigmas)  # noqa: E731
     matched = MatchLatent().match(noise, style[0], 1.0)[0]
-    found = {name: lambda name=name: paint(name) for name in ("swap", "add", "reweight")}
+    found = {name: lambda name=name: paint(name) for name in ("swap", "add")}
     return found | {"concat": lambda: refer("concat", noise), "StyleID": lambda: refer("style-id", matched)}
 
 
