@@ -5,6 +5,8 @@ to place (a mask) and from frame to frame (a mask of N frames). Mixing makes a n
 pictures; each is encoded once, whatever it is mixed into.
 """
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from torch.nn import functional
 from .. import host
 from . import checkpoint
 
+log = logging.getLogger("reelbrush")
 PRECISIONS = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -59,9 +62,28 @@ def load_model(path: str | Path, precision: str = "auto", compiled: bool = False
     if model is None:
         model = _live[key] = Model(checkpoint.load(path), path, precision, compiled)
         if compiled:
-            model.network.encode = torch.compile(model.network.encode, dynamic=True)
-            model.network.decode = torch.compile(model.network.decode, dynamic=True)
+            for name in ("encode", "decode"):
+                setattr(model.network, name, _compiled(getattr(model.network, name)))
     return model
+
+
+def _compiled(plain: Callable) -> Callable:
+    """A function through torch.compile; as it was from the first time on that the compiler fails."""
+    ways = [torch.compile(plain, dynamic=False)]  # per size: clips have one, and dynamic sizes fail
+
+    def call(*given: Any) -> Any:
+        if not ways:
+            return plain(*given)
+        try:
+            return ways[0](*given)
+        except Exception as error:
+            if host.is_out_of_memory(error) or isinstance(error, host.interrupt_types()):
+                raise
+            log.warning("torch.compile failed (%s): going on without", (str(error).splitlines() or [""])[0])
+            ways.clear()
+            return plain(*given)
+
+    return call
 
 
 class Picture:

@@ -229,6 +229,30 @@ def test_compiling_is_offered_and_changes_nothing(small_file, frames, monkeypatc
     torch.testing.assert_close(*outs, rtol=0, atol=1e-4)
 
 
+@torch.inference_mode()
+def test_where_the_compiler_fails_the_model_runs_without(small_file, frames, monkeypatch, caplog):
+    tries = []
+
+    def broken(fn, **options):
+        def call(*given):
+            tries.append(1)
+            raise RuntimeError("no C++ compiler\nand a long trace")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    clip = frames(2, 33, 40)
+    plain, failed = (
+        stylize(
+            make_style(load_model(small_file, "bfloat16", c), frames(1, 50, 50, 1), size=64), clip, Look(), 1
+        )
+        for c in (False, True)
+    )
+    assert torch.equal(plain, failed)
+    assert len(tries) == 2, "once for each function, not for each frame"
+    assert "no C++ compiler): going on without" in caplog.text
+
+
 def test_mixing_with_nothing_is_off(style, other):
     assert mix_styles(style, other, 0) is style
 
