@@ -10,6 +10,8 @@ at any time and goes on when it is started again, so it can run in short pieces 
 `table`: eq. 3's loss of every LoRA, and of none, on every picture, at noises and timesteps that no training
 has seen, the same for all; literally, with the products added to a copy of the weights. Lines below it say
 whether each LoRA has the lowest loss on its own picture, and by how many standard errors.
+`routes` (COMFYUI_PATH=...): in a real ComfyUI, the saved LoRAs through core LoraLoaderModelOnly and through
+Load and Apply Style LoRA: the relative difference of what a 4-step sampling gives.
 `sheet`: a column per picture and LoRA. Rows: the style, samples from noise, and photographs noised half way
 (--strength) and drawn from there; the first column is the denoiser without a LoRA, from the same noises.
 """
@@ -19,7 +21,19 @@ import copy
 import os
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
+
+if "COMFYUI_PATH" in os.environ:  # before the pack, which looks whether it is inside one
+    sys.path.insert(0, os.environ["COMFYUI_PATH"])
+    given_, sys.argv = sys.argv, [sys.argv[0], "--cpu", "--use-pytorch-cross-attention"]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import comfy.cli_args
+    import folder_paths  # noqa: F401 - the pack looks whether it is there
+
+    sys.argv = given_
 
 import cv2
 import tiny_denoiser as own
@@ -157,11 +171,47 @@ def sheet(given: argparse.Namespace) -> None:
     sys.stdout.write(f"{file}\n")
 
 
+@torch.inference_mode()
+def routes(given: argparse.Namespace) -> None:
+    """Core's loader and ours."""
+    import folder_paths
+
+    import nodes
+    from reelbrush.nodes import host
+    from reelbrush.nodes.diffusion.inject_nodes import ApplyStyleLoRA
+    from reelbrush.nodes.diffusion.lora_nodes import LoadStyleLoRA
+
+    folder_paths.set_output_directory(str(given.out / "output"))
+    base, text = own.load(given.weights), own.encode_text(TEXT)
+    noise = torch.randn(2, 4, 32, 32, generator=torch.Generator().manual_seed(given.seed))
+    sigmas = torch.tensor([10.0, 3.0, 1.0, 0.3, 0.0])
+
+    def euler(denoise: host.Denoiser, x: Tensor, levels: Tensor) -> Tensor:
+        for i, (high, low) in enumerate(pairwise(levels)):
+            denoised = denoise(x, high)
+            x = denoised + (x - denoised) * (low / high)
+            denoise.step(i, x, denoised)
+        return x
+
+    def drawn(model: object) -> Tensor:
+        return host.sample(model, euler, noise * 10, sigmas, text).clone()
+
+    plain = drawn(base)
+    for name in given.styles or STYLES:
+        file = places(Path(name).stem)[0].name
+        (core,) = nodes.LoraLoaderModelOnly().load_lora_model_only(base, file, 1.0)
+        (ours,) = ApplyStyleLoRA().patch(base, LoadStyleLoRA().load(file)[0], 1.0)
+        theirs, mine = drawn(core), drawn(ours)
+        apart, changed = ((x - theirs).norm() / theirs.norm() for x in (mine, plain))
+        sys.stdout.write(f"{name}: ours against core {apart:.1e}, without a LoRA {changed:.1e}\n")
+    sys.stdout.write(f"base model as before: {torch.equal(drawn(base), plain)}\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["train", "table", "sheet"])
+    parser.add_argument("what", choices=["train", "table", "routes", "sheet"])
     parser.add_argument("--weights", required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -187,7 +237,7 @@ def main() -> None:
     os.environ["REELBRUSH_HOME"] = str(given.out)
     given.out.mkdir(parents=True, exist_ok=True)
     try:
-        {"train": train_all, "table": table, "sheet": sheet}[given.what](given)
+        {"train": train_all, "table": table, "routes": routes, "sheet": sheet}[given.what](given)
     except TimeIsUp:
         sys.stdout.write("not finished: start it again\n")
 
