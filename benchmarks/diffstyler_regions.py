@@ -163,7 +163,7 @@ class Bench:
                 if injected and shared:
                     found = self._source(injections[0], models[0], s)
                     for injection in injections[1:]:
-                        injection.source = SimpleNamespace(read=lambda *_, found=found: found)
+                        injection.source = SimpleNamespace(read=lambda *_, f=found: f, key="")
                 x0 = 0
                 for share, model, base in zip(shares, models, bases, strict=True):
                     options = unet.standalone_options(model, torch.tensor([s]))
