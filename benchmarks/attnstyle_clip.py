@@ -4,13 +4,13 @@
         --clip CLIP.mp4 --word rough --temporal 0 --out FOLDER
     (the same with --temporal 20, then)
     python benchmarks/attnstyle_clip.py --compare FOLDER
-    python benchmarks/attnstyle_clip.py --render FOLDER/x.safetensors --clip CLIP.mp4 --frames 48 --side 320
+    python benchmarks/attnstyle_clip.py --render FOLDER/x.safetensors --clip CLIP.mp4 --frames 240
 
 A run trains on the key frames that the Key Frames node picks, applies the style to the clip as the video node
 does, and measures: the word's probability (mean over the frames), the optical-flow error (DIS flow of the
 content, valid pixels, mean squared, 0-255) and the content's own error along the same flow. `--compare`
 brings two runs to an equal score first. `--render` is a process of its own, so that what it held is what
-rendering took, not training: run it with 48 frames and with five times as many.
+rendering took, not training; it says so every 48 frames.
 """
 
 import argparse
@@ -128,12 +128,15 @@ def sheet(*clips: Tensor):
 
 
 def render(args: argparse.Namespace) -> None:
-    """Stream the first frames of a clip through a saved style: the most that this process held, in MiB."""
+    """Stream the first frames of a clip through a saved style, and say what this process has held so far."""
     style, clip = load(args.render), opened(args.clip, args.side).trim(0, args.frames)
-    count = sum(len(chunk) for chunk in styled(clip, style).chunks(8))
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    whole = count * clip.width * clip.height * 3 * 4 >> 20
-    log.info("%d frames: %d MiB at most (the frames together would be %d MiB)", count, held, whole)
+    count = 0
+    for chunk in styled(clip, style).chunks(8):
+        count += len(chunk)
+        if count % 48 == 0:
+            held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+            frames = count * clip.width * clip.height * 3 * 4 >> 20
+            log.info("%d frames: %d MiB at most (these frames alone are %d MiB)", count, held, frames)
 
 
 def compare(folder: Path) -> None:
