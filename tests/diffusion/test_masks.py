@@ -7,9 +7,9 @@ import torch
 from reelbrush.nodes.diffusion import masks, unet
 from reelbrush.nodes.diffusion.inject_nodes import PromptMask
 
-from .attention_tools import BOTH, make, trajectory
+from .attention_tools import BOTH, INSIDE, make, trajectory
 from .small_clip import SmallClip
-from .tiny import tiny_model
+from .tiny import comfy_model, tiny_model
 
 TEXT = "a deer on the grass, a red deer hut"
 
@@ -86,7 +86,7 @@ def test_the_map_is_what_its_formula_says(kind):
 def test_an_object_that_attention_names_is_masked_where_it_is():
     """A model made to look at one word where a channel of the latents is high: the mask is that place, and
     moves with it from frame to frame."""
-    model = tiny_model("sd15")
+    model = (comfy_model if INSIDE else tiny_model)("sd15")  # its own: weights are changed
     clip, net = SmallClip(), unet.network(model)
     text = clip.encode_from_tokens_scheduled(clip.tokenize("a deer on the grass"))[0][0][0]
     block = net.output_blocks[9][1].transformer_blocks[0]  # one layer, at the latents' own size
