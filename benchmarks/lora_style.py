@@ -44,7 +44,7 @@ from zstar_pictures import CONTENTS, picture
 from reelbrush.nodes.diffusion import lora
 from reelbrush.nodes.diffusion.lora_train import Recipe, places, train
 
-STYLES = ("745f079869.jpg", "06ba9cf4f8.jpg", "0e6d0c82fc.jpg")  # oil, fire, ink
+STYLES = ("745f079869.jpg", "06ba9cf4f8.jpg", "0e6d0c82fc.jpg")  # a poster, fire, an ink drawing
 TEXT = "painting"
 
 
