@@ -161,7 +161,7 @@ def compare(folder: Path) -> None:
             without, error = flow_errors(scale.content, *drawn)
             scores = [scale.probability(d) for d in drawn]
             log.info(
-                "%s, %s, weight %g: flow error %.1f, without %.1f, ratio %.2f; P %.3f, without %.3f; "
+                "%s, %s, weight %g: flow error %.3g, without %.3g, ratio %.2f; P %.3f, without %.3f; "
                 "strengths %.2f, without %.2f",
                 *(Path(r["clip"]).stem, r["word"], r["temporal"], error, without, error / without),
                 *(scores[1], scores[0], strengths[1], strengths[0]),
