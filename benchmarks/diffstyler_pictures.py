@@ -43,7 +43,6 @@ COLUMNS = {
     "SA, CA": ("self", "cross"),
     "all": EVERYTHING,
 }
-ENDS = (0.0, 0.2, 0.4, 0.6, 1.0)
 CELL, LABEL = 128, 34
 
 
@@ -120,9 +119,9 @@ def steps(given: argparse.Namespace) -> None:
     noise, path, sigmas = bench.invert(content)
     styled = ApplyStyleLoRA().patch(bench.model, bench.loras[0], given.strength)[0]
     lines = [[labelled(content[0], above="content"), labelled(bench.styles[0][0], above="style")]]
-    for attention in ENDS:
+    for attention in given.ends:
         lines.append([])
-        for features in ENDS:
+        for features in given.ends:
             model = bench.injected(styled, path, EVERYTHING, features, attention)
             shown = bench.sampled(model, noise, sigmas, PROMPT)
             words = f"f {features * 50:.0f}, A {attention * 50:.0f} of 50"
@@ -197,6 +196,7 @@ def main() -> None:
     parser.add_argument("--refine", type=int, default=1, help="fixed-point iterations of the inversion")
     parser.add_argument("--cfg", type=float, default=3.0)
     parser.add_argument("--strength", type=float, default=1.0)
+    parser.add_argument("--ends", type=float, nargs="+", default=(0.0, 0.2, 0.4, 0.6, 1.0), help="of `steps`")
     parser.add_argument("--blocks", default="4-11", help="of features")
     given = parser.parse_args()
     {"grid": grid, "steps": steps, "regions": regions}[given.what](given)
