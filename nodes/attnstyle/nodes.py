@@ -136,7 +136,9 @@ class AttnStyle:
                 "layout_weight": _weight(1.0, "Where the texts fit more or less stays the same."),
                 "tv_weight": _weight(2e-3, "Total variation: smooths noise."),
                 "temporal_weight": _weight(
-                    0.0, "For clips: what moves keeps its style, and nothing flickers; try 10 to 40."
+                    0.0,
+                    "For clips: what moves keeps its style, and nothing flickers. Try 10; much more flattens "
+                    "the picture.",
                 ),
                 "patches": (
                     "INT",
