@@ -5,7 +5,7 @@ that (a drawing is paper and ink, not a Gaussian). After that linear map the clo
 basis after another, each axis by the monotone curve between the two distributions: Pitie, Kokaram and
 Dahyot's iterative distribution transfer with three fixed bases. Departures: curves have few knots and
 never rise by more than `BEND`, so that neither noise nor a codec's blocks in a flat sky become a palette
-(4 where it is 1.5 matches a tenth better and shows them); and the composed map is tabulated over the
+(a bend of 4 and a finer table match a sixth better and show them); and the composed map is tabulated over the
 colour cube, coarsely, which smooths it, and looked up trilinearly, so that a large picture costs one
 lookup per pixel, whatever the bases and knots.
 
