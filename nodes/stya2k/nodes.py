@@ -322,6 +322,7 @@ class TrainStyA2K:
                         "default": 0,
                         "min": 0,
                         "max": 2**63 - 1,
+                        "control_after_generate": False,  # a seed of its own at every run could not resume
                         "tooltip": "Weights, data order, held-out pictures.",
                     },
                 ),
