@@ -7,7 +7,8 @@
 For each picture a word that does not describe it (P below 0.2) is asked for:
 
 - AttnStyle, the node's defaults but for fewer patches, smaller pictures, and a threshold that suits this
-  judge (0.7 is CLIP's: a trained two-tower scorer of eleven words goes well below);
+  judge (0.7 is CLIP's: a trained two-tower scorer of eleven words goes well below); the other ten words
+  are what the confidence loss may take a picture for;
 - `pixels`: Adam on the picture itself, the same judge, losses and draws;
 - `pixels, all losses`: the same with the content, layout and variation losses added;
 - `pixels, score alone`: Adam on the picture itself for nothing but the word's log P on the whole picture.
@@ -41,6 +42,7 @@ from torch.nn.functional import avg_pool2d
 from reelbrush.nodes.attnstyle.curriculum import Weights
 from reelbrush.nodes.attnstyle.losses import (
     Classification,
+    Confidence,
     Content,
     Layout,
     PatchClassification,
@@ -67,19 +69,25 @@ def ssim(a: Tensor, b: Tensor) -> float:
     return (((2 * ma * mb + c1) * (2 * cov + c2)) / ((ma**2 + mb**2 + c1) * (va + vb + c2))).mean().item()
 
 
+def others(word: str) -> tuple[str, ...]:
+    """What else the judge may take a picture for, beside the word and "photo"."""
+    return tuple(w for w in towers.WORDS if w not in (word, "photo"))
+
+
 def objective(
     judge: towers.WordJudge, picture: Tensor, word: str, weights: Weights, content: Content
 ) -> Callable[[Tensor], Tensor]:
     """AttnStyle's losses as a function of the picture alone."""
     generator = torch.Generator().manual_seed(0)
-    aim = judge.aim(word, "a photo", picture)
-    whole = Classification(aim)
+    aim = judge.aim(word, "a photo", picture, others(word))
+    whole, confidence = Classification(aim), Confidence(aim)
     draw = {"patches": SETTINGS.patches, "threshold": SETTINGS.threshold, "generator": generator}
     patches = PatchClassification(aim, judge.size, parse_scales(SETTINGS.patch_scales), **draw)
     layout, tv, first = Layout(aim, picture), TotalVariation(), torch.tensor([0])
 
     def total(x: Tensor) -> Tensor:
         loss = weights.classification * whole(x, first) + weights.patches * patches(x, first)
+        loss = loss + weights.confidence * confidence(x, first)
         if weights.content:
             loss = loss + weights.content * content(x, first) + weights.layout * layout(x, first)
             loss = loss + weights.tv * tv(x)
@@ -184,7 +192,8 @@ def main() -> None:
                 found = {"P": likely(judge, picture, word), "features": content(picture, first).item()}
             return found | {"1-SSIM": 1 - ssim(picture, x)}
 
-        result = train(judge, x, word, "a photo", settings, perceptual=eye)
+        asked = replace(settings, others=others(word))
+        result = train(judge, x, word, "a photo", asked, perceptual=eye)
         drawn, taken = {"AttnStyle": result.network(x)}, {}
         score, index = likely(judge, drawn["AttnStyle"], word), towers.WORDS.index(word)
         losses = {

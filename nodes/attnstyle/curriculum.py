@@ -26,6 +26,7 @@ class Weights:
     layout: float = 1.0
     tv: float = 2e-3
     temporal: float = 0.0
+    confidence: float = 20000.0
 
     def __post_init__(self):
         for field in fields(self):
@@ -49,6 +50,7 @@ def at(weights: Weights, epoch: int, epochs: int) -> Weights:
         weights,
         classification=weights.classification * share,
         patches=weights.patches * share,
+        confidence=weights.confidence * share,
         attention=weights.attention * (BOOST + (1 - BOOST) * r),
     )
 

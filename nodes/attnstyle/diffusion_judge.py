@@ -18,7 +18,7 @@ The paper names this judge and gives no formulas; these are ours. It needs a mod
 SD2, SDXL); its verdicts cost two UNet passes per level and patch: use few patches.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -135,8 +135,10 @@ class DiffusionJudge:
         # (x - denoised) / sigma is the predicted noise
         return ((z - denoised) / sigma).square().mean(1)
 
-    def aim(self, style_text: str, source_text: str, content: Tensor) -> "DiffusionAim":
-        return DiffusionAim(self, style_text, source_text, content)
+    def aim(
+        self, style_text: str, source_text: str, content: Tensor, others: Sequence[str] = ()
+    ) -> "DiffusionAim":
+        return DiffusionAim(self, style_text, source_text, content, others)
 
     def probability(self, images: Tensor, texts: list[str]) -> Tensor:
         with self.ready():
@@ -164,9 +166,17 @@ class DiffusionAim:
 
     REPEATS = 4  # the content is judged once and compared with often
 
-    def __init__(self, judge: DiffusionJudge, style_text: str, source_text: str, content: Tensor):
+    def __init__(
+        self,
+        judge: DiffusionJudge,
+        style_text: str,
+        source_text: str,
+        content: Tensor,
+        others: Sequence[str] = (),
+    ):
         self.judge, self.generator = judge, _seeded()
         self.texts = [judge.text(t) for t in (style_text, source_text)]
+        self.others = [judge.text(t) for t in others]
         with torch.no_grad():
             repeated = content.repeat_interleave(self.REPEATS, dim=0)
             errors = judge.errors(repeated, self.texts, self.generator).mean((-1, -2))
@@ -177,6 +187,10 @@ class DiffusionAim:
     def loss(self, images: Tensor, frame: Tensor) -> Tensor:
         style, source = self.judge.errors(images, self.texts, self.generator).mean((-1, -2)).unbind(1)
         return 1 + torch.tanh(SHARPNESS * (style - source - self.content[frame]) / self.typical)
+
+    def doubt(self, images: Tensor) -> Tensor:
+        errors = self.judge.errors(images, self.texts + self.others, self.generator).mean((-1, -2))
+        return -(-SHARPNESS * errors / self.typical).log_softmax(-1)[:, 0] / SHARPNESS
 
     def layout(self, images: Tensor) -> Tensor:
         """Minus each text's error at each place, under noise that is the same for all pictures."""

@@ -12,6 +12,7 @@ content picture itself, where the cosine has no gradient that a computer can use
 A judge need not have towers: what a training asks of it is an `Aim` (see diffusion_judge.py).
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -32,6 +33,14 @@ class Aim(Protocol):
         """[M]: how far each picture is from the style; `frame` [M] says which content it was made of."""
         ...
 
+    def doubt(self, images: Tensor) -> Tensor:
+        """[M]: -log P(style text | picture) / k among style text, source text and others.
+
+        k is the sharpness with which the judge's scores become probabilities: divided by it, a weight
+        means the same with every judge.
+        """
+        ...
+
     def layout(self, images: Tensor) -> Tensor:
         """[N, texts, P]: how much each text fits at each place of a picture, places row by row."""
         ...
@@ -46,7 +55,7 @@ class Judge(Protocol):
         """Hold what gradients need (weights on the device) while many calls are made."""
         ...
 
-    def aim(self, style_text: str, source_text: str, content: Tensor) -> Aim: ...
+    def aim(self, style_text: str, source_text: str, content: Tensor, others: Sequence[str] = ()) -> Aim: ...
 
     def probability(self, images: Tensor, texts: list[str]) -> Tensor:
         """[N, T]: the texts' shares, as in zero-shot classification."""
@@ -89,8 +98,10 @@ class EmbeddingJudge:
         mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (self.mean, self.std))
         return (images - mean) / std
 
-    def aim(self, style_text: str, source_text: str, content: Tensor) -> "DirectionalAim":
-        return DirectionalAim(self, style_text, source_text, content)
+    def aim(
+        self, style_text: str, source_text: str, content: Tensor, others: Sequence[str] = ()
+    ) -> "DirectionalAim":
+        return DirectionalAim(self, style_text, source_text, content, others)
 
     def probability(self, images: Tensor, texts: list[str]) -> Tensor:
         words = torch.stack([embed(self.text, text) for text in texts])
@@ -105,15 +116,25 @@ def directional(image: Tensor, content: Tensor, direction: Tensor) -> Tensor:
 
 
 class DirectionalAim:
-    """The way from the source text to the style text, and where the content pictures stand."""
+    """The way from the source text to the style text, and where the content pictures stand.
 
-    def __init__(self, judge: EmbeddingJudge, style_text: str, source_text: str, content: Tensor):
+    `others` are more texts that a picture could be taken for: they count in `doubt` alone.
+    """
+
+    def __init__(
+        self,
+        judge: EmbeddingJudge,
+        style_text: str,
+        source_text: str,
+        content: Tensor,
+        others: Sequence[str] = (),
+    ):
         self.judge = judge
         with torch.no_grad():
             self.content = judge.image(content).clone()
-            self.words = torch.stack([embed(judge.text, t) for t in (style_text, source_text)]).to(
-                self.content
-            )
+            texts = (style_text, source_text, *others)
+            self.choices = torch.stack([embed(judge.text, t) for t in texts]).to(self.content)
+        self.words = self.choices[:2]
         way = self.words[0] - self.words[1]
         if way.norm() < 1e-3:
             raise ValueError(
@@ -124,6 +145,10 @@ class DirectionalAim:
 
     def loss(self, images: Tensor, frame: Tensor) -> Tensor:
         return directional(self.judge.image(images), self.content[frame], self.direction)
+
+    def doubt(self, images: Tensor) -> Tensor:
+        logits = self.judge.scale * self.judge.image(images) @ self.choices.T
+        return -logits.log_softmax(-1)[:, 0] / self.judge.scale
 
     def layout(self, images: Tensor) -> Tensor:
         return self.words @ self.judge.patch_tokens(images).transpose(-1, -2)

@@ -1,7 +1,11 @@
 """AttnStyle's losses (section 3.3), one small module each.
 
-    L_total = λ_cls L_cls + λ_ms Σ_s λ^(s) L_cls^(s) + λ_att L_att + λ_con L_con + λ_layout L_layout
-              + λ_tv L_tv + λ_temp L_temp
+    L_total = λ_cls L_cls + λ_conf L_conf + λ_ms Σ_s λ^(s) L_cls^(s) + λ_att L_att + λ_con L_con
+              + λ_layout L_layout + λ_tv L_tv + λ_temp L_temp
+
+The paper's global loss "measures the classifier's confidence on the full image"; CLIPstyler's looks only
+at the direction in which the picture moved, and is content with a picture that moved a little. Both are
+here: L_cls is the direction, L_conf the confidence.
 
 Squared norms are means over elements, so that a weight means the same at every size. L_tv is
 CLIPstyler's (its weight 2e-3 is for that sum of norms). L_temp is ours, for clips. The paper names the
@@ -12,13 +16,14 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
+from torch.nn.functional import avg_pool2d, mse_loss, pad
 
 from ...kernels.flow import warp
 from .judge import Aim
 from .network import Pair
 from .patches import SIDES, cut, share_out
 
+WINDOW = 7
 Perceptual = Callable[[Tensor], Mapping[str, Tensor]]
 
 
@@ -32,6 +37,21 @@ class Classification(nn.Module):
     def forward(self, styl: Tensor, frame: Tensor) -> Tensor:
         """`frame` [N]: which content picture each stylized one was made of."""
         return self.aim.loss(styl, frame).mean()
+
+
+class Confidence(nn.Module):
+    """L_conf = -log P(T | I_styl) / k: how sure the zero-shot classifier is of the style text.
+
+    Its other classes are the source text, and whatever else the picture could be taken for. k is the
+    judge's sharpness (see `Aim.doubt`).
+    """
+
+    def __init__(self, aim: Aim):
+        super().__init__()
+        self.aim = aim
+
+    def forward(self, styl: Tensor, frame: Tensor) -> Tensor:
+        return self.aim.doubt(styl).mean()
 
 
 def reject(losses: Tensor, threshold: float) -> Tensor:
@@ -138,13 +158,24 @@ class TotalVariation(nn.Module):
         return sum((d.square().sum((1, 2, 3)) + 1e-12).sqrt() for d in differences).mean()
 
 
-class Temporal(nn.Module):
-    """L_temp = Σ m |f(x_b)(p + flow(p)) - f(x_a)(p)|^2 / Σ m: neighbours agree where the flow is valid.
+def local_variance(images: Tensor) -> Tensor:
+    """[N, H, W]: the variance in the `WINDOW` x `WINDOW` pixels around each, mean over channels."""
+    around = lambda x: avg_pool2d(pad(x, (WINDOW // 2,) * 4, mode="replicate"), WINDOW, 1)  # noqa: E731
+    centered = images - images.mean((2, 3), keepdim=True)
+    return (around(centered.square()) - around(centered).square()).clamp_min(0).mean(1)
 
-    `flow` [P, 2, H, W] leads from frame a to frame b (kernels/flow.py), `valid` [P, H, W] is m.
+
+class Temporal(nn.Module):
+    """L_temp = Σ m |f(x_b)(p + flow(p)) - f(x_a)(p)|^2 / (v(p) + FLAT) / Σ m: neighbours agree.
+
+    `flow` [P, 2, H, W] leads from frame a to frame b (kernels/flow.py), `valid` [P, H, W] is m, and v is
+    `local_variance` of f(x_a). Without the division the cheapest way to agree is to have nothing on the
+    picture that could disagree. It is place by place, or what moves would be flattened alone.
     """
+
+    FLAT = 1e-4  # (2.5/255)^2: below, contrast is not seen
 
     def forward(self, styl_a: Tensor, styl_b: Tensor, flow: Tensor, valid: Tensor) -> Tensor:
         apart = (warp(styl_b, flow) - styl_a).square().mean(1)
         m = valid.to(apart)
-        return (m * apart).sum() / m.sum().clamp_min(1.0)
+        return (m * apart / (local_variance(styl_a) + self.FLAT)).sum() / m.sum().clamp_min(1.0)

@@ -120,7 +120,7 @@ class AttnStyle:
                         "tooltip": "Adam's step size; it is halved every 100 epochs.",
                     },
                 ),
-                "global_weight": _weight(500.0, "The judge's verdict on the whole picture."),
+                "global_weight": _weight(500.0, "The whole picture moves the style text's way."),
                 "patch_weight": _weight(
                     9000.0, "The judge's verdict on augmented patches: the brush strokes."
                 ),
@@ -137,8 +137,8 @@ class AttnStyle:
                 "tv_weight": _weight(2e-3, "Total variation: smooths noise."),
                 "temporal_weight": _weight(
                     0.0,
-                    "For clips: what moves keeps its style, and nothing flickers. Try 10; much more flattens "
-                    "the picture.",
+                    "For clips: what moves keeps its style, and nothing flickers. Try 5 to 10; with too much "
+                    "the style does not arrive.",
                 ),
                 "patches": (
                     "INT",
@@ -192,7 +192,19 @@ class AttnStyle:
                         "default": True,
                         "tooltip": "Stop when 30 epochs have brought less than half a percent.",
                     },
-                )
+                ),
+                "confidence_weight": _weight(
+                    20000.0, "How sure the judge is of the style text on the whole picture."
+                ),
+                "other_texts": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "multiline": True,
+                        "tooltip": "What else the result might be taken for, one text a line: the judge "
+                        "must prefer the style text to all of these, and to the source text.",
+                    },
+                ),
             },
         }
 
@@ -218,18 +230,21 @@ class AttnStyle:
         perceptual,
         seed,
         early_stop=True,
+        confidence_weight=20000.0,
+        other_texts="",
     ):
         named = (global_weight, patch_weight, attention_weight, content_weight, layout_weight, tv_weight)
         settings = Settings(
             epochs=epochs,
             learning_rate=learning_rate,
-            weights=Weights(*named, temporal_weight),
+            weights=Weights(*named, temporal_weight, confidence_weight),
             patch_scales=patch_scales,
             patches=patches,
             threshold=threshold,
             curriculum=curriculum,
             early_stop=early_stop,
             seed=seed,
+            others=tuple(line.strip() for line in other_texts.splitlines() if line.strip()),
         )
         trained, losses = fit(judge, images, style_text, source_text, settings, perceptual)
         return (style.apply(trained, images), trained, losses)

@@ -18,6 +18,7 @@ from .judge import Judge
 from .losses import (
     AttentionAlignment,
     Classification,
+    Confidence,
     Content,
     Layout,
     PatchClassification,
@@ -31,7 +32,7 @@ from .patches import parse_scales
 FRAMES = 4  # key frames per step
 HALVE = 100  # epochs
 PATIENCE, LEAST = 30, 0.005  # stop when that many epochs bring less than that share
-BYTES = 255.0  # the temporal loss counts in the units of Optical Flow Error
+CONTRAST = 25.5  # the temporal loss counts as Optical Flow Error does on a picture of that local contrast
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Settings:
     curriculum: bool = True
     early_stop: bool = True
     seed: int = 0
+    others: tuple[str, ...] = ()  # what else the classifier may take a picture for
 
 
 @dataclass(frozen=True)
@@ -112,12 +114,14 @@ class _Session:
             torch.manual_seed(settings.seed)
             network = AttnStyleNet()
         self.network = network.to(content.device, memory_format=torch.channels_last)
-        aim = judge.aim(style_text, source_text, content)
+        aim = judge.aim(style_text, source_text, content, settings.others)
         scales = parse_scales(settings.patch_scales)
         # what takes stylized pictures and the numbers of the key frames that they were made of
         self.judged: dict[str, nn.Module] = {}
         if weights.classification:
             self.judged["classification"] = Classification(aim)
+        if weights.confidence:
+            self.judged["confidence"] = Confidence(aim)
         if weights.patches and scales:
             draw = {"patches": settings.patches, "threshold": settings.threshold, "generator": self.generator}
             self.judged["patches"] = PatchClassification(aim, judge.size, scales, **draw)
@@ -186,7 +190,7 @@ class _Session:
                 a, b = (frame.index(i) for i in (motion.a, motion.b))
                 here = (t.to(styl.device) for t in (motion.flow, motion.valid))
                 parts.append(self.temporal(styl[a : a + 1], styl[b : b + 1], *here))
-        return torch.stack(parts).mean() * BYTES**2
+        return torch.stack(parts).mean() * CONTRAST**2
 
 
 def check_finite(total: Tensor, losses: dict[str, Tensor], epoch: int, rate: float) -> None:

@@ -1,17 +1,29 @@
 """The curriculum's weights over the epochs."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 
 from reelbrush.nodes.attnstyle.curriculum import Weights, at, plot, ramp
 from reelbrush.nodes.video import plot as plotting
 
-ASKED = Weights(classification=500, patches=9000, attention=2, content=150, layout=1, tv=0.1, temporal=5)
+ASKED = Weights(
+    classification=500,
+    patches=9000,
+    attention=2,
+    content=150,
+    layout=1,
+    tv=0.1,
+    temporal=5,
+    confidence=700,
+)
+OFF = Weights(**{field.name: 0 for field in fields(Weights)})
 
 
 def test_structure_leads_and_classification_follows():
     over = [at(ASKED, e, 150) for e in range(150)]
-    for name in ("classification", "patches"):
+    for name in ("classification", "patches", "confidence"):
         values = [getattr(w, name) for w in over]
         assert values == sorted(values)
         assert values[0] == pytest.approx(0.05 * getattr(ASKED, name))
@@ -39,7 +51,7 @@ def test_few_epochs_work(epochs):
 
 
 def test_what_is_off_stays_off():
-    assert at(Weights(0, 0, 0, 0, 0, 0, 0), 0, 10) == Weights(0, 0, 0, 0, 0, 0, 0)
+    assert at(OFF, 0, 10) == OFF
 
 
 def test_negative_weights_are_refused():

@@ -128,6 +128,19 @@ def test_the_gradient_is_that_of_the_loss(judge, pictures):
         assert change.item() == pytest.approx(float((slope * way).sum()), rel=0.05)
 
 
+def test_doubt_is_minus_the_log_share_of_the_style_text(judge, pictures):
+    cont = pictures(1, 64, 64)
+    with torch.inference_mode(False), torch.no_grad(), judge.ready():
+        aim = judge.aim("red", "a photo", cont, ["blue"])
+        aim.generator.manual_seed(5)
+        got = aim.doubt(cont).item()
+        texts = [judge.text(t) for t in ("red", "a photo", "blue")]
+        errors = judge.errors(cont, texts, torch.Generator().manual_seed(5)).mean((-1, -2))[0].tolist()
+    scores = [math.exp(-SHARPNESS * (e - errors[0]) / aim.typical.item()) for e in errors]
+    assert got == pytest.approx(math.log(sum(scores)) / SHARPNESS, rel=1e-3)
+    assert len(set(errors)) == 3
+
+
 def test_it_trains_inside_inference_mode_and_leaves_the_model_alone(judge, pictures):
     before = [p.clone() for p in judge.model.model.parameters()]
     weights = Weights(content=0.0, temporal=0.0)
@@ -135,7 +148,7 @@ def test_it_trains_inside_inference_mode_and_leaves_the_model_alone(judge, pictu
     with torch.inference_mode():
         result = train(judge, pictures(1, 32, 32), "red", "a photo", settings)
     assert all(torch.isfinite(torch.tensor(v)).all() for v in result.losses.values())
-    assert set(result.losses) == {"classification", "patches", "attention", "layout", "tv"}
+    assert set(result.losses) == {"classification", "confidence", "patches", "attention", "layout", "tv"}
     assert result.losses["layout"][0] == pytest.approx(0, abs=1e-6)
     after = judge.model.model.parameters()
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

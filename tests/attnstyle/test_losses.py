@@ -1,6 +1,7 @@
 """Every loss against its formula, written out as slowly as it reads."""
 
 import math
+import statistics
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from reelbrush.nodes.attnstyle.losses import (
     AttentionAlignment,
     Classification,
+    Confidence,
     Content,
     Layout,
     PatchClassification,
@@ -48,6 +50,29 @@ def test_an_unchanged_picture_has_loss_one_and_a_gradient(judge, pictures):
     assert loss.item() == pytest.approx(1)
     assert torch.isfinite(slope).all()
     assert slope[:, 2].sum() < min(0, slope[:, 0].sum())  # more blue, before anything else
+
+
+def test_confidence_is_the_log_share_of_the_style_text(judge, pictures):
+    styl = pictures(2, seed=4)
+    aim = judge.aim("red", "a photo", pictures(2), ["blue", "dark"])
+    expected = 0.0
+    for picture in styl:
+        embedded = judge.image(picture[None])[0].double()
+        scores = []
+        for word in ("red", "a photo", "blue", "dark"):
+            rows = [judge.text([t.replace("{}", word)])[0].double() for t in TEMPLATES]
+            mean = sum(rows) / len(rows)
+            scores.append(math.exp(judge.scale * float(embedded @ mean / mean.norm())))
+        expected += -math.log(scores[0] / sum(scores)) / judge.scale / 2
+    assert Confidence(aim)(styl, torch.tensor([1, 0])).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_other_texts_matter_to_confidence_alone(judge, pictures):
+    cont, styl, frame = pictures(2), pictures(2, seed=4), torch.tensor([0, 1])
+    few, many = judge.aim("red", "a photo", cont), judge.aim("red", "a photo", cont, ["blue"])
+    assert Confidence(many)(styl, frame) > Confidence(few)(styl, frame) + 1e-3
+    assert torch.equal(many.loss(styl, frame), few.loss(styl, frame))
+    assert torch.equal(many.layout(styl), few.layout(styl))
 
 
 def test_patch_classification_is_the_weighted_sum_over_scales_of_kept_losses(judge, pictures):
@@ -166,7 +191,7 @@ def test_total_variation_is_four_norms(pictures):
     assert TotalVariation()(x).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_temporal_is_the_masked_error_after_warping(pictures):
+def test_temporal_is_the_masked_error_after_warping_over_the_local_variance(pictures):
     a, b = pictures(1, 8, 9), pictures(1, 8, 9, seed=2)
     flow = torch.tensor([1.0, -2.0]).view(1, 2, 1, 1).expand(1, 2, 8, 9).contiguous()
     valid = torch.zeros(1, 8, 9)
@@ -174,8 +199,26 @@ def test_temporal_is_the_masked_error_after_warping(pictures):
     total = 0.0
     for i in range(3, 8):
         for j in range(6):
-            total += sum(float(b[0, c, i - 2, j + 1] - a[0, c, i, j]) ** 2 for c in range(3)) / 3
-    assert Temporal()(a, b, flow, valid).item() == pytest.approx(total / 30, rel=1e-5)
+            apart = sum(float(b[0, c, i - 2, j + 1] - a[0, c, i, j]) ** 2 for c in range(3)) / 3
+            rows = [min(max(i + y, 0), 7) for y in range(-3, 4)]
+            columns = [min(max(j + x, 0), 8) for x in range(-3, 4)]
+            varies = 0.0
+            for c in range(3):
+                values = [float(a[0, c, y, x]) for y in rows for x in columns]
+                varies += statistics.pvariance(values) / 3
+            total += apart / (varies + 1e-4)
+    assert Temporal()(a, b, flow, valid).item() == pytest.approx(total / 30, rel=1e-4)
+
+
+def test_flattening_does_not_please_the_temporal_loss():
+    g = torch.Generator().manual_seed(0)
+    a, b = (torch.rand(1, 3, 24, 80, generator=g) for _ in range(2))
+    b = torch.where(torch.arange(80) < 40, a, b)  # flickers on the right alone
+    still, everywhere = torch.zeros(1, 2, 24, 80), torch.ones(1, 24, 80)
+    full = Temporal()(a, b, still, everywhere).item()
+    for share in (torch.tensor(0.5), torch.where(torch.arange(80) < 40, 1.0, 0.5)):
+        flatter = (0.5 + share * (x - 0.5) for x in (a, b))
+        assert Temporal()(*flatter, still, everywhere).item() == pytest.approx(full, rel=0.05)
 
 
 def test_temporal_without_a_valid_pixel_is_zero(pictures):

@@ -1,6 +1,6 @@
 """Training: it arrives, it repeats, it stops, it can be cancelled."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from reelbrush.nodes.attnstyle.losses import Temporal
 from reelbrush.nodes.attnstyle.motion import between, moved, random_flow
 from reelbrush.nodes.attnstyle.train import Patience, Settings, train
 
+OFF = Weights(**{field.name: 0 for field in fields(Weights)})
 QUICK = Settings(
     epochs=25, learning_rate=1e-3, patches=8, threshold=0.0, early_stop=False, weights=Weights(content=0)
 )
@@ -32,7 +33,7 @@ def test_the_asked_word_becomes_likely(judge, pictures):
     assert before < 0.35
     assert after > 0.8, (before, after, result.losses)
     assert len(result.losses["patches"]) == len(result.applied) == 25
-    assert set(result.losses) == {"classification", "patches", "attention", "layout", "tv"}
+    assert set(result.losses) == {"classification", "confidence", "patches", "attention", "layout", "tv"}
 
 
 def test_it_works_inside_inference_mode_and_leaves_the_input_alone(judge, pictures):
@@ -88,7 +89,7 @@ def test_all_key_frames_take_turns(judge, pictures, monkeypatch):
 
 def test_a_run_that_stands_still_stops_early(judge, pictures, monkeypatch):
     monkeypatch.setattr(training, "PATIENCE", 3)
-    weights = Weights(0, 0, 0, 0, 0, 1e-6, 0)  # next to nothing to learn
+    weights = replace(OFF, tv=1e-6)  # next to nothing to learn
     done = run(
         judge, pictures(1, 16, 16), quick(epochs=40, weights=weights, early_stop=True, learning_rate=1e-6)
     )
@@ -121,7 +122,18 @@ def test_every_loss_can_be_switched_off_by_itself(judge, pictures):
     without = run(judge, x, quick(epochs=1, patch_scales="", weights=Weights(content=0)))
     assert "patches" not in without.losses
     with pytest.raises(ValueError, match="every loss weight is zero"):
-        run(judge, x, quick(epochs=1, weights=Weights(0, 0, 0, 0, 0, 0, 0)))
+        run(judge, x, quick(epochs=1, weights=OFF))
+
+
+def test_a_confident_judge_is_asked_for(judge, pictures):
+    x, texts = pictures(1, 24, 24), ["red", "a photo", "blue", "dark"]
+
+    def sure(weight, others):
+        weights = Weights(classification=5.0, patches=0.0, content=0.0, confidence=weight)
+        result = run(judge, x, quick(epochs=12, weights=weights, others=others))
+        return judge.probability(result.network(x), texts)[0, 0]
+
+    assert sure(3000.0, ("blue", "dark")) > sure(0.0, ("blue", "dark")) + 0.1
 
 
 def test_content_needs_a_network_and_keeps_it_as_it_was(judge, pictures):
@@ -185,14 +197,16 @@ def test_key_frames_that_share_a_view_are_paired(pictures):
     assert torch.allclose(inner, torch.tensor([-3.0, -2.0]), atol=0.5)
 
 
-def test_the_temporal_loss_calms_what_moves(judge, pictures):
+def test_the_temporal_loss_calms_what_moves_and_keeps_the_contrast(judge, pictures):
     x = pictures(1, 32, 32) + 0.15 * torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    base = {"content": 0.0, "attention": 0.0, "layout": 0.0, "tv": 0.0}
 
-    def flicker(weight):
-        settings = quick(epochs=30, weights=Weights(**base, temporal=weight))
+    def styled(weight):
+        settings = quick(epochs=30, weights=replace(OFF, classification=20.0, temporal=weight))
         network = run(judge, x, settings).network
         neighbour, flow, valid = moved(x, torch.Generator().manual_seed(77))
-        return Temporal()(network(neighbour), network(x), flow, valid).item()
+        drawn = network(x)
+        return Temporal()(network(neighbour), drawn, flow, valid).item(), drawn.std().item()
 
-    assert flicker(300.0) < 0.8 * flicker(1e-6)
+    (flickers, contrast), (calm, kept) = styled(1e-6), styled(10.0)
+    assert calm < 0.5 * flickers
+    assert kept > 0.8 * contrast
