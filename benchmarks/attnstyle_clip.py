@@ -1,16 +1,18 @@
 """What the temporal loss does for a clip: key frames trained with and without it, applied to every frame.
 
-    python benchmarks/attnstyle_clip.py --judge judge.safetensors --perceptual squeezenet.safetensors \\
-        --clip CLIP.mp4 --word rough --temporal 0 --out FOLDER
-    (the same with --temporal 20, then)
+    python benchmarks/attnstyle_clip.py --perceptual squeezenet.safetensors --clip CLIP.mp4 --word striped \\
+        --temporal 0 --out FOLDER
+    (the same with --temporal 10, then)
     python benchmarks/attnstyle_clip.py --compare FOLDER
     python benchmarks/attnstyle_clip.py --render FOLDER/x.safetensors --clip CLIP.mp4 --frames 240
 
 A run trains on the key frames that the Key Frames node picks, applies the style to the clip as the video node
 does, and measures: the word's probability (mean over the frames), the optical-flow error (DIS flow of the
-content, valid pixels, mean squared, 0-255) and the content's own error along the same flow. `--compare`
-brings two runs to an equal score first. `--render` is a process of its own, so that what it held is what
-rendering took, not training; it says so every 48 frames.
+content, valid pixels, mean squared, 0-255), the same error as a share of the picture's own local variance
+there (a flattened picture gains nothing), the local contrast (deviation in 7x7 pixels, 0-255), and the
+content's own along the same flow. The judge is the hand-built one of attnstyle_texture.py, or with `--judge`
+a trained one. `--compare` brings two runs to an equal score first. `--render` is a process of its own, so
+that what it held is what rendering took, not training; it says so every 48 frames.
 """
 
 import argparse
@@ -20,7 +22,8 @@ import resource
 import time
 from pathlib import Path
 
-import attnstyle_judge as towers
+import attnstyle_judge
+import attnstyle_texture
 import cv2
 import torch
 from torch import Tensor
@@ -28,6 +31,7 @@ from torch import Tensor
 from reelbrush.kernels.flow import difference, validity, warp, warping_error
 from reelbrush.nodes.attnstyle.curriculum import Weights
 from reelbrush.nodes.attnstyle.keyframes import pick
+from reelbrush.nodes.attnstyle.losses import local_variance
 from reelbrush.nodes.attnstyle.style import TextStyle, load, save
 from reelbrush.nodes.attnstyle.train import Settings, train
 from reelbrush.nodes.flow.estimate import estimator
@@ -38,11 +42,12 @@ log = logging.getLogger("attnstyle_clip")
 NEAR = 0.005  # scores that differ by less are equal
 
 
-def flow_errors(content: Tensor, *clips: Tensor) -> list[float]:
-    """The mean error of each clip [N, H, W, 3] along the content's flow, over pairs that share a pixel."""
+def flow_errors(content: Tensor, *clips: Tensor) -> list[tuple[float, float]]:
+    """For each clip [N, H, W, 3], along the content's flow and over pairs that share a pixel: the mean error,
+    and all errors as a share of all local variance at the same pixels."""
     source = estimator("dis-medium")
     ready = [source.prepare(frame) for frame in content]
-    sums, pairs = [0.0] * len(clips), 0
+    sums, pairs = [[0.0, 0.0, 0.0] for _ in clips], 0
     for t in range(len(content) - 1):
         forward, backward = source.both(ready[t], ready[t + 1])
         valid = validity(backward, forward)
@@ -51,8 +56,17 @@ def flow_errors(content: Tensor, *clips: Tensor) -> list[float]:
         pairs += 1
         for i, clip in enumerate(clips):
             first, second = (clip[k : k + 1].permute(0, 3, 1, 2) for k in (t, t + 1))
-            sums[i] += warping_error(difference(warp(first, backward), second), valid).item()
-    return [s / pairs for s in sums]
+            apart = difference(warp(first, backward), second)
+            sums[i][0] += warping_error(apart, valid).item()
+            sums[i][1] += (apart * valid).sum().item()
+            sums[i][2] += (local_variance(second) * valid).sum().item() * 255**2
+    return [(error / pairs, apart / varies) for error, apart, varies in sums]
+
+
+def contrast(clip: Tensor) -> float:
+    """Mean deviation within 7x7 pixels, 0-255."""
+    parts = [local_variance(frame[None].permute(0, 3, 1, 2)).sqrt().mean() for frame in clip]
+    return 255 * torch.stack(parts).mean().item()
 
 
 def styled(video: LazyVideo, style: TextStyle, strength: float = 1.0) -> LazyVideo:
@@ -68,9 +82,13 @@ def opened(clip: Path, side: int) -> LazyVideo:
 class Scale:
     """What a style does to the first frames of a clip: the word's mean probability and the flow error."""
 
-    def __init__(self, judge: Path, clip: Path, word: str, side: int, frames: int):
-        self.judge, self.word = towers.WordJudge(judge), towers.WORDS.index(word)
-        self.short = opened(clip, side).trim(0, frames)
+    def __init__(self, judge: str, clip: Path, word: str, side: int, first: int, frames: int):
+        if judge:
+            self.judge, words = attnstyle_judge.WordJudge(Path(judge)), attnstyle_judge.WORDS
+        else:
+            self.judge, words = attnstyle_texture.TextureJudge(), attnstyle_texture.WORDS
+        self.word, self.others = words.index(word), tuple(w for w in words if w not in (word, "photo"))
+        self.short = opened(clip, side).trim(first, frames)
         self.content = torch.cat(list(self.short.chunks(8)))
 
     def probability(self, frames: Tensor) -> float:
@@ -82,10 +100,11 @@ class Scale:
 
 
 def run(args: argparse.Namespace) -> None:
-    scale = Scale(args.judge, args.clip, args.word, args.side, args.frames)
+    scale = Scale(args.judge, args.clip, args.word, args.side, args.first, args.frames)
     keys, numbers = pick(scale.short, 4)
     weights = Weights(temporal=args.temporal)
-    settings = Settings(epochs=args.epochs, patches=16, threshold=0.2, early_stop=False, weights=weights)
+    draw = {"patches": 16, "threshold": 0.2, "early_stop": False, "seed": args.seed}
+    settings = Settings(epochs=args.epochs, weights=weights, others=scale.others, **draw)
     start, last = time.process_time(), {}
 
     def watch(step) -> None:
@@ -106,14 +125,22 @@ def run(args: argparse.Namespace) -> None:
         result.network, style_text=args.word, source_text="a photo", size=list(keys.shape[1:3])
     )
     args.out.mkdir(parents=True, exist_ok=True)
-    name = f"{args.clip.stem}_{args.word}_{args.temporal:g}"
+    name = f"{args.clip.stem}_{args.word}_{args.temporal:g}{f'_{args.seed}' if args.seed else ''}"
     save(style, args.out / f"{name}.safetensors")
     content, frames = scale.content, scale.draw(style)
-    own, error = flow_errors(content, content, frames)
-    row = {"temporal": args.temporal, "word": args.word, "clip": str(args.clip), "judge": str(args.judge)}
-    row |= {"side": args.side, "size": list(frames.shape[1:3]), "frames": len(frames), "key frames": numbers}
+    own, errors = flow_errors(content, content, frames)
+    row = {"temporal": args.temporal, "word": args.word, "clip": str(args.clip), "judge": args.judge}
+    row |= {
+        "side": args.side,
+        "size": list(frames.shape[1:3]),
+        "first": args.first,
+        "frames": len(frames),
+        "key frames": numbers,
+    }
     row |= {"P before": scale.probability(content), "P": scale.probability(frames)}
-    row |= {"flow error": error, "content's own": own, "losses": last, "style": f"{name}.safetensors"}
+    row |= {"flow error, and relative": errors, "content's own": own}
+    row |= {"contrast": contrast(frames), "content's contrast": contrast(content)}
+    row |= {"losses": last, "style": f"{name}.safetensors"}
     row["seconds"] = time.process_time() - start
     log.info("%s", json.dumps(row))
     (args.out / f"{name}.json").write_text(json.dumps(row))
@@ -147,7 +174,7 @@ def compare(folder: Path) -> None:
     """
     rows = [json.loads(p.read_text()) for p in sorted(folder.glob("*.json"))]
     for base in (r for r in rows if r["temporal"] == 0):
-        scale = Scale(*(base[k] for k in ("judge", "clip", "word", "side", "frames")))
+        scale = Scale(*(base[k] for k in ("judge", "clip", "word", "side", "first", "frames")))
         plain = load(folder / base["style"])
         for r in rows:
             if not r["temporal"] or (r["clip"], r["word"]) != (base["clip"], base["word"]):
@@ -158,17 +185,17 @@ def compare(folder: Path) -> None:
                 style, goal = (plain, r["P"]) if higher == 0 else (calm, base["P"])
                 strengths[higher] = match(scale, style, goal)
             drawn = [scale.draw(s, k) for s, k in zip((plain, calm), strengths, strict=True)]
-            without, error = flow_errors(scale.content, *drawn)
-            scores = [scale.probability(d) for d in drawn]
+            without, errors = flow_errors(scale.content, *drawn)
+            scores, contrasts = ([f(d) for d in drawn] for f in (scale.probability, contrast))
+            name = f"{Path(r['clip']).stem}_{r['word']}_{r['temporal']:g}"
             log.info(
-                "%s, %s, weight %g: flow error %.3g, without %.3g, ratio %.2f; P %.3f, without %.3f; "
-                "strengths %.2f, without %.2f",
-                *(Path(r["clip"]).stem, r["word"], r["temporal"], error, without, error / without),
-                *(scores[1], scores[0], strengths[1], strengths[0]),
+                "%s: flow error %.3g, without %.3g, ratio %.2f; relative %.4f, without %.4f, ratio %.2f; "
+                "contrast %.2f, without %.2f; P %.3f, without %.3f; strengths %.2f, without %.2f",
+                *(name, errors[0], without[0], errors[0] / without[0]),
+                *(errors[1], without[1], errors[1] / without[1]),
+                *(contrasts[1], contrasts[0], scores[1], scores[0], strengths[1], strengths[0]),
             )
-            cv2.imwrite(
-                str(folder / f"compare_{r['word']}_{r['temporal']:g}.png"), sheet(scale.content, *drawn)
-            )
+            cv2.imwrite(str(folder / f"compare_{name}.png"), sheet(scale.content, *drawn))
 
 
 def match(scale: Scale, style: TextStyle, goal: float) -> float:
@@ -187,12 +214,14 @@ def main() -> None:
     )
     parser.add_argument("--compare", type=Path, metavar="FOLDER")
     parser.add_argument("--render", type=Path, metavar="STYLE")
-    parser.add_argument("--judge", type=Path)
+    parser.add_argument("--judge", default="", help="trained towers; without, the textures' own judge")
     parser.add_argument("--perceptual", type=Path)
     parser.add_argument("--clip", type=Path)
-    parser.add_argument("--word", default="rough")
+    parser.add_argument("--word", default="striped")
     parser.add_argument("--temporal", type=float, default=0.0)
     parser.add_argument("--epochs", type=int, default=150)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="frame of the clip to begin at")
     parser.add_argument("--frames", type=int, default=48)
     parser.add_argument("--side", type=int, default=160)
     parser.add_argument("--out", type=Path, default=Path("attnstyle_clip"))
