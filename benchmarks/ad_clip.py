@@ -1,6 +1,6 @@
 """A clip with warm starts against the official loop frame by frame: time per frame, fall of the loss.
 
-    COMFYUI_PATH=... AD_PATH=... python benchmarks/ad_clip.py --weights denoiser.safetensors
+    COMFYUI_PATH=... AD_PATH=... python benchmarks/ad_clip.py --weights ~/denoiser
                                      --clip clip.mp4 --style picture.jpg [--sheet clip.png]
 
 Both run in this process on the denoiser of `tiny_denoiser.py`. The official loop's time is that of a few of
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--clip", type=Path, required=True)
     parser.add_argument("--style", type=Path, required=True)
-    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--every", type=int, default=1, help="every n-th frame of the clip")
     parser.add_argument("--steps", type=int, default=200)

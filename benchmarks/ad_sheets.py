@@ -1,6 +1,6 @@
 """Attention distillation to look at, with the denoiser of our own (benchmarks/tiny_denoiser.py).
 
-    python benchmarks/ad_sheets.py all --weights denoiser.safetensors --data ../shared/data --out sheets
+    python benchmarks/ad_sheets.py all --weights ~/denoiser --data ../shared/data --out sheets
 
 One picture per sheet; a name in place of `all` draws that sheet alone:
 
@@ -131,7 +131,11 @@ class Bench:
     basis: str = "pyramid"
 
     def __post_init__(self):
-        self.model, self.vae, self.null = own.load(self.weights), own.PixelVAE(), own.encode_text("")
+        self.model, self.vae, self.null = (
+            own.load(self.weights),
+            own.load_vae(self.weights),
+            own.encode_text(""),
+        )
 
     def latent(self, name: str) -> Tensor:
         return self.vae.encode(picture(self.data / name, self.size))
@@ -357,7 +361,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True, help="a folder with content/ and style/")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--steps", type=int, default=24, help="of optimisation; sampling takes half as many")
     parser.add_argument("--learning-rate", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)

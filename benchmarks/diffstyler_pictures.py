@@ -1,6 +1,6 @@
 """DiffStyler to look at, with the denoiser of our own (benchmarks/tiny_denoiser.py) and its style LoRAs.
 
-    python benchmarks/diffstyler_pictures.py grid --weights denoiser.safetensors --data ../shared/data
+    python benchmarks/diffstyler_pictures.py grid --weights ~/denoiser --data ../shared/data
         --loras a.safetensors --styles a.jpg --out grid.png
     python benchmarks/diffstyler_pictures.py steps   ... the same
     python benchmarks/diffstyler_pictures.py regions ... the same, with two of each
@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--content", default=CONTENTS[0])
     parser.add_argument("--frames", type=int, default=4)
-    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--refine", type=int, default=1, help="fixed-point iterations of the inversion")
     parser.add_argument("--cfg", type=float, default=3.0)

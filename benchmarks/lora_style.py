@@ -1,8 +1,8 @@
 """Style LoRAs of single pictures, seen to work on the denoiser of our own (benchmarks/tiny_denoiser.py).
 
-    python benchmarks/lora_style.py train --weights denoiser.safetensors --data ../shared/data --out ~/loras
-    python benchmarks/lora_style.py table --weights denoiser.safetensors --data ../shared/data --out ~/loras
-    python benchmarks/lora_style.py sheet --weights denoiser.safetensors --data ../shared/data --out ~/loras
+    python benchmarks/lora_style.py train --weights ~/denoiser --data ../shared/data --out ~/loras
+    python benchmarks/lora_style.py table --weights ~/denoiser --data ../shared/data --out ~/loras
+    python benchmarks/lora_style.py sheet --weights ~/denoiser --data ../shared/data --out ~/loras
 
 `train`: one LoRA per picture with the code of Train Style LoRA, to OUT/output/loras. The picture goes in as
 four tiles of half its side, a batch of four latents: on a CPU that is an eighth of the work. It may be ended
@@ -56,7 +56,7 @@ def styles(given: argparse.Namespace) -> dict[str, Tensor]:
     """Latents of the style pictures by name, in tiles: [tiles * tiles, 4, size / tiles, size / tiles]."""
     found, n = {}, given.tiles
     for name in given.styles or STYLES:
-        whole = own.PixelVAE().encode(picture(given.data / "style" / name, given.size))
+        whole = own.load_vae(given.weights).encode(picture(given.data / "style" / name, given.size))
         found[name] = torch.cat([tile for row in whole.chunk(n, 2) for tile in row.chunk(n, 3)])
     return found
 
@@ -140,7 +140,7 @@ def table(given: argparse.Namespace) -> None:
 @torch.inference_mode()
 def sheet(given: argparse.Namespace) -> None:
     """Pictures to look at."""
-    base, tools, vae = own.load(given.weights), own.tiny("tiny"), own.PixelVAE()
+    base, tools, vae = own.load(given.weights), own.tiny("tiny"), own.load_vae(given.weights)
     schedule = base.get_model_object("model_sampling").sigmas
     g = torch.Generator().manual_seed(given.seed)
     noise = torch.randn(given.samples, 4, given.sample_size, given.sample_size, generator=g)
@@ -216,7 +216,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--styles", nargs="*", help="file names in the data folder's style/")
-    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--tiles", type=int, default=2, help="a side; 1 trains on the whole picture")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rank", type=int, default=16)

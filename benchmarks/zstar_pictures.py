@@ -1,6 +1,6 @@
 """Z* and its neighbours to look at, with the denoiser of our own (benchmarks/tiny_denoiser.py).
 
-    python benchmarks/zstar_pictures.py --weights denoiser.safetensors --data ../shared/data --out z.png
+    python benchmarks/zstar_pictures.py --weights ~/denoiser --data ../shared/data --out z.png
                                         [--group lambda layers steps mix]
 
 Rows are content and style pairs, a block of rows per style. Columns are the content, the style, the
@@ -55,7 +55,7 @@ class Bench:
     """The denoiser, its pictures, and runs with it."""
 
     def __init__(self, weights: str, steps: int, refine: int):
-        self.model, self.vae, self.null = own.load(weights), own.PixelVAE(), own.encode_text("")
+        self.model, self.vae, self.null = own.load(weights), own.load_vae(weights), own.encode_text("")
         self.tools, self.steps, self.refine = own.tiny("tiny"), steps, refine
         host.sample = self.tools.sample
 
@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     groups = ["lambda", "layers", "steps", "mix"]
     parser.add_argument("--group", nargs="+", choices=groups, default=["lambda"])
-    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--refine", type=int, default=1, help="fixed-point iterations of the inversions")
     parser.add_argument("--layers", default="10-15", help="of all but the layers group")
