@@ -48,7 +48,7 @@ class ApplyStyleLoRA:
                 "content": given(
                     "REELBRUSH_TRAJECTORY",
                     "The clip's DDIM Inversion: outside all masks it stays as it is (eq. 6). Connect it to "
-                    "one node of the chain, and sample from the inversion's noise with its sigmas.",
+                    "every node of the chain, and sample from the inversion's noise with its sigmas.",
                 ),
             },
         }
