@@ -14,7 +14,7 @@ Departures, all of them properties of the weights, hence fields of `Arithmetic`.
 the region's *size* where the paper fixes the *number* of regions a side; it divides eq. 8 by n + 1
 instead of n; no logit is scaled. `overlap` is ours: content regions overlap by a quarter of their side
 and are blended along a ramp, so that two neighbours matched to different places leave no block edge
-(an overlap of a half blends no better to the eye and attends to every point four times instead of 1.8).
+(a point is attended to 1.8 times; with an overlap of a half it would be four times).
 
 Maps that the region does not divide are padded: padded keys are masked out, padded queries are dropped,
 and in eq. 10 both count as zero. Where regions of the two maps differ in size (`count` with maps of
