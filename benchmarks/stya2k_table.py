@@ -12,9 +12,11 @@ The models to compare are trained alike, only the attention swapped:
 
 Held-out pictures are those of the first model's metadata. Columns, all lower is better: `style`, mean and
 deviation of SqueezeNet features as trained; `swd`, sliced Wasserstein distance of 5x5 patches at three
-scales, which no training saw; `content`, instance-normalised features; `flow`, the optical-flow error
-(mse, 0-255, valid pixels) over the clips, mean over styles. Rows beside the models: the input itself, and
-plain colour transfer (mean and deviation in Lab).
+scales, which no training saw; `strokes`, the same of 9x9 patches of grey alone, each without its mean, the
+picture's contrast taken out, so that neither colour nor brightness counts; `content`, instance-normalised
+features; `flow`, the optical-flow error (mse, 0-255, valid pixels) over the clips, mean over styles. Rows
+beside the models: the input itself, and plain colour transfer (mean and deviation in Lab). `--shift`
+pairs other contents with each style.
 """
 
 import argparse
@@ -37,7 +39,7 @@ from reelbrush.nodes.stya2k.perceptual import load_perceptual
 from reelbrush.nodes.video.reel import LazyVideo
 from reelbrush.nodes.video.sheet import spread
 
-PROJECTIONS, PATCH, SCALES = 128, 5, 3
+PROJECTIONS, SCALES, PATCH, STROKE = 128, 3, 5, 9
 
 
 def picture(path: Path, side: int) -> Tensor:
@@ -62,24 +64,38 @@ def lab_transfer(content: Tensor, style: Tensor) -> Tensor:
     return torch.from_numpy(rgb).permute(2, 0, 1)[None].clamp(0, 1)
 
 
-def swd(a: Tensor, b: Tensor) -> float:
-    """Sliced Wasserstein distance of patches, mean over scales."""
+def sliced(a: Tensor, b: Tensor, patch: int) -> float:
+    """Sliced Wasserstein distance of all patches of two pictures, mean over scales; patches of one channel
+    lose their mean."""
     total = 0.0
     for scale in range(SCALES):
         g = torch.Generator().manual_seed(scale)
-        directions = torch.randn(3 * PATCH**2, PROJECTIONS, generator=g)
+        directions = torch.randn(a.shape[1] * patch**2, PROJECTIONS, generator=g)
         directions = directions / directions.norm(dim=0)
         sides = []
         for x in (a, b):
             small = interpolate(x, scale_factor=0.5**scale, mode="area") if scale else x
-            patches = torch.nn.functional.unfold(small, PATCH)[0].T
+            patches = torch.nn.functional.unfold(small, patch)[0].T
+            if x.shape[1] == 1:
+                patches = patches - patches.mean(1, keepdim=True)
             choice = torch.randperm(len(patches), generator=torch.Generator().manual_seed(7))[:8192]
             sides.append((patches[choice] @ directions).sort(0).values)
         n = min(len(s) for s in sides)
         at = torch.linspace(0, 1, n)
         sides = [s[(at * (len(s) - 1)).long()] for s in sides]
         total += float((sides[0] - sides[1]).abs().mean()) / SCALES
-    return total * 255
+    return total
+
+
+def swd(a: Tensor, b: Tensor) -> float:
+    """How far the patches of two pictures are from each other, of 255."""
+    return 255 * sliced(a, b, PATCH)
+
+
+def strokes(a: Tensor, b: Tensor) -> float:
+    """The same of grey patches at one contrast, in hundredths of the picture's deviation."""
+    grey = [x.mean(1, keepdim=True) for x in (a, b)]
+    return 100 * sliced(*(x / x.std().clamp_min(1e-3) for x in grey), STROKE)
 
 
 def methods(models: dict[str, Path]) -> dict:
@@ -114,6 +130,7 @@ def main() -> None:
     parser.add_argument("--judge", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--side", type=int, default=256)
+    parser.add_argument("--shift", type=int, default=0, help="each style gets the contents of another one")
     parser.add_argument("--pictures", type=int, default=50)
     parser.add_argument("--frames", type=int, default=12)
     args = parser.parse_args()
@@ -127,19 +144,21 @@ def main() -> None:
     styles = [picture(args.styles / n, args.side) for n in about["held_out_styles"]]
     args.out.mkdir(parents=True, exist_ok=True)
     run = methods(models)
-    table = {name: {"style": 0.0, "swd": 0.0, "content": 0.0, "flow": 0.0} for name in run}
+    table = {name: {"style": 0.0, "swd": 0.0, "strokes": 0.0, "content": 0.0, "flow": 0.0} for name in run}
     with torch.inference_mode():
         shown = judge(contents)
         for i, style in enumerate(styles):
-            mine = contents[i % len(contents) :: len(styles)]  # every content once, spread over the styles
-            wanted = {k: v[i % len(contents) :: len(styles)] for k, v in shown.items()}
+            first = (i + args.shift) % len(styles)  # every content once, spread over the styles
+            mine = contents[first :: len(styles)]
+            wanted = {k: v[first :: len(styles)] for k, v in shown.items()}
             target = judge(style)
             for name, method in run.items():
                 out = method(mine, style)
                 seen, row = judge(out), table[name]
                 row["style"] += float(moments_loss(seen, target, judge.style)) / len(styles)
                 row["content"] += float(content_loss(seen, wanted, judge.content)) / len(styles)
-                row["swd"] += sum(swd(x[None], style) for x in out) / len(out) / len(styles)
+                for column, measure in (("swd", swd), ("strokes", strokes)):
+                    row[column] += sum(measure(x[None], style) for x in out) / len(out) / len(styles)
         for name, method in list(run.items())[1:]:
             rows = [[torch.ones_like(styles[0]), *styles[:6]]]
             rows += [[c[None], *(method(c[None], s) for s in styles[:6])] for c in contents[:4]]
@@ -155,7 +174,7 @@ def main() -> None:
                     table[report.name]["flow"] += report.error / (3 * len(clips))
                 few = [made[n][j].permute(2, 0, 1)[None] for n in models for j in spread(len(frames), 5)]
                 sheet([few[k : k + 5] for k in range(0, len(few), 5)], args.out / f"clip-{clip.stem}.png")
-    head = "| method | style | swd | content | flow |\n|---|---|---|---|---|\n"
+    head = "| method | style | swd | strokes | content | flow |\n|---|---|---|---|---|---|\n"
     lines = [f"| {n} | " + " | ".join(f"{v:.3f}" for v in row.values()) + " |" for n, row in table.items()]
     text = head + "\n".join(lines) + "\n"
     (args.out / "table.md").write_text(text)

@@ -39,15 +39,22 @@ class Code:
 
 
 class A2K(nn.Module):
-    """Eq. 14. `adapt` gives the content term the style's moments (ours); the paper adds it as it is."""
+    """Eq. 14. `adapt` gives the content term the style's moments (ours); the paper adds it as it is.
+    `inner` is the width of the progressive part, which costs most: the paper's is that of the map."""
 
-    def __init__(self, channels: int, how: Arithmetic, *, kind: str = "all-to-key", adapt: bool = False):
+    def __init__(
+        self, channels: int, how: Arithmetic, *, kind: str = "all-to-key", adapt: bool = False, inner: int = 0
+    ):
         super().__init__()
         if kind not in KINDS:
             raise ValueError(f"attention {kind!r} is not known: one of {', '.join(KINDS)}")
         self.how, self.kind, self.adapt = how, kind, adapt
-        for name in ("q", "k", "v", "q2", "k2", "v2", "fusion1", "fusion2"):
+        for name in ("q", "k", "v", "fusion1"):
             setattr(self, name, nn.Conv2d(channels, channels, 1))
+        inner = inner or channels
+        for name in ("q2", "k2", "v2"):
+            setattr(self, name, nn.Conv2d(channels, inner, 1))
+        self.fusion2 = nn.Conv2d(inner, channels, 1)
         self.sim_alpha = nn.Parameter(torch.ones(1))
         self.sim_beta = nn.Parameter(torch.zeros(1))
 

@@ -22,7 +22,13 @@ from .perceptual import VGG19, VGG_NORMALISED, VGG_TORCHVISION, read_weights
 from .small import SmallStyA2K
 
 Weights = dict[str, Tensor]
-SMALL = ("up2", "down2", "down4", "down8")  # the layers whose outputs are the small network's widths
+SMALL = (
+    "up2",
+    "down2",
+    "down4",
+    "down8",
+    "down16",
+)  # the layers whose outputs are the small network's widths
 OFFICIAL_FILES = {
     "A2K": "the 3_1 attention",
     "transform": "the 4_1 and 5_1 attention",

@@ -2,8 +2,9 @@
 
 A run is a folder: `recipe.json` (what is trained, on what), `state.pt` (weights, optimizer, averages,
 step), `log.csv`, `samples/`. Everything random about step k comes from (seed, k), so a run that was
-killed goes on as if it had not been. Sheets show held-out styles on held-out contents, with the averaged
-weights. The paper's schedule is the preset `paper`.
+killed goes on as if it had not been (to the bit on a CPU; a GPU's sums vary). Batches are made ahead by
+threads, and on CUDA a step's kernels are recorded once and replayed (capture.py). Sheets show held-out
+styles on held-out contents, with the averaged weights. The paper's schedule is the preset `paper`.
 """
 
 import copy
@@ -20,7 +21,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ...kernels.palette import sample
 from ..video.plot import loss_plot
+from .capture import Captured, ahead
 from .clips import ClipPairs
 from .data import ZOOM, Pictures, crop, recolor, step_rng
 from .losses import (
@@ -38,6 +41,9 @@ from .perceptual import VGG19, Perceptual
 from .small import SmallStyA2K
 
 log = logging.getLogger("reelbrush")
+
+# How the temporal loss moves a still picture: so far at most, and a codec's and sensor's noise on top.
+MOVE, NOISE = torch.tensor([0.06, 0.06, 0.12]), 0.01
 
 
 @dataclass
@@ -121,8 +127,29 @@ def build(recipe: Recipe, perceptual: Perceptual | None = None) -> nn.Module:
         return StyA2K(copy.deepcopy(perceptual), how=how, kind=recipe.attention)
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What one step sees: N contents and styles; the first content moved, and how, for the temporal loss;
+    the frames (contents, then the moved one) in their styles' palettes where the network starts from that."""
+
+    content: Tensor
+    style: Tensor
+    motion: Motion | None = None
+    base: Tensor | None = None
+
+    def tensors(self) -> list[Tensor]:
+        motion = (self.motion.frame, self.motion.flow, self.motion.valid) if self.motion else ()
+        return [self.content, self.style, *motion, *([] if self.base is None else [self.base])]
+
+    def like(self, tensors: list[Tensor]) -> "Batch":
+        """The same batch of other tensors, in the order of `tensors`."""
+        content, style, *rest = tensors
+        motion = Motion(*rest[:3]) if self.motion else None
+        return Batch(content, style, motion, rest[-1] if self.base is not None else None)
+
+
 class Trainer:
-    """One run."""
+    """One run. `workers` threads make batches ahead; `capture` replays steps on CUDA."""
 
     def __init__(
         self,
@@ -132,8 +159,12 @@ class Trainer:
         styles: Pictures,
         perceptual: Perceptual,
         device: torch.device | str = "cpu",
+        *,
+        workers: int = 0,
+        capture: bool = True,
     ):
         self.folder, self.recipe, self.device = Path(folder), recipe, torch.device(device)
+        self.workers, self._capture = workers, capture and self.device.type == "cuda"
         self.contents, self.styles = contents, styles
         self._hold_out(
             contents.hold_out(recipe.held_contents, recipe.seed)[1],
@@ -144,6 +175,7 @@ class Trainer:
         self.trained = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         self.average = {name: p.detach().clone() for name, p in self.trained.items()}
         self.optimizer = torch.optim.Adam(self.trained.values(), lr=recipe.learning_rate)
+        self._captured: Captured | None = None
         self.clips: ClipPairs | None = None
         self.step, self.seconds, self._whole = 0, 0.0, True
         self.history: dict[str, list[float]] = {}
@@ -174,8 +206,8 @@ class Trainer:
 
     # -- one step ----------------------------------------------------------------------------------
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor, Motion]:
-        """Contents, styles and a motion of the first content; the same whenever it is asked."""
+    def batch(self, step: int) -> Batch:
+        """What a step sees, on the CPU; the same whenever it is asked."""
         r, rng = self.recipe, step_rng(self.recipe.seed, step)
         how = (r.crop, rng, (r.crop / r.load_size,) * 2 if r.literal else ZOOM)
         contents = [crop(self.contents.draw(self.content_names, rng), *how) for _ in range(r.batch)]
@@ -183,27 +215,43 @@ class Trainer:
             recolor(crop(self.styles.draw(self.style_names, rng), *how), rng, r.color_share)
             for _ in range(r.batch)
         ]
-        if self.clips:
+        motion = None
+        if r.temporal_weight and self.clips:
             pair = self.clips.draw(r.crop, rng)
             contents[0] = pair.first
             motion = Motion(pair.second[None], pair.flow[None], pair.valid[None])
-        else:
-            theta = torch.eye(2, 3) + (torch.rand(2, 3, generator=rng) - 0.5) * torch.tensor(
-                [0.06, 0.06, 0.12]
-            )
+        elif r.temporal_weight:
+            theta = torch.eye(2, 3) + (torch.rand(2, 3, generator=rng) - 0.5) * MOVE
             motion = Motion.affine(contents[0][None], theta[None])
-        to = {"device": self.device, "memory_format": torch.channels_last}
-        return torch.stack(contents).to(**to), torch.stack(styles).to(**to), motion.to(self.device)
+            noise = NOISE * torch.randn(motion.frame.shape, generator=rng)
+            motion = replace(motion, frame=motion.frame + noise)
+        content, style, base = torch.stack(contents), torch.stack(styles), None
+        if hasattr(self.network, "paint"):
+            frames, palette = content, sample(style)
+            if motion:
+                frames, palette = torch.cat([frames, motion.frame]), torch.cat([palette, palette[:1]])
+            base = self.network.paint(frames, palette)
+        return Batch(content, style, motion, base)
 
-    def losses(self, content: Tensor, style: Tensor, motion: Motion) -> dict[str, Tensor]:
+    def _here(self, batch: Batch) -> Batch:
+        """On the device, in the layout that convolutions are fast in."""
+        found = [
+            t.to(self.device, memory_format=torch.channels_last) if t.ndim == 4 else t.to(self.device)
+            for t in batch.tensors()
+        ]
+        return batch.like(found)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Eq. 18's terms and ours, weighted."""
         r, net = self.recipe, self.perceptual
+        content, style, motion = batch.content, batch.style, batch.motion
         with torch.autocast(self.device.type, torch.bfloat16, enabled=r.half):
             frames, keys = content, style
-            if r.temporal_weight:
+            if motion:
                 frames = torch.cat([content, motion.frame])
                 keys = torch.cat([style, style[:1]])
-            out = self.network(frames, self.network.encode_style(keys))
+            given = {} if batch.base is None else {"base": batch.base}
+            out = self.network(frames, self.network.encode_style(keys), **given)
             judged = out[: len(content)]
             made = net(judged if r.literal else judged.clamp(-0.25, 1.25))  # it knows nothing of worse
             with torch.no_grad():
@@ -225,19 +273,27 @@ class Trainer:
             )
         if r.variation_weight:
             terms["variation"] = r.variation_weight * variation_loss(out)
-        if r.temporal_weight:
+        if motion:
             terms["temporal"] = r.temporal_weight * temporal_loss(out[:1], out[len(content) :], motion)
         return terms
 
-    def advance(self) -> dict[str, float]:
-        """One optimisation step."""
+    def _gradients(self, batch: Batch) -> dict[str, Tensor]:
+        """The step's losses and their sum; the gradients are left with the weights."""
+        if not self._capture:
+            terms = self.losses(batch)
+            self.optimizer.zero_grad(set_to_none=True)
+            sum(terms.values()).backward()
+            return terms
+        if self._captured is None:
+            self._captured = Captured(lambda t: self.losses(batch.like(t)), self.optimizer, batch.tensors())
+        return self._captured(batch.tensors())
+
+    def advance(self, batch: Batch | None = None) -> dict[str, float]:
+        """One optimisation step; a batch made ahead must be this step's."""
         r = self.recipe
         for group in self.optimizer.param_groups:
             group["lr"] = r.learning_rate * r.rate(self.step)
-        terms = self.losses(*self.batch(self.step))
-        total = sum(terms.values())
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        terms = self._gradients(self._here(batch or self.batch(self.step)))
         norm = nn.utils.clip_grad_norm_(self.trained.values(), math.inf if r.literal else 10.0)
         self._whole = False  # what stops us from here on leaves a state that no run ever had
         if torch.isfinite(norm):
@@ -245,9 +301,9 @@ class Trainer:
         self.step += 1
         keep = min(r.average, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            for name, value in self.trained.items():
-                self.average[name].lerp_(value, 1 - keep)
-        found = {k: float(v.detach()) for k, v in terms.items()} | {"total": float(total.detach())}
+            torch._foreach_lerp_(list(self.average.values()), list(self.trained.values()), 1 - keep)
+        values = torch.stack([*terms.values()]).detach().tolist()
+        found = dict(zip(terms, values, strict=True)) | {"total": sum(values)}
         for name, value in found.items():
             self.history.setdefault(name, []).append(value)
         self._whole = True
@@ -262,9 +318,9 @@ class Trainer:
     ) -> nn.Module:
         """Train to the recipe's end; `watch` may raise to stop, the state is then on disk."""
         try:
-            while self.step < self.recipe.steps:
-                start = time.perf_counter()
-                losses = self.advance()
+            start = time.perf_counter()
+            for batch in ahead(self.batch, self.step, self.recipe.steps, self.workers):
+                losses = self.advance(batch)
                 self.seconds += time.perf_counter() - start
                 last = self.step == self.recipe.steps
                 if last or self.step % save_every == 0:
@@ -275,6 +331,7 @@ class Trainer:
                     self._write_sheet(sheet)
                 if watch:
                     watch(Report(self.step, self.recipe.steps, losses, self.seconds, sheet))
+                start = time.perf_counter()
         except BaseException:
             if self._whole:  # else the last saved state is the one to go on from
                 self.save()

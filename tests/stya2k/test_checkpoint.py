@@ -40,7 +40,7 @@ def test_convert_makes_one_file_of_them(folder, paper, tmp_path):
     assert same(checkpoint.load(tmp_path / "one.safetensors"), paper)
 
 
-@pytest.mark.parametrize("widths", [(12, 24, 48, 96), (4, 8, 16, 32)])
+@pytest.mark.parametrize("widths", [(12, 24, 48, 96, 96), (4, 8, 16, 32, 24)])
 @pytest.mark.parametrize("kind", ["all-to-key", "adain", "one head"])
 def test_the_small_network_comes_back_with_its_widths_and_attention(widths, kind, tmp_path):
     network = SmallStyA2K(widths, kind)

@@ -73,12 +73,12 @@ def test_tiles_of_the_papers_network_leave_no_seam(paper, frames, tmp_path):
 
 @torch.inference_mode()
 def test_out_of_memory_halves_the_chunk_then_tiles(style, frames, monkeypatch):
-    clip, run = frames(4, 150, 280), Stylizer(style, Look(), (150, 280))
+    clip, run = frames(4, 150, 480), Stylizer(style, Look(), (150, 480))
     want, sizes, encode = run(clip), [], run.network.encode
 
     def tight(planes):
         sizes.append(tuple(planes.shape))
-        if planes[:, 0].numel() > 150 * 270:
+        if planes[:, 0].numel() > 150 * 400:
             raise torch.OutOfMemoryError("out of memory")
         return encode(planes)
 
@@ -86,7 +86,7 @@ def test_out_of_memory_halves_the_chunk_then_tiles(style, frames, monkeypatch):
     monkeypatch.setattr(run.network, "reach", 64)
     out = run(clip)
     assert [s[0] for s in sizes[:3]] == [4, 2, 1]
-    assert run.tile == 128
+    assert run.tile == 256
     assert (out - want).abs().mean() < 0.02  # a reach of 64 is too short to be exact
 
 
@@ -124,9 +124,9 @@ def test_keep_color_changes_lightness_only(style, frames):
 
 @torch.inference_mode()
 def test_a_mask_divides_the_frame(style, other, frames):
-    clip = frames(2, 96, 192)
-    mask = torch.zeros(1, 24, 48)
-    mask[:, :, 24:] = 1
+    clip = frames(2, 96, 448)
+    mask = torch.zeros(1, 24, 112)
+    mask[:, :, 56:] = 1
     out = stylize(mix_styles(style, other, 1.0, mask), clip, Look())
     a, b = stylize(style, clip, Look()), stylize(other, clip, Look())
     assert (a - b).abs().mean() > 0.01
@@ -181,7 +181,7 @@ def test_masks_on_frames_smaller_than_a_few_cells(either, frames, size):
 
 @torch.inference_mode()
 def test_a_mask_ends_where_it_ends_on_small_frames(style, other, frames):
-    clip, mask = frames(1, 9, 160), torch.zeros(1, 1, 4)
+    clip, mask = frames(1, 9, 400), torch.zeros(1, 1, 4)
     mask[..., 2:] = 1
     out = stylize(mix_styles(style, other, 1.0, mask), clip, Look())
     torch.testing.assert_close(out[:, :, :16], stylize(style, clip, Look())[:, :, :16], rtol=0, atol=1e-4)

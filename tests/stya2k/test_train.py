@@ -1,6 +1,7 @@
 """Training: loss terms against literal formulas, data without state, exact resume, falling losses."""
 
 import dataclasses
+import threading
 
 import cv2
 import numpy
@@ -9,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from reelbrush.nodes.stya2k import losses
+from reelbrush.nodes.stya2k.capture import ahead
 from reelbrush.nodes.stya2k.clips import ClipPairs
 from reelbrush.nodes.stya2k.data import Pictures, crop, recolor, step_rng
 from reelbrush.nodes.stya2k.perceptual import VGG19, SqueezeNet
@@ -242,6 +244,47 @@ def test_a_run_that_was_stopped_goes_on_to_the_bit(folders, judge, how):
     assert whole.history["total"] == pytest.approx(again.history["total"], rel=1e-6)
 
 
+def test_batches_made_ahead_change_nothing(folders, judge):
+    alone, helped = trainer(folders, judge, "alone"), trainer(folders, judge, "helped")
+    helped.workers = 3
+    for run in (alone, helped):
+        run.run(save_every=100, sheet_every=100)
+    assert helped.step == TINY.steps
+    for name, value in alone.network.state_dict().items():
+        assert torch.equal(value, helped.network.state_dict()[name]), name
+
+
+def test_ahead_keeps_the_order_and_hands_on_what_goes_wrong():
+    started, gate = [], threading.Event()
+
+    def make(step):
+        started.append(step)
+        if step == 0:
+            assert gate.wait(20), "the first is made while others are"
+        if step == 3:
+            gate.set()
+        if step == 8:
+            raise ValueError("no picture 8")
+        return step
+
+    found = []
+    with pytest.raises(ValueError, match="no picture 8"):
+        for item in ahead(make, 0, 20, workers=2):
+            found.append(item)
+    assert found == list(range(8))
+    assert max(started) < 8 + 2 * 2 + 1, "not further ahead than asked"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_recorded_steps_learn_what_launched_ones_do(folders, judge):
+    found = []
+    for capture in (True, False):
+        run = Trainer(folders / str(capture), TINY, *sources(folders), judge, "cuda", capture=capture)
+        run.run(save_every=100, sheet_every=100)
+        found.append(run.history["total"])
+    assert found[0] == pytest.approx(found[1], rel=1e-2)
+
+
 def test_a_step_that_was_cut_in_half_is_not_saved(folders, judge):
     """Ctrl-C can arrive while the optimizer writes: going on from there would be another run."""
     whole = trainer(folders, judge, "whole")
@@ -337,7 +380,7 @@ def test_the_papers_crops_are_taken_as_they_are(folders):
     """256 from 512 without scaling: every crop is a piece of its picture."""
     recipe = dataclasses.replace(TINY, size="paper", schedule="paper", load_size=72, crop=36, color_share=0.0)
     run = Trainer(folders / "paper", recipe, *sources(folders), VGG19(normalised=True).freeze())
-    contents, _, _ = run.batch(3)
+    contents = run.batch(3).content
     pieces = [run.contents.get(n) for n in run.content_names]
     for made in contents:
         views = [p.unfold(1, 36, 1).unfold(2, 36, 1) for p in pieces]  # 3, y, x, 36, 36
