@@ -155,7 +155,9 @@ def sheet(given: argparse.Namespace) -> None:
         return vae.decode(tools.sample(model, tools.euler, latent, sigmas, text, noise=noise))
 
     def shown(images: Tensor) -> list[Tensor]:
-        return [torch.from_numpy(cv2.resize(i.numpy(), (192, 192), interpolation=0)) for i in images]
+        return [
+            torch.from_numpy(cv2.resize(i.numpy(), (192, 192), interpolation=cv2.INTER_AREA)) for i in images
+        ]
 
     blank = torch.ones(1, 4, 4, 3)
     columns = [[*shown(blank.expand(1 + len(noise), -1, -1, -1)), *shown(contents)]]
