@@ -10,9 +10,12 @@ colour cube, coarsely, which smooths it, and looked up trilinearly, so that a la
 lookup per pixel, whatever the bases and knots.
 
 Shapes: x [N, 3, H, W] in 0..1; samples [N, 3, M] (`sample`; sizes may differ between pictures, a
-reference may be one for all); tables [N, 3, D, D, D], indexed by blue, green, red. Nothing here has
-gradients.
+reference may be one for all, and may be described once for many: `describe`); tables [N, 3, D, D, D],
+indexed by blue, green, red. Nothing here has gradients.
 """
+
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +27,15 @@ KNOTS = 24
 SIDE = 9  # points of the table along each axis
 GAIN, BEND = 3.0, 1.5  # how far the linear map and each curve may spread colours
 POINTS = 64  # pixels a side that stand for a picture
+STRIPS = 8  # of a picture: torch looks up a batch's items side by side, not an item's rows
+
+
+class Reference(NamedTuple):
+    """What a table needs of the picture whose palette it gives: moments, and quantiles in each basis."""
+
+    mean: Tensor
+    cov: Tensor
+    quantiles: tuple[Tensor, ...]
 
 
 def _bases() -> list[Tensor]:
@@ -72,23 +84,34 @@ def _follow(v: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def palette_table(content: Tensor, reference: Tensor) -> Tensor:
+def describe(reference: Tensor) -> Reference:
+    """A sample [N, 3, M] as a reference."""
+    with torch.autocast(reference.device.type, enabled=False):
+        bases = (basis.to(reference) for basis in _bases())
+        return Reference(*_moments(reference), tuple(_quantiles(basis @ reference) for basis in bases))
+
+
+@torch.no_grad()
+def palette_table(content: Tensor, reference: Tensor | Reference) -> Tensor:
     """The map from one sample's palette to another's, tabulated: [N, 3, SIDE, SIDE, SIDE]."""
+    if isinstance(reference, Tensor):
+        reference = describe(reference)
     with torch.autocast(content.device.type, enabled=False):  # bfloat16 would leave 8 bits of a colour
         return _table(content, reference)
 
 
-def _table(content: Tensor, reference: Tensor) -> Tensor:
+def _table(content: Tensor, reference: Reference) -> Tensor:
     axis = torch.linspace(0, 1, SIDE, device=content.device)
     blue, green, red = torch.meshgrid(axis, axis, axis, indexing="ij")
     cube = torch.stack([red, green, blue]).flatten(1).expand(len(content), -1, -1)
-    matrix, offset = color_map(_moments(content), _moments(reference), GAIN)
+    matrix, offset = color_map(_moments(content), reference[:2], GAIN)
     here, cube = (matrix @ t + offset[..., None] for t in (content, cube))
-    for basis in _bases():
+    for basis, y in zip(_bases(), reference.quantiles, strict=True):
         basis = basis.to(here)
-        x, y = _quantiles(basis @ here), _quantiles(basis @ reference)
+        turned = basis @ here
+        x = _quantiles(turned)
         y = _curve(x, y.expand_as(x))
-        here, cube = (basis.T @ _follow(basis @ t, x, y) for t in (here, cube))
+        here, cube = (basis.T @ _follow(t, x, y) for t in (turned, basis @ cube))
     return cube.reshape(len(content), 3, SIDE, SIDE, SIDE)
 
 
@@ -96,11 +119,16 @@ def _table(content: Tensor, reference: Tensor) -> Tensor:
 def look_up(x: Tensor, table: Tensor) -> Tensor:
     """Every pixel's colour through the table, between its points trilinearly."""
     n, _, h, w = x.shape
-    places = (x.float().clamp(0, 1) * 2 - 1).permute(0, 2, 3, 1).reshape(n, 1, h, w, 3)
+    strips = math.gcd(h, STRIPS)
+    places = x.float().clamp(0, 1).mul_(2).sub_(1).permute(0, 2, 3, 1)
     made = functional.grid_sample(
-        table.expand(n, -1, -1, -1, -1), places, mode="bilinear", padding_mode="border", align_corners=True
+        table.expand(n, -1, -1, -1, -1).repeat_interleave(strips, 0),
+        places.reshape(n * strips, 1, h // strips, w, 3),
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=True,
     )
-    return made[:, :, 0].to(x.dtype)
+    return made.view(n, strips, 3, h // strips, w).transpose(1, 2).reshape(x.shape).to(x.dtype)
 
 
 def match_palette(x: Tensor, reference: Tensor) -> Tensor:

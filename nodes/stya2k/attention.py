@@ -38,6 +38,12 @@ class Code:
     points: tuple[Tensor, Tensor] | None = None  # all-to-all
 
 
+def rescale(x: Tensor, own: Moments, wanted: Moments) -> Tensor:
+    """x with other moments (AdaIN), in one pass."""
+    scale = wanted[1] / own[1]
+    return torch.addcmul(wanted[0] - own[0] * scale, x, scale)
+
+
 class A2K(nn.Module):
     """Eq. 14. `adapt` gives the content term the style's moments (ours); the paper adds it as it is.
     `inner` is the width of the progressive part, which costs most: the paper's is that of the map."""
@@ -79,9 +85,10 @@ class A2K(nn.Module):
         self, content: Tensor, code: Code, mode: str | None = None, stats: Moments | None = None
     ) -> Tensor:
         """N content maps, transferred. `stats` replaces the maps' own moments: of the whole, for a tile."""
-        mean, std = stats or moments(content)
-        norm = (content - mean) / std
-        adapted = norm * code.std + code.mean if self.adapt or self.kind == "adain" else content
+        own = stats or moments(content)
+        norm = (content - own[0]) / own[1]
+        adapts = self.adapt or self.kind == "adain"
+        adapted = rescale(content, own, (code.mean, code.std)) if adapts else content
         if self.kind == "adain":
             return adapted
         if self.kind == "all-to-all":

@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from ...kernels.all_to_key import Arithmetic
 from ...kernels.moments import moments
-from ...kernels.palette import look_up, palette_table, sample
-from .attention import A2K, Code, Moments
+from ...kernels.palette import Reference, describe, look_up, palette_table, sample
+from .attention import A2K, Code, Moments, rescale
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Content:
 class StyleCode:
     """A style encoded for `SmallStyA2K`."""
 
-    palette: Tensor
+    palette: Reference
     half: tuple[Tensor, Tensor]
     codes: tuple[Code, ...]
 
@@ -45,6 +45,11 @@ def _conv(cin: int, cout: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
     nn.init.zeros_(conv.bias)
     return conv
+
+
+def _seen(conv: nn.Conv2d, picture: Tensor) -> Tensor:
+    """conv((picture - 1/2) * 4), which is what the weights are of, without two passes over a picture."""
+    return conv._conv_forward(picture, conv.weight * 4, conv.bias - 2 * conv.weight.sum((1, 2, 3)))
 
 
 def _active(x: Tensor) -> Tensor:
@@ -68,7 +73,7 @@ class Block(nn.Module):
             self.b.weight.mul_(0.2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.b(_active(self.a(x)))
+        return self.b(_active(self.a(x))).add_(x)
 
 
 class SmallStyA2K(nn.Module):
@@ -121,7 +126,7 @@ class SmallStyA2K(nn.Module):
         x = images
         if h % 16 or w % 16:
             x = functional.pad(images, (0, -w % 16, 0, -h % 16), mode="replicate")
-        e2 = _active(self.down2((x - 0.5) * 4))
+        e2 = _active(_seen(self.down2, x))
         e4 = self.encode4(_active(self.down4(e2)))
         e8 = self.encode8(_active(self.down8(e4)))
         e16 = self.encode16(_active(self.down16(e8)))
@@ -132,7 +137,7 @@ class SmallStyA2K(nn.Module):
         """A style picture, encoded once."""
         first, *maps = self.encode(images).maps
         codes = (module.encode(m) for module, m in zip(self.attention, maps, strict=True))
-        return StyleCode(sample(images), moments(first), tuple(codes))
+        return StyleCode(describe(sample(images)), moments(first), tuple(codes))
 
     def measure(self, content: Content) -> list[Tensor | Moments]:
         """The content's statistics that `transfer` uses; of a whole frame, where tiles are stylized."""
@@ -142,7 +147,9 @@ class SmallStyA2K(nn.Module):
         """Those of them that are taken from the pictures themselves."""
         return [sample(images)]
 
-    def paint(self, images: Tensor, palette: Tensor, stats: list[Tensor | Moments] | None = None) -> Tensor:
+    def paint(
+        self, images: Tensor, palette: Tensor | Reference, stats: list[Tensor | Moments] | None = None
+    ) -> Tensor:
         """Pictures in a style's palette: where the full-size path starts from. It has no weights."""
         own = stats[0] if stats else sample(images)
         return look_up(images, palette_table(own, palette))
@@ -162,7 +169,7 @@ class SmallStyA2K(nn.Module):
         first, *maps = content.maps
         return [
             base,
-            (first - own[0][0]) * (code.half[1] / own[0][1]) + code.half[0],
+            rescale(first, own[0], code.half),
             *(a(m, c, mode, s) for a, m, c, s in zip(self.attention, maps, code.codes, own[1:], strict=True)),
         ]
 
@@ -173,12 +180,12 @@ class SmallStyA2K(nn.Module):
     def decode(self, features: list[Tensor], size: tuple[int, int]) -> Tensor:
         """Features to pictures of `size`, not clamped."""
         base, z2, z4, z8, z16 = features
-        x = self.decode8(_double(self.up16(self.decode16(z16)), z8) + z8)
-        x = self.decode4(_double(self.up8(x), z4) + z4)
+        x = self.decode8(_double(self.up16(self.decode16(z16)), z8).add_(z8))
+        x = self.decode4(_double(self.up8(x), z4).add_(z4))
         x = _double(self.up4(_active(x)), z2)
-        x = _active(self.decode2(_active(x + self.skip2(z2))))
-        x = _active(_double(self.up2(x), base).add_(self.detail((base - 0.5) * 4)))
-        return base + self.color(x)
+        x = _active(self.decode2(_active(x.add_(self.skip2(z2)))))
+        x = _active(_double(self.up2(x), base).add_(_seen(self.detail, base)))
+        return self.color(x).add_(base)
 
     def forward(
         self, images: Tensor, code: StyleCode, mode: str | None = None, base: Tensor | None = None
