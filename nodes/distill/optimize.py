@@ -21,6 +21,7 @@ from ...kernels.distill import check_labels, distance, labels_at, query_distance
 from .. import host
 from . import features
 from .features import Eye, Style
+from .seamless import own_edges
 
 T = 1000
 SCALES = (2.0**14, 2.0**10, 2.0**6, 1.0)  # of the loss in half precision, where its gradients would vanish
@@ -60,7 +61,8 @@ class References:
     def style_at(self, t: float) -> list[Style]:
         """The style's keys and values at a timestep, per layer."""
         if t not in self._kept:
-            seen = features.join(self.eye(self.style, t, "kv"))
+            with own_edges():
+                seen = features.join(self.eye(self.style, t, "kv"))
             size = sum(layer.k.nbytes + layer.v.nbytes for layer in seen)
             if size > self.memory:
                 return seen

@@ -4,11 +4,15 @@ A convolution's own `_conv_forward` is replaced, as an object patch that the hos
 is loaded and takes off again: LoRAs on the weights keep working, the original model stays bit-equal.
 Attention has no notion of position here, so with circular convolutions the whole UNet turns with its input.
 
-Of a VAE only the decoder is changed: what is encoded is a reference, and a reference need not tile.
+Of a VAE only the decoder is changed: what is encoded is a reference, and a reference need not tile. For the
+same reason a style's features are read with its `own_edges`: wrapped, it would teach the seam between its
+opposite sides as a part of its look.
 """
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,7 +21,18 @@ from torch.nn.functional import conv2d, pad
 from ..diffusion import unet
 
 AXES = {"none": (False, False), "x": (True, False), "y": (False, True), "both": (True, True)}
+_own_edges: ContextVar[bool] = ContextVar("own_edges", default=False)
 MARGIN = 16  # latent pixels repeated beyond a circular edge where a VAE decodes in tiles
+
+
+@contextmanager
+def own_edges() -> Iterator[None]:
+    """Within this, patched convolutions end at the edge as the original ones do."""
+    token = _own_edges.set(True)
+    try:
+        yield
+    finally:
+        _own_edges.reset(token)
 
 
 def seamless_model(model: Any, axes: str) -> Any:
@@ -38,7 +53,7 @@ def seamless_vae(vae: Any, axes: str) -> Any:
     patched = copy.copy(vae)
     patched.patcher = vae.patcher.clone()
     for name, conv in padded_convolutions(vae.first_stage_model):
-        if "encoder" not in name.split("."):
+        if not name.split(".")[0].endswith("encoder"):  # TAESD's is taesd_encoder
             patched.patcher.add_object_patch(f"{name}._conv_forward", circular(conv, axes))
     if hasattr(vae, "decode_tiled_"):
         patched.decode_tiled_ = wrapped_tiles(vae.decode_tiled_, axes, vae.upscale_ratio)
@@ -58,6 +73,8 @@ def circular(conv: nn.Conv2d, axes: str) -> Callable[[Tensor, Tensor, Tensor | N
     high, wide = conv.padding
 
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if _own_edges.get():
+            return conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
         x = pad(x, (wide, wide, 0, 0), mode="circular" if along_x else "constant")
         x = pad(x, (0, 0, high, high), mode="circular" if along_y else "constant")
         return conv2d(x, weight, bias, conv.stride, 0, conv.dilation, conv.groups)

@@ -29,7 +29,8 @@ def tune_decoder(
     # Weights that were made in the host's inference mode cannot be trained; copies made outside it can.
     with torch.inference_mode(False), torch.enable_grad():
         network = copy.deepcopy(vae.first_stage_model).float().requires_grad_(False)
-        if not hasattr(network, "decoder"):
+        decoder = getattr(network, "decoder", None) or getattr(network, "taesd_decoder", None)
+        if decoder is None:
             raise ValueError(
                 f"{type(network).__name__} has no decoder of its own: give a Stable Diffusion VAE"
             )
@@ -39,7 +40,7 @@ def tune_decoder(
         pictures = vae.process_input(fit(images, vae).clone().movedim(-1, 1)).to(where)
         with torch.no_grad():
             latents = torch.cat([network.encode(p) for p in pictures.split(1)])
-        weights = list(network.decoder.requires_grad_().parameters())
+        weights = list(decoder.requires_grad_().parameters())
         optimizer = torch.optim.Adam(weights, lr=learning_rate)
         for step in range(steps):
             optimizer.zero_grad()

@@ -5,7 +5,9 @@ import torch
 
 from reelbrush.nodes.diffusion import unet
 from reelbrush.nodes.distill.expand import Canvas, Expansion, expand, ladder
+from reelbrush.nodes.distill.features import Eye, gradients
 from reelbrush.nodes.distill.guided import replayed, seeded
+from reelbrush.nodes.distill.optimize import References
 from reelbrush.nodes.distill.seamless import circular, seamless_model, wrapped_tiles
 
 from .small import latents, model, null, peak, rows_seen, styles
@@ -123,6 +125,19 @@ def test_a_seamless_model_turns_with_its_input_and_the_base_stays():
     assert not torch.equal(here, before)
     assert torch.equal(before, after)
     assert seamless_model(of, "none") is of
+
+
+def test_a_seamless_model_reads_the_style_as_it_is():
+    of, style, content = model(), styles(size=(8, 16)), latents(1, size=(8, 16))
+
+    def read(which):
+        with unet.loaded(which) as base, gradients(base):
+            about = References(Eye(base, null(of)), style, content)
+            return [layer.k for layer in about.style_at(301)], about.content_at(301, [0])
+
+    (plain, its_content), (kept, wrapped) = read(of), read(seamless_model(of, "x"))
+    assert all(torch.equal(a, b) for a, b in zip(plain, kept, strict=True))
+    assert not torch.equal(its_content[0], wrapped[0])
 
 
 def test_tiled_decoding_sees_the_other_side():

@@ -75,6 +75,40 @@ def test_tuning_redraws_the_picture_and_leaves_the_vae_alone(caplog):
     assert all(name.startswith("decoder.") for name in changed)
 
 
+def taesd_vae():
+    """TAESD's layout, random weights."""
+    import comfy.sd
+    from comfy.taesd.taesd import TAESD
+
+    torch.manual_seed(0)
+    network = TAESD()
+    with torch.no_grad():
+        for p in network.parameters():
+            if p.ndim:  # all but the latents' scale and shift
+                p.copy_(torch.randn(p.shape) * (0.7 / p[0].numel() ** 0.5 if p.ndim > 1 else 0.1))
+    with torch.inference_mode():
+        return comfy.sd.VAE(sd=network.state_dict(), dtype=torch.float32)
+
+
+@pytest.mark.comfyui
+def test_a_taesd_is_tuned_and_tiles_too():
+    vae, image = taesd_vae(), picture()
+    with torch.inference_mode():
+        latent, before = vae.encode(image), vae.get_sd()
+        before = {name: p.clone() for name, p in before.items()}
+        tuned, losses = tune_decoder(vae, image, steps=4, learning_rate=1e-3)
+        tiling = seamless_vae(vae, "x")
+        here, there = tiling.decode(latent), tiling.decode(latent.roll(3, -1))
+        torch.testing.assert_close(there, here.roll(24, 2), atol=2e-5, rtol=0)
+        assert torch.equal(tiling.encode(image), latent)
+        assert torch.equal(vae.encode(image), latent)
+    changed = {name for name, p in tuned.get_sd().items() if not torch.equal(p, before[name])}
+    assert changed
+    assert all(name.startswith("taesd_decoder.") for name in changed)
+    assert all(torch.equal(p, before[name]) for name, p in vae.get_sd().items())
+    assert losses[-1] < losses[0]
+
+
 @pytest.mark.comfyui
 def test_a_seamless_vae_decodes_across_the_edge_and_the_base_stays():
     vae = comfy_vae()
