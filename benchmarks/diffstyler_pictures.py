@@ -1,18 +1,20 @@
 """DiffStyler to look at, with the denoiser of our own (benchmarks/tiny_denoiser.py) and its style LoRAs.
 
     python benchmarks/diffstyler_pictures.py grid --weights ~/denoiser --data ../shared/data
-        --loras a.safetensors --styles a.jpg --out grid.png
+        --loras glass.safetensors --styles glass --out grid.png
     python benchmarks/diffstyler_pictures.py steps   ... the same
     python benchmarks/diffstyler_pictures.py regions ... the same, with two of each
 
 `grid` is the paper's Fig. 6: rows are SD, +LoRA, +prompt and both, columns what is injected (nothing,
-features, self-attention, cross-attention, pairs, all). `steps` is Fig. 7: features until 0, 10, 20, 30, 50 of
-50 steps from left to right, attention from top to bottom, for LoRA and prompt together. Under each picture
-stand the style distance (Gram matrices of SqueezeNet) and the content distance (its deeper features); the
-same as lines of text. `regions`: two styles in moving masks on a clip, outside the base model (eq. 7) and
-outside the content (eq. 6), with the PSNR outside the masks against the plain reconstruction and against the
-clip. The latents are as large as the pictures and pixels do not mix in the "VAE", so outside means outside.
-LoRAs: benchmarks/lora_style.py.
+features, self-attention, cross-attention, pairs, all). As in the paper, the row without a LoRA has a prompt
+that describes the style picture (all words for its light and colours), the row with one a simple prompt.
+`steps` is Fig. 7: features until 0, 10, 20, 30, 50 of 50 steps from left to right, attention from top to
+bottom, for LoRA and prompt together. Under each picture stand the style distance (Gram matrices of
+SqueezeNet) and the content distance (its deeper features); the same as lines of text. `regions`: two styles
+in moving masks on a clip, outside the base model (eq. 7) and outside the content (eq. 6), with the PSNR
+outside the masks against the plain reconstruction and against the clip, in latents (deviation 1) and in
+pixels: the decoder looks some points around itself, so pixels beside a mask see the style a little even
+where no latent has changed. LoRAs: benchmarks/lora_style.py.
 """
 
 import argparse
@@ -23,8 +25,10 @@ from typing import Any
 import cv2
 import tiny_denoiser as own
 import torch
+from made_styles import style_picture
 from temporal_clip import clip as frames_of
 from torch import Tensor
+from torch.nn.functional import avg_pool2d, interpolate, max_pool2d
 from zstar_pictures import CONTENTS, Bench, distances, picture
 
 from reelbrush.nodes.diffusion import lora
@@ -43,7 +47,8 @@ COLUMNS = {
     "SA, CA": ("self", "cross"),
     "all": EVERYTHING,
 }
-CELL, LABEL = 128, 34
+CELL, LABEL = 192, 34
+POINT = 8  # pixels of a latent's point
 
 
 class Cells(Bench):
@@ -53,7 +58,7 @@ class Cells(Bench):
         super().__init__(given.weights, given.steps, given.refine)
         self.cfg, self.given = given.cfg, given
         self.loras = [lora.load(Path(p)) for p in given.loras]
-        self.styles = [picture(given.data / "style" / n, given.size) for n in given.styles]
+        self.styles = [style_picture(given.data, n, given.size) for n in given.styles]
         self.network = load_perceptual(given.data / "squeezenet_v1_0.fp16.safetensors").float()
 
     def injected(
@@ -79,11 +84,17 @@ class Cells(Bench):
 def labelled(image: Tensor, below: str = "", above: str = "") -> Tensor:
     """One picture [h, w, 3] as a cell of a sheet, uint8."""
     pixels = (image.clamp(0, 1) * 255).round().byte().numpy()[..., ::-1].copy()
-    pixels = cv2.resize(pixels, (CELL, CELL), interpolation=cv2.INTER_NEAREST)
+    pixels = cv2.resize(pixels, (CELL, CELL), interpolation=cv2.INTER_AREA)
     pixels = cv2.copyMakeBorder(pixels, 16, LABEL - 16, 2, 2, cv2.BORDER_CONSTANT, value=(255, 255, 255))
     for text, y in ((above, 12), (below, CELL + 29)):
         cv2.putText(pixels, text, (3, y), cv2.FONT_HERSHEY_SIMPLEX, 0.33, (0, 0, 0), 1, cv2.LINE_AA)
     return torch.from_numpy(pixels)
+
+
+def described(style: Tensor) -> str:
+    """What the denoiser has words for in a picture."""
+    fits = own.described(avg_pool2d(style.movedim(-1, 1), POINT).movedim(1, -1))[0].tolist()
+    return " ".join([PROMPT, *(word for word, fit in zip(own.WORDS[-len(fits) :], fits, strict=True) if fit)])
 
 
 def written(rows: list[list[Tensor]], out: Path) -> None:
@@ -101,7 +112,9 @@ def grid(given: argparse.Namespace) -> None:
     noise, path, sigmas = bench.invert(content)
     styled = ApplyStyleLoRA().patch(bench.model, bench.loras[0], given.strength)[0]
     lines = [[labelled(content[0], above="content"), labelled(bench.styles[0][0], above="style")]]
-    ways = {"SD": (bench.model, ""), "+LoRA": (styled, ""), "+prompt": (bench.model, PROMPT)}
+    words = described(bench.styles[0])
+    sys.stdout.write(f"the prompt without a LoRA: {words}\n")
+    ways = {"SD": (bench.model, ""), "+LoRA": (styled, ""), "+prompt": (bench.model, words)}
     for name, (model, prompt) in {**ways, "+LoRA +prompt": (styled, PROMPT)}.items():
         line = []
         for column, what in COLUMNS.items():
@@ -151,29 +164,32 @@ def regions(given: argparse.Namespace) -> None:
             model = ApplyStyleLoRA().patch(model, region, given.strength, **more)[0]
         model = bench.injected(model, path, EVERYTHING)
         given_ = (model, bench.tools.euler, noise["samples"], sigmas, bench.null, bench.null)
-        return bench.vae.decode(bench.tools.sample(*given_, cfg=bench.cfg))
+        return bench.tools.sample(*given_, cfg=bench.cfg)
 
-    plain = bench.sampled(bench.model, noise, sigmas, "")
-    clip = bench.vae.decode(bench.vae.encode(content))
-    shown = {
-        "clip": clip,
-        "reconstruction": plain,
-        "masks": torch.stack([masks[0], masks[1], masks[0] * 0], dim=-1),
+    plain = (bench.model, bench.tools.euler, noise["samples"], sigmas, bench.null)
+    found = {
+        "clip": bench.vae.encode(content),
+        "reconstruction": bench.tools.sample(*plain),
         "eq. 7": drawn(None),
         "eq. 6": drawn(path),
     }
-    covered = (masks[0] + masks[1]).bool()
-    edge = torch.nn.functional.max_pool2d(covered[:, None].float(), 9, 1, 4)[:, 0].bool()
+    shown = {name: bench.vae.decode(latent) for name, latent in found.items()}
+    touched = max_pool2d((masks[0] + masks[1])[:, None], POINT)  # points that a mask reaches into
     say = sys.stdout.write
     for name in ("eq. 7", "eq. 6"):
-        for where, out in (
-            ("outside", ~covered),
-            ("outside, 4 pixels off the masks", ~edge),
-            ("inside", covered),
-        ):
-            to = [psnr(shown[name][out], other[out]) for other in (plain, clip)]
-            say(f"{name}, {where}: {to[0]:.2f} dB to the reconstruction, {to[1]:.2f} dB to the clip\n")
-    say(f"the reconstruction: {psnr(plain, clip):.2f} dB to the clip\n")
+        for where, far in (("outside", 0), ("4 points off the masks", 4)):
+            out = max_pool2d(touched, 2 * far + 1, 1, far) == 0
+            point, pixel = out.expand_as(found[name]), interpolate(out.float(), scale_factor=POINT)[:, 0] > 0
+            for other in ("reconstruction", "clip"):
+                latents = psnr(found[name][point], found[other][point])
+                pixels = psnr(shown[name][pixel], shown[other][pixel])
+                say(f"{name}, {where}, to the {other}: {pixels:.2f} dB, latents {latents:.2f} dB\n")
+        inside = touched.expand_as(found[name]) > 0
+        say(
+            f"{name}, inside: latents {psnr(found[name][inside], found['clip'][inside]):.2f} dB to the clip\n"
+        )
+    say(f"the reconstruction: {psnr(shown['reconstruction'], shown['clip']):.2f} dB to the clip\n")
+    shown["masks"] = torch.stack([masks[0], masks[1], masks[0] * 0], dim=-1)
     lines = [[labelled(s[0], above="style") for s in bench.styles]]
     lines += [[labelled(f, above=name) for f in images] for name, images in shown.items()]
     written(lines, given.out)
@@ -187,7 +203,9 @@ def main() -> None:
     parser.add_argument("--weights", required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--loras", nargs="+", required=True, help="files that lora_style.py has made")
-    parser.add_argument("--styles", nargs="+", required=True, help="their pictures in the data's style/")
+    parser.add_argument(
+        "--styles", nargs="+", required=True, help="glass, lines, or files in the data's style/"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--content", default=CONTENTS[0])
     parser.add_argument("--frames", type=int, default=4)
