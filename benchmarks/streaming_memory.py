@@ -1,22 +1,34 @@
-"""Peak memory of the full chain (read, a real per-frame operation, write) for a short and a long clip.
+"""Peak memory of a chain, or of a whole graph, for a short and a long clip.
 
 Streaming means that memory does not grow with the clip: the peak of 3,000 frames is to lie within 10% of the
 peak of 300, and below what importing the pack takes plus 400 MB. Every run is a process of its own; the
 peak is the kernel's (ru_maxrss), so nothing between two samples is missed.
 
     python benchmarks/streaming_memory.py [--frames 300 3000] [--operation stabilize] [--container mp4]
+    python benchmarks/streaming_memory.py --graph stya2k_video --size 320x180 --frames 180 600 2000
 
 `soften` is a 9x9 Gaussian blur with a colour curve by torch, on every frame; `stabilize` is the pack's own
-node with optical flow, which carries state from frame to frame.
+node with optical flow, which carries state from frame to frame; `stylize` is the small StyA2K. `--graph` runs
+a workflow (a shipped one's name, or a file) with the clip in its Load Video: stylizer, stabilizer, both error
+nodes, previews and all. The clip is moving waves, or the frames of `--clip` over and over.
+
+The peak is of the whole process. `in use` is the most that was allocated at once (glibc's mallinfo2, asked
+every 20 ms), of which nothing is the allocator's: a leak raises it, and holes between what is allocated
+raise the peak alone. A clip shorter than the queues (an encoder looks 40 to 60 frames ahead, a chunk kept for
+resuming has up to 64) does not fill them: compare clips that do.
 """
 
 import argparse
+import ctypes
 import json
+import os
 import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -27,7 +39,7 @@ from torch.nn.functional import conv2d, pad
 from reelbrush.nodes.video import codec
 from reelbrush.nodes.video.reel import LazyVideo, Operation, Window, operation
 
-WIDTH, HEIGHT = 640, 360
+LIMIT = 1.10
 
 
 @operation("benchmark.soften")
@@ -47,18 +59,29 @@ class Soften(Operation):
         return (x * x * (3 - 2 * x))[0].movedim(0, -1)
 
 
-def sample(path: Path, frames: int) -> None:
-    """Soft moving waves with grain: neither still nor noise."""
-    y, x = torch.meshgrid(torch.arange(float(HEIGHT)), torch.arange(float(WIDTH)), indexing="ij")
-    grain = torch.rand(HEIGHT, WIDTH, 1, generator=torch.manual_seed(0)) * 0.05
+def waves(width: int, height: int) -> list[Tensor]:
+    """Soft moving waves with grain, a loop of 48 frames: neither still nor noise."""
+    y, x = torch.meshgrid(torch.arange(float(height)), torch.arange(float(width)), indexing="ij")
+    grain = torch.rand(height, width, 1, generator=torch.manual_seed(0)) * 0.05
     loop = []
     for n in range(48):
-        waves = [torch.sin(x / 40 + n * 0.2618), torch.sin(y / 30 - n * 0.2618), torch.sin((x + y) / 50)]
-        loop.append(codec.from_float((torch.stack(waves, -1) / 2 + 0.5) * 0.9 + torch.roll(grain, 7 * n, 1)))
-    info = codec.VideoInfo(WIDTH, HEIGHT, Fraction(24), frames)
+        parts = [torch.sin(x / 40 + n * 0.2618), torch.sin(y / 30 - n * 0.2618), torch.sin((x + y) / 50)]
+        loop.append(codec.from_float((torch.stack(parts, -1) / 2 + 0.5) * 0.9 + torch.roll(grain, 7 * n, 1)))
+    return loop
+
+
+def sample(path: Path, frames: int, size: tuple[int, int], clip: Path | None) -> None:
+    """A clip of so many frames: the waves, or another clip over and over."""
+    if clip is None:
+        loop = waves(*size)
+    else:
+        with codec.Reader(clip) as reader:
+            loop = [frame for frame, _ in reader]
+    height, width = loop[0].shape[:2]
+    info = codec.VideoInfo(width, height, Fraction(24), frames)
     with codec.Writer(path, info, codec="h264", preset="ultrafast") as writer:
         for n in range(frames):
-            writer.write(loop[n % 48])
+            writer.write(loop[n % len(loop)])
 
 
 def peak() -> float:
@@ -67,53 +90,137 @@ def peak() -> float:
     return kilobytes / (1024 if sys.platform != "darwin" else 1024**2)
 
 
-def one(clip: Path, name: str, container: str, folder: Path) -> dict[str, float]:
-    """One run in this process."""
-    if name == "stabilize":
-        from reelbrush.nodes.flow import stabilize  # noqa: F401  (registers its operation)
-    baseline = peak()
+class Heap(threading.Thread):
+    """The most that malloc had given out at once, in MB; 0 where the C library does not tell."""
+
+    class Info(ctypes.Structure):
+        _fields_ = [
+            (name, ctypes.c_size_t)
+            for name in (
+                *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+                *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+            )
+        ]
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.most, self._done = 0.0, threading.Event()
+        try:
+            self._ask = ctypes.CDLL(None).mallinfo2
+            self._ask.restype = self.Info
+        except (OSError, AttributeError, TypeError):
+            self._done.set()
+
+    def run(self) -> None:
+        while not self._done.wait(0.02):
+            info = self._ask()
+            self.most = max(self.most, (info.uordblks + info.hblkhd) / 2**20)
+
+    def stop(self) -> float:
+        self._done.set()
+        self.join()
+        return self.most
+
+
+def save(clip: Path, name: str, container: str) -> int:
+    """One operation on the clip, saved; the frames in the file."""
     source = LazyVideo.of(LazyVideo.from_file(clip))
+    out = clip.with_name(f"out.{container}")
     if name == "soften":
         video = source.then("benchmark.soften", {}, node="Soften")
+    elif name == "stylize":
+        from reelbrush.nodes.stya2k import library
+        from reelbrush.nodes.stya2k.style import load_model, make_style
+        from reelbrush.nodes.stya2k.stylize import Look, stylize_video
+
+        picture = torch.rand(1, 256, 256, 3, generator=torch.manual_seed(0))
+        style = make_style(load_model(library.path("stya2k-small.safetensors")), picture, size=256)
+        video = stylize_video(style, source, Look())
     else:
         from reelbrush.nodes.flow.nodes import StabilizeVideo
 
         (video,) = StabilizeVideo().stabilize(source, source, 0.8, "dis-ultrafast")
+    video.save_to(out, format=container, preset="ultrafast")
+    return codec.probe(out, count=True).frame_count
+
+
+def render(clip: Path, graph: str) -> int:
+    """A whole graph with the clip in its Load Video; the frames in the file that it saved."""
+    from reelbrush.nodes import graphfile, headless
+
+    loaders = [n for n in graphfile.read(graph, headless.definition).nodes.values() if n.kind == "LoadVideo"]
+    files = headless.render(graph, [f"{node.id}.file={clip}" for node in loaders])
+    saved = next(file for file in files if file.suffix in (".mp4", ".mkv", ".webm", ".mov"))
+    return codec.probe(saved, count=True).frame_count
+
+
+def one(call: Callable[[], int]) -> dict[str, float]:
+    """One run in this process."""
+    baseline, heap = peak(), Heap()
+    heap.start()
     begin = time.perf_counter()
-    video.save_to(folder / f"out.{container}", format=container, preset="ultrafast")
+    count = call()
     seconds = time.perf_counter() - begin
-    count = codec.probe(folder / f"out.{container}", count=True).frame_count
-    return {"baseline": baseline, "peak": peak(), "seconds": seconds, "frames": count}
+    return {
+        "baseline": baseline,
+        "peak": peak(),
+        "in_use": heap.stop(),
+        "seconds": seconds,
+        "frames": count,
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--frames", type=int, nargs=2, default=(300, 3000))
-    parser.add_argument("--operation", choices=("soften", "stabilize"), default="soften")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--frames", type=int, nargs="+", default=(300, 3000))
+    parser.add_argument("--operation", choices=("soften", "stabilize", "stylize"), default="soften")
+    parser.add_argument("--graph", metavar="NAME", help="a whole graph instead of one operation")
     parser.add_argument("--container", default="mp4", choices=codec.containers())
+    parser.add_argument("--size", default="640x360", metavar="WxH", help="of the waves")
+    parser.add_argument("--clip", type=Path, help="a real clip, its frames over and over")
+    parser.add_argument("--threads", type=int, default=0, help="torch's threads (0: as it is)")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
     if args.one:
-        result = one(args.one, args.operation, args.container, args.one.parent)
-        sys.stdout.write(json.dumps(result) + "\n")
+        work = render if args.graph else save
+        what = (args.graph,) if args.graph else (args.operation, args.container)
+        sys.stdout.write(json.dumps(one(lambda: work(args.one, *what))) + "\n")
         return
+    size = tuple(map(int, args.size.split("x")))
+    what = args.graph or f"{args.operation}, {args.container}"
     peaks = []
     for frames in args.frames:
         with tempfile.TemporaryDirectory() as folder:
             clip = Path(folder) / "clip.mp4"
-            sample(clip, frames)
+            sample(clip, frames, size, args.clip and args.clip.resolve())
+            given = codec.probe(clip)
             how = ["--one", str(clip), "--operation", args.operation, "--container", args.container]
+            how += ["--threads", str(args.threads), *(["--graph", args.graph] if args.graph else [])]
             child = subprocess.run(
-                [sys.executable, __file__, *how], stdout=subprocess.PIPE, text=True, check=True, cwd=folder
+                [sys.executable, __file__, *how],
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+                cwd=folder,
+                env={**os.environ, "REELBRUSH_HOME": folder},
             )
             found = json.loads(child.stdout.splitlines()[-1])
         peaks.append(found["peak"])
         sys.stdout.write(
-            f"{found['frames']:5} frames of {WIDTH}x{HEIGHT}, {args.operation}, {args.container}: "
+            f"{found['frames']:5} frames of {given.width}x{given.height}, {what}: "
             f"peak {found['peak']:.0f} MB = import {found['baseline']:.0f} + "
-            f"{found['peak'] - found['baseline']:.0f} MB, {found['frames'] / found['seconds']:.1f} frames/s\n"
+            f"{found['peak'] - found['baseline']:.0f} MB, in use {found['in_use']:.0f} MB, "
+            f"{found['frames'] / found['seconds']:.1f} frames/s\n"
         )
-    sys.stdout.write(f"long over short: {peaks[1] / peaks[0]:.3f}\n")
+        sys.stdout.flush()
+    for frames, found in zip(args.frames[1:], peaks[1:], strict=True):
+        ratio = found / peaks[0]
+        verdict = "within" if ratio <= LIMIT else "over"
+        sys.stdout.write(f"{frames} over {args.frames[0]}: {ratio:.3f}, {verdict} {LIMIT:.2f}\n")
 
 
 if __name__ == "__main__":

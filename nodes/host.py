@@ -7,6 +7,7 @@ answer with stand-ins: folders below a home directory, a terminal progress bar, 
 "Inside" means that `folder_paths` is already imported: ComfyUI does that before it loads any pack.
 """
 
+import ctypes
 import importlib
 import logging
 import os
@@ -356,6 +357,30 @@ def release_memory() -> None:
         comfy("comfy.model_management").soft_empty_cache()
     elif torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+_trimmed = 0.0  # when the heap last was
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):  # no glibc
+        return None
+
+
+def trim_heap(pause: float = 0.0) -> None:
+    """Give back to the system what the C allocator holds and nobody uses; at most once in `pause` seconds.
+
+    Frames come and go on several threads, and glibc keeps the holes between them as the process's own: more
+    of them the longer a clip is, and all of them after it. Other allocators look after themselves.
+    """
+    global _trimmed
+    now, trim = time.monotonic(), _malloc_trim()
+    if trim is not None and now - _trimmed >= pause:
+        trim(0)
+        _trimmed = time.monotonic()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
+from .. import host
 from . import chain
 from .streams import (
     Batch,
@@ -97,6 +98,7 @@ class Pipeline:
     def close(self) -> None:
         for shared in reversed(list(self._streams.values())):
             shared.close()
+        host.trim_heap()
 
     def __enter__(self) -> "Pipeline":
         return self

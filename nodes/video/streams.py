@@ -20,6 +20,7 @@ from . import chain, codec
 
 _BATCH_BYTES = 12 << 20
 _AHEAD = 2
+_TRIM = 1.0  # seconds: trimming takes some milliseconds
 
 
 @dataclass(frozen=True)
@@ -324,6 +325,7 @@ class StepStream(Stream):
         self._at = last
         for buffer in self._inputs:
             buffer.drop(last - before)
+        host.trim_heap(pause=_TRIM)
         main = given[0][window.wanted]
         alpha = main.alpha
         if alpha is not None and alpha.shape[1:3] != frames.shape[1:3]:
