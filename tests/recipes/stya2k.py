@@ -23,7 +23,7 @@ def file(name="tiny"):
     path = home("output", "stya2k", f"{name}.safetensors")
     if not path.exists():
         torch.manual_seed(len(name))
-        checkpoint.save(SmallStyA2K((4, 8, 8, 16)), path, half=False)
+        checkpoint.save(SmallStyA2K((4, 8, 8, 16, 16)), path, half=False)
     return path
 
 
