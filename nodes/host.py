@@ -365,7 +365,9 @@ _trimmed = 0.0  # when the heap last was
 @cache
 def _malloc_trim() -> Callable[[int], int] | None:
     try:
-        return ctypes.CDLL(None).malloc_trim
+        trim = ctypes.CDLL(None).malloc_trim
+        trim.argtypes = (ctypes.c_size_t,)
+        return trim
     except (OSError, AttributeError, TypeError):  # no glibc
         return None
 

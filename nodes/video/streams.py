@@ -20,7 +20,7 @@ from . import chain, codec
 
 _BATCH_BYTES = 12 << 20
 _AHEAD = 2
-_TRIM = 1.0  # seconds: trimming takes some milliseconds
+_TRIM = 1.0  # seconds: trimming takes milliseconds, tens of them where hundreds of MB are given back
 
 
 @dataclass(frozen=True)
