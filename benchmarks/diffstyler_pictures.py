@@ -162,7 +162,7 @@ def regions(given: argparse.Namespace) -> None:
         for region, mask in zip(bench.loras, masks, strict=True):
             more = {"mask": mask, "positive": text, "content": contents}
             model = ApplyStyleLoRA().patch(model, region, given.strength, **more)[0]
-        model = bench.injected(model, path, EVERYTHING)
+        model = bench.injected(model, path, EVERYTHING, *given.until)
         given_ = (model, bench.tools.euler, noise["samples"], sigmas, bench.null, bench.null)
         return bench.tools.sample(*given_, cfg=bench.cfg)
 
@@ -215,6 +215,8 @@ def main() -> None:
     parser.add_argument("--cfg", type=float, default=3.0)
     parser.add_argument("--strength", type=float, default=1.0)
     parser.add_argument("--ends", type=float, nargs="+", default=(0.0, 0.2, 0.4, 0.6, 1.0), help="of `steps`")
+    until = {"default": (0.6, 0.5), "help": "of `regions`: the ends of features and of attention"}
+    parser.add_argument("--until", type=float, nargs=2, **until)
     parser.add_argument("--blocks", default="4-11", help="of features")
     given = parser.parse_args()
     {"grid": grid, "steps": steps, "regions": regions}[given.what](given)
