@@ -1,5 +1,7 @@
 """Clips: which frames share a call, where they start, what a cut does."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -79,6 +81,25 @@ def test_a_warm_start_begins_nearer(monkeypatch):
         )
     style = [s.style for s in seen]
     assert abs(style[8] - style[0]) > 0.5 * abs(style[7] - style[0])
+
+
+def test_a_warm_frame_comes_to_rest():
+    """Adam's steps are about as long as its rate: constant in a cold call, fading in a warm one."""
+    content, z = contents(2), []
+    with references(model(), styles(), content) as refs:
+        stylize(
+            refs,
+            content,
+            Recipe(),
+            steps=12,
+            warm_steps=12,
+            flow=shifting(2, pixels=(0, 0)),
+            report=lambda step: z.append(step.z.clone()),
+        )
+    moves = [float((b - a).abs().mean()) for a, b in pairwise(z)]
+    cold, warm = moves[:11], moves[12:]
+    assert cold[-1] > 0.2 * cold[0]
+    assert warm[-1] < 0.2 * warm[0]
 
 
 def test_the_temporal_term_pulls_towards_the_warped_frame_before():
