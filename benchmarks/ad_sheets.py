@@ -4,23 +4,18 @@
 
 One picture per sheet; a name in place of `all` draws that sheet alone:
 
-    style       photographs in the style of paintings (algorithm 1): Adam on pixels, Adam on a pyramid
-    appearance  the look of one animal on another
-    texture     from noise: optimised, sampled, sampled with seamless tiling (shown two by two)
+    style       photographs in the style of paintings (algorithm 1, lambda 0.25)
+    appearance  the look of one animal on another (algorithm 1, lambda 0.2)
+    texture     from noise: optimised, and sampled with guidance (algorithm 2)
+    seamless    guided sampling with seamless tiling and without, shown two by two
     labels      two textures in painted regions, with and without the content term
     weights     lambda from 0 to 1 (Fig. 11)
-    strength    guided sampling: gradients of fixed strength against Adam (Fig. 12)
+    strength    guided sampling: Adam against gradients of fixed strength (Fig. 12)
 
-Under the pictures stand distances: `loss` is the attention-distillation loss averaged over five timesteps,
-`colour` the mean distance of sorted red, green and blue values to the style's, `layout` the mean distance of
-luminance gradients to the content's.
-
-The latents are pixels here, 32 x 32 by default, and that asks for another basis than the paper's. Adam moves
-every number of a latent by its learning rate, so on pixels it writes speckle: the denoiser's features answer
-to noise first, and a colour would need many pixels to move together. (A number of Stable Diffusion's latent
-is a patch of 8 x 8 pixels, which the VAE's decoder draws smoothly.) So the sheets optimise a pyramid: the sum
-of enlarged pictures of 1 x 1, 2 x 2, ... numbers, the finest with smaller steps. The losses, timesteps and
-Adam are the nodes' own; `--basis pixels` shows what Distill Style (Optimize) itself does.
+Parameters are the paper's: Adam's rate 0.05 (0.02 in Fig. 12), the last six layers, timesteps falling from
+T; steps and size are options, because time is. Under the pictures stand distances: `loss` is the
+attention-distillation loss averaged over five timesteps, `colour` the mean distance of sorted red, green and
+blue values to the style's, `layout` the mean distance of luminance gradients to the content's.
 """
 
 import argparse
@@ -35,7 +30,6 @@ import numpy as np
 import tiny_denoiser as own
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from reelbrush.nodes import host
 from reelbrush.nodes.diffusion import unet
@@ -43,7 +37,7 @@ from reelbrush.nodes.distill import features, texture
 from reelbrush.nodes.distill.expand import ladder, stepped
 from reelbrush.nodes.distill.guided import seeded
 from reelbrush.nodes.distill.optimize import Recipe, References, distill, falling, gradient
-from reelbrush.nodes.distill.seamless import seamless_model
+from reelbrush.nodes.distill.seamless import circular, padded_convolutions, seamless_model
 
 log = logging.getLogger("ad_sheets")
 PROBES = (1, 201, 401, 601, 801)
@@ -55,16 +49,18 @@ NIGHT, RAIN, WAVE, FIRE, LEAF, STROKES = (
     f"style/{stem}.jpg"
     for stem in ("8d185bd4be", "3cb23bafef", "2e3e00ae19", "06ba9cf4f8", "8893f3eb96", "55de636724")
 )
-STYLES = ((HORSE, FIRE), (CAR, NIGHT))
+STYLES = ((HORSE, FIRE), (CAR, NIGHT), (DOG, WAVE))
 APPEARANCES = ((DOG, POODLE), (PHEASANT, BEAR))
 TEXTURES = (FIRE, STROKES)
 WEIGHTS = (0.0, 0.05, 0.25, 1.0)
-STRENGTHS = (10.0, 100.0, 1000.0)
-RATES = (0.005, 0.02, 0.05)
-BROAD = 8  # pyramid levels finer than this take smaller steps
+STRENGTHS = (30.0, 300.0, 3000.0)  # times the gradient
+ITERATIONS = (1, 2, 3)
+SEEDS = (0, 1, 2, 3)
+FIXED_RATE = 0.02  # Adam's in Fig. 12
 
 Cell = tuple[str, Tensor]  # what stands under a picture, and the picture [h, w, 3]
 Rows = Iterator[list[Cell]]
+Update = Callable[[References, Tensor, int], Tensor]
 
 
 def picture(path: Path, side: int) -> Tensor:
@@ -76,22 +72,6 @@ def picture(path: Path, side: int) -> Tensor:
     m = min(h, w)
     cut = image[(h - m) // 2 : (h + m) // 2, (w - m) // 2 : (w + m) // 2, ::-1]
     return torch.from_numpy(cv2.resize(cut, (side, side), interpolation=cv2.INTER_AREA))[None].float() / 255
-
-
-def pyramid(about: References, start: Tensor, timesteps: list[int], recipe: Recipe) -> Tensor:
-    """`distill` where Adam moves a pyramid of pictures that are enlarged and added to the start."""
-    sizes = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= start.shape[-1]]
-    levels = [torch.zeros(1, start.shape[1], n, n, requires_grad=True) for n in sizes]
-    rates = [recipe.learning_rate * min(1, BROAD / n) for n in sizes]
-    adam = torch.optim.Adam([{"params": [p], "lr": r} for p, r in zip(levels, rates, strict=True)])
-    made = lambda: start + sum(interpolate(p, start.shape[-2:], mode="bilinear") for p in levels)  # noqa: E731
-    for t in timesteps:
-        z = made()
-        _, pull = gradient(about, about.style_at(t), z.detach(), t, recipe, (0,))
-        adam.zero_grad()
-        z.backward(pull)
-        adam.step()
-    return made().detach()
 
 
 def losses(references: References, z: Tensor, weight: float = 0.0, frame: int = 0) -> Tensor:
@@ -124,11 +104,11 @@ class Bench:
 
     weights: Path
     data: Path
-    size: int
-    steps: int
-    learning_rate: float
-    seed: int
-    basis: str = "pyramid"
+    size: int = 256
+    steps: int = 200
+    learning_rate: float = 0.05
+    seed: int = 0
+    sampling_steps: int = 50
 
     def __post_init__(self):
         self.model, self.vae, self.null = (
@@ -146,34 +126,32 @@ class Bench:
         with unet.loaded(model or self.model) as base, features.gradients(base):
             yield References(features.Eye(base, self.null), style, content, *masks, memory=1 << 32)
 
-    def optimized(
-        self, style: Tensor, content: Tensor | None, weight: float, *masks: Tensor, basis: str = ""
-    ) -> Tensor:
-        """Algorithm 1 from the content, or from noise (smooth noise where a pyramid is optimised)."""
-        basis, start = basis or self.basis, content
-        if start is None:
-            start = seeded(self.seed)(style)
-            if basis == "pyramid":
-                start = interpolate(start[..., :BROAD, :BROAD], size=style.shape[-2:], mode="bilinear")
-        loop = pyramid if basis == "pyramid" else distill
+    def optimized(self, style: Tensor, content: Tensor | None, weight: float, *masks: Tensor) -> Tensor:
+        """Algorithm 1 from the content, or from noise."""
+        start = seeded(self.seed)(style) if content is None else content
         with self.references(style, content, *masks) as about:
-            return loop(about, start, falling(self.steps), Recipe(self.learning_rate, weight))
+            return distill(about, start, falling(self.steps), Recipe(self.learning_rate, weight))
 
-    def sampled(
-        self, style: Tensor, update: Callable[[References, Tensor, int], Tensor], model=None
-    ) -> Tensor:
-        """DDIM under the empty text from noise, `update` after every step (algorithm 2, lines 6 to 14)."""
-        noise = seeded(self.seed)
+    def sampled(self, style: Tensor, update: Update, *, model=None, seed: int | None = None) -> Tensor:
+        """DDIM under the empty text from noise, `update` after every step (algorithm 2 without AdaIN)."""
+        noise = seeded(self.seed if seed is None else seed)
         with self.references(style, model=model) as about:
             base = about.eye.base
             z = noise(style)
             given = unet.conditions(base, self.null, z)
-            for t, then in ladder(self.steps // 2):
+            for t, then in ladder(self.sampling_steps):
                 sigma, level = about.eye.sigma(t), about.eye.sigma(then)
                 z = stepped(model or self.model, base, z, sigma, level, given)
                 noised = (style + level * noise(style)) / (1 + level**2) ** 0.5
                 z = update(References(about.eye, noised, memory=1 << 32), z, then)
         return z
+
+    def tiling_vae(self) -> own.tiny_vae.VAE:
+        """The VAE, its decoder with circular convolutions."""
+        vae = own.load_vae(self.weights)
+        for _, conv in padded_convolutions(vae.first_stage_model.taesd_decoder):
+            conv._conv_forward = circular(conv, "both")
+        return vae
 
     def cell(self, words: str, z: Tensor, style: Tensor, content: Tensor | None = None) -> Cell:
         """A picture with its distances."""
@@ -215,18 +193,11 @@ def draw(rows: list[list[Cell]], path: Path, pixels: int = 160) -> None:
 def transfer(bench: Bench, pairs: tuple, weight: float) -> Rows:
     for of_content, of_style in pairs:
         content, style = bench.latent(of_content), bench.latent(of_style)
+        made = bench.optimized(style, content, weight)
         yield [
             bench.cell("content", content, style, content),
             bench.given("style", style),
-            *(
-                bench.cell(
-                    f"{basis}|lambda {w:g}",
-                    bench.optimized(style, content, w, basis=basis),
-                    style,
-                    content,
-                )
-                for basis, w in (("pixels", weight), ("pyramid", weight), ("pyramid", weight / 5))
-            ),
+            bench.cell(f"lambda {weight:g}", made, style, content),
         ]
 
 
@@ -238,32 +209,52 @@ def appearance(bench: Bench) -> Rows:
     yield from transfer(bench, APPEARANCES, 0.2)
 
 
-def wrap_ratio(shown: Tensor) -> float:
-    """The step across the wrap over the mean step inside, the worse of both axes; [1, h, w, 3]."""
-    ratios = []
-    for axis in (1, 2):
-        across = (shown.select(axis, 0) - shown.select(axis, -1)).abs().mean()
-        ratios.append(float(across / shown.diff(dim=axis).abs().mean()))
-    return max(ratios)
+def adam(rate: float, iterations: int) -> Update:
+    """Guidance that Adam manages."""
+    return lambda about, z, t: distill(about, z, [t] * iterations, Recipe(rate, 0.0))
 
 
 def textures(bench: Bench) -> Rows:
-    tiling = seamless_model(bench.model, "both")
-    adam = lambda about, z, t: distill(about, z, [t] * 2, Recipe(bench.learning_rate / 2, 0.0))  # noqa: E731
     for name in TEXTURES:
         style = bench.latent(name)
-        sampled = {words: bench.sampled(style, adam, m) for words, m in (("", None), (" seamless", tiling))}
-        row = [
+        yield [
             bench.given("example", style),
             bench.cell("noise", seeded(bench.seed)(style), style),
-            bench.cell(f"optimised|{bench.basis}", bench.optimized(style, None, 0.0), style),
-            *(bench.cell(f"sampled{words}", z, style) for words, z in sampled.items()),
+            bench.cell("optimised", bench.optimized(style, None, 0.0), style),
+            bench.cell("sampled", bench.sampled(style, adam(bench.learning_rate, 3)), style),
         ]
-        for words, z in sampled.items():
-            shown = bench.vae.decode(z)
-            row.append((f"sampled{words}, 2 x 2|wrap {wrap_ratio(shown):.2f}", shown[0].repeat(2, 2, 1)))
-            log.info(row[-1][0])
-        yield row
+
+
+def wrap_ratio(shown: Tensor) -> tuple[float, float]:
+    """The step across the wrap over the mean step inside: over all steps, and over those between the 8 x 8
+    pixels of two latent points, which a decoder draws a little coarser; [1, h, w, 3], mean of both axes."""
+    ratios = []
+    for axis in (1, 2):
+        across = (shown.select(axis, 0) - shown.select(axis, -1)).abs().mean()
+        inside = shown.diff(dim=axis).abs().mean(dim=[n for n in range(4) if n != axis])
+        ratios.append([float(across / inside.mean()), float(across / inside[7::8].mean())])
+    return tuple(sum(pair) / 2 for pair in zip(*ratios, strict=True))
+
+
+def seamless(bench: Bench) -> Rows:
+    tiling = seamless_model(bench.model, "both")
+    ways = (("plain", None, bench.vae), ("seamless", tiling, bench.tiling_vae()))
+    found = {words: [] for words, *_ in ways}
+    for name in TEXTURES:
+        style = bench.latent(name)
+        for seed in SEEDS:
+            row = [bench.given("example", style)]
+            for words, model, vae in ways:
+                z = bench.sampled(style, adam(bench.learning_rate, 3), model=model, seed=seed)
+                shown = vae.decode(z)
+                found[words].append(wrap_ratio(shown))
+                text = f"{words}, 2 x 2|wrap {found[words][-1][0]:.2f}, {found[words][-1][1]:.2f}"
+                row.append((text, shown[0].repeat(2, 2, 1)))
+                log.info(text.replace("|", "  "))
+            yield row
+    for words, ratios in found.items():
+        means = torch.tensor(ratios).mean(dim=0).tolist()
+        log.info("wrap, %s: %.3f of all steps, %.3f of the steps between points", words, *means)
 
 
 def labels(bench: Bench) -> Rows:
@@ -316,37 +307,37 @@ def weights(bench: Bench) -> Rows:
 
 
 def strength(bench: Bench) -> Rows:
-    def fixed(by: float):
+    pulls = []
+
+    def fixed(by: float) -> Update:
         def update(about: References, z: Tensor, t: int) -> Tensor:
             for _ in range(2):
-                z = z - by * gradient(about, about.style_at(t), z, t, Recipe(content_weight=0.0), (0,))[1]
+                pull = gradient(about, about.style_at(t), z, t, Recipe(content_weight=0.0), (0,))[1]
+                pulls.append(float(pull.abs().mean()))
+                z = z - by * pull
             return z
 
         return update
 
-    def adam(rate: float):
-        return lambda about, z, t: distill(about, z, [t] * 2, Recipe(rate, 0.0))
-
-    unguided = lambda about, z, t: z  # noqa: E731
     for name in (FIRE, NIGHT):
         style = bench.latent(name)
+        ways = (
+            ("unguided", lambda about, z, t: z),
+            *((f"Adam, {n} per level", adam(FIXED_RATE, n)) for n in ITERATIONS),
+            *((f"fixed, {by:g}", fixed(by)) for by in STRENGTHS),
+        )
         yield [
             bench.given("style", style),
-            *(
-                bench.cell(words, bench.sampled(style, update), style)
-                for words, update in (
-                    ("unguided", unguided),
-                    *((f"fixed {by:g}", fixed(by)) for by in STRENGTHS),
-                    *((f"Adam {rate:g}", adam(rate)) for rate in RATES),
-                )
-            ),
+            *(bench.cell(words, bench.sampled(style, update), style) for words, update in ways),
         ]
+        log.info("mean |gradient| %.2e to %.2e", min(pulls), max(pulls))
 
 
 SHEETS = {
     "style": style,
     "appearance": appearance,
     "texture": textures,
+    "seamless": seamless,
     "labels": labels,
     "weights": weights,
     "strength": strength,
@@ -362,15 +353,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="a folder with content/ and style/")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=24, help="of optimisation; sampling takes half as many")
+    parser.add_argument("--steps", type=int, default=200, help="of optimisation")
+    parser.add_argument("--sampling-steps", type=int, default=50)
     parser.add_argument("--learning-rate", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--basis", choices=["pyramid", "pixels"], default="pyramid")
     parser.add_argument("--rows", type=int, default=0, help="of a sheet; 0: all")
     a = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     host.log.setLevel(logging.WARNING)
-    bench = Bench(a.weights, a.data, a.size, a.steps, a.learning_rate, a.seed, a.basis)
+    bench = Bench(a.weights, a.data, a.size, a.steps, a.learning_rate, a.seed, a.sampling_steps)
     for name in SHEETS if a.sheet == "all" else [a.sheet]:
         log.info("-- %s", name)
         rows = []
