@@ -69,6 +69,7 @@ def from_official(parts: dict[str, Weights], encoder: Weights) -> Weights:
 def looks_like(weights: Weights) -> str:
     """In words, what a file that is no StyA2K seems to be."""
     known = (
+        ("decode8.", "a small StyA2K of an earlier version, trained with another layout"),
         ("sim_alpha", "the official StyA2K file for ReLU3_1 alone"),
         ("attn_adain_4_1", "the official StyA2K attention file alone"),
         ("decoder_layer_2", "the official StyA2K decoder alone"),

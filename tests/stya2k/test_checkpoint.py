@@ -78,6 +78,7 @@ def test_torchvisions_vgg_is_an_encoder(parts, tmp_path):
         (["features.28.weight"], "a VGG-19"),
         (["model.diffusion_model.x"], "a diffusion checkpoint"),
         (["sim_alpha", "q.weight"], "ReLU3_1 alone"),
+        (["down8.weight", "decode8.0.a.weight", "a2k8.sim_alpha"], "an earlier version"),
         (["nothing.known"], "something else"),
     ],
 )
