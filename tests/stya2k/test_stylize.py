@@ -91,6 +91,20 @@ def test_out_of_memory_halves_the_chunk_then_tiles(style, frames, monkeypatch):
 
 
 @torch.inference_mode()
+def test_tiles_start_on_the_grid_of_the_regions(style, frames, monkeypatch):
+    """Many tiles side by side equal the whole frame; off the grid they would match other regions."""
+    clip, gaps = frames(1, 32, 1200), []
+    whole = Stylizer(style, Look(), (32, 1200))(clip)
+    for align in (None, 64):
+        if align:
+            monkeypatch.setattr(style.model.load(), "align", align)
+        tiled = Stylizer(style, Look(), (32, 1200), tile=96)(clip)
+        gaps.append(float((tiled - whole).abs().max()))
+    assert gaps[0] < 1e-4
+    assert gaps[1] > 10 * gaps[0]
+
+
+@torch.inference_mode()
 def test_what_does_not_fit_at_all_is_said_in_words(style, frames, monkeypatch):
     run = Stylizer(style, Look(), (64, 64))
 
