@@ -308,7 +308,7 @@ def test_recomputing_gives_the_same_gradients():
         with unet.loaded(model) as base, host.gradients():
             training = Training(base, pictures(), text(model), RECIPE)
             draw = torch.Generator().manual_seed(5)
-            with torch.no_grad():  # up begins as zero, where down has no gradient; Adam would blow up rounding
+            with torch.no_grad():  # up begins as zero: down has no gradient, and Adam blows up rounding
                 for p in training.parameters:
                     p.copy_(torch.randn(p.shape, generator=draw) * 0.05)
             with branching(base, training.branches, frugal=frugal):
