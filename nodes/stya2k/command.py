@@ -35,7 +35,11 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--perceptual", type=Path, required=True, help="SqueezeNet v1.0 or VGG-19 weights")
     parser.add_argument("--clips", type=Path, help="folder of clips: frame pairs for the temporal loss")
     parser.add_argument("--preset", choices=("small", "paper"), default="small")
-    parser.add_argument("--start-from", type=Path, help="a new run begins with these weights")
+    parser.add_argument(
+        "--start-from",
+        type=Path,
+        help="a new run begins with these weights; of another attention: all but that",
+    )
     parser.add_argument("--save-as", type=Path, help="write the averaged weights here at the end")
     parser.add_argument("--cache", type=Path, help="where packed pictures go (default: beside the run)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

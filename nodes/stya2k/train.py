@@ -191,17 +191,21 @@ class Trainer:
         self.clips = ClipPairs(folder, self.contents.cache, self.recipe.load_size)
 
     def start_from(self, weights: nn.Module) -> None:
-        """Begin with another network's weights instead of fresh ones; its kind and widths must agree."""
+        """Begin with another network's weights instead of fresh ones; its widths must agree. Weights trained
+        with another attention lend all but that: the new one adds nothing until it has learned something."""
         state = weights.state_dict()
         wrong = [k for k, p in self.trained.items() if k not in state or state[k].shape != p.shape]
-        if wrong or weights.kind != self.recipe.attention:
+        if wrong:
             raise ValueError(
-                f"the weights to start from are of another network ({wrong[0] if wrong else weights.kind}): "
-                f"give a {self.recipe.size} one trained as {self.recipe.attention}"
+                f"the weights to start from are of another network ({wrong[0]} differs): "
+                f"give a {self.recipe.size} one of the same widths"
             )
+        other = weights.kind != self.recipe.attention
         with torch.no_grad():
             for name, p in self.trained.items():
                 p.copy_(state[name])
+                if other and {"fusion1", "fusion2"} & set(name.split(".")):
+                    p.zero_()
                 self.average[name].copy_(p)
 
     # -- one step ----------------------------------------------------------------------------------

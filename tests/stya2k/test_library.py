@@ -14,6 +14,7 @@ from reelbrush.nodes.stya2k import checkpoint, library, train_node
 from reelbrush.nodes.stya2k.command import train
 from reelbrush.nodes.stya2k.nodes import LoadStyA2K
 from reelbrush.nodes.stya2k.perceptual import SqueezeNet
+from reelbrush.nodes.stya2k.small import SmallStyA2K
 
 SHIPPED = "stya2k-small.safetensors"
 
@@ -96,10 +97,40 @@ def test_a_run_can_begin_with_other_weights(arguments, tmp_path):
     assert train.run(parser.parse_args([*arguments, *start, "--save-as", str(target)])) == 0
     shipped, mine = (checkpoint.load(p).state_dict() for p in (library.path(SHIPPED), target))
     assert all(torch.equal(shipped[k], v) for k, v in mine.items())
-    other = parser.parse_args([*arguments, *start, "--attention", "adain"])
-    other.folder = tmp_path / "other"
+
+
+def test_weights_of_another_attention_lend_all_but_the_attention(arguments, tmp_path):
+    """The new one adds nothing at first: the pictures are those of the network it began with."""
+    torch.manual_seed(0)
+    first = SmallStyA2K(kind="adain")
+    pictures, style = torch.rand(2, 3, 64, 96), torch.rand(1, 3, 80, 64)
+    checkpoint.save(first, tmp_path / "adain.safetensors")
+    before = checkpoint.load(tmp_path / "adain.safetensors")
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    start = [
+        "--start-from",
+        str(tmp_path / "adain.safetensors"),
+        "--save-as",
+        str(tmp_path / "a2k.safetensors"),
+    ]
+    assert train.run(parser.parse_args([*arguments, *start, "--learning-rate", "0", "--until", "1"])) == 0
+    after = checkpoint.load(tmp_path / "a2k.safetensors")
+    assert (before.kind, after.kind) == ("adain", "all-to-key")
+    with torch.inference_mode():
+        wanted = before(pictures, before.encode_style(style))
+        torch.testing.assert_close(after(pictures, after.encode_style(style)), wanted)
+        for module in after.attention:
+            module.fusion1.weight.fill_(0.1)
+        assert (after(pictures, after.encode_style(style)) - wanted).abs().max() > 1e-3
+
+
+def test_weights_of_other_widths_are_not_taken(arguments, tmp_path):
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    checkpoint.save(SmallStyA2K(widths=(8, 16, 32, 64, 64)), tmp_path / "thin.safetensors")
     with pytest.raises(ValueError, match="another network"):
-        train.run(other)
+        train.run(parser.parse_args([*arguments, "--start-from", str(tmp_path / "thin.safetensors")]))
 
 
 def test_the_papers_size_in_the_node_means_the_papers_losses_and_schedule(home, monkeypatch):
