@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,14 @@ def rng(seed: int, step: int) -> torch.Generator:
 
 
 # -- the loss --------------------------------------------------------------------------------------
+
+
+def weights_in_use(net: nn.Module) -> Iterator[Tensor]:
+    """Every weight as a call sees it: ComfyUI patches some in place, others (low VRAM) on their way in."""
+    for module in net.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            functions, weight = getattr(module, f"{name}_function", ()), weight.detach()
+            yield reduce(lambda w, f: f(w), functions, weight.clone()) if functions else weight
 
 
 def target(base: Any) -> str:
@@ -291,10 +300,9 @@ class Training:
         }
         seen = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         texts = [t for text, values in self.positive for t in (text, *values.values()) if torch.is_tensor(t)]
-        probes = [
-            p.detach().flatten()[:: max(1, p.numel() // 8)] for p in self.base.diffusion_model.parameters()
-        ]
-        for tensor in [self.pictures, *texts, torch.cat([p.float() for p in probes])]:
+        used = weights_in_use(self.base.diffusion_model)
+        probes = [w.flatten()[:: max(1, w.numel() // 8)].float().cpu() for w in used]
+        for tensor in [self.pictures, *texts, torch.cat(probes)]:
             seen.update(str(tuple(tensor.shape)).encode())
             seen.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return seen.hexdigest()

@@ -76,7 +76,7 @@ def test_regions_and_injection_with_core_samplers_controlnet_and_a_core_lora(sd1
         model, _ = comfy.sd.load_lora_for_models(model, None, weights, 1.0, 0.0)
         whole = run(model)
         split = run(FramesPerCall().patch(model, 2)[0])
-        torch.testing.assert_close(split, whole, rtol=1e-2, atol=1e-2 * float(whole.std()))
+        torch.testing.assert_close(split, whole, rtol=1e-3, atol=1e-3 * float(whole.std()))
         assert whole.isfinite().all() and relative(whole, plain) > 0.05
         assert torch.equal(run(sd15.model), plain)
         assert all(torch.equal(v, before[k]) for k, v in sd15.model.model.state_dict().items())

@@ -254,7 +254,7 @@ def test_more_steps_go_on_and_fewer_begin_anew(home):
     assert same(trained(model, save_as="grown"), short)
 
 
-@pytest.mark.parametrize("what", ["picture", "text", "weights", "rate", "damage"])
+@pytest.mark.parametrize("what", ["picture", "text", "weights", "patch", "rate", "damage"])
 def test_a_state_of_another_training_is_not_used(home, what, caplog):
     model, style, words, recipe = make(), pictures(), text(make()), RECIPE
     trained(model, save_as="mine")
@@ -264,6 +264,9 @@ def test_a_state_of_another_training_is_not_used(home, what, caplog):
         words = text(model, seed=9)
     if what == "weights":
         model = make(seed=1)
+    if what == "patch":  # as a LoRA of core's does where weights are patched at the call
+        module = next(m for m in model.model.diffusion_model.modules() if hasattr(m, "weight_function"))
+        module.weight_function = [lambda weight: weight.mul_(1.1)]  # in place, as core's
     if what == "rate":
         recipe = Recipe(rank=4, steps=6, learning_rate=2e-2)
     if what == "damage":
