@@ -40,6 +40,7 @@ from reelbrush.nodes.video.reel import LazyVideo
 
 log = logging.getLogger("attnstyle_clip")
 NEAR = 0.005  # scores that differ by less are equal
+SAME = ("clip", "word", "side", "first", "frames", "epochs", "seed")  # what two runs to compare share
 
 
 def flow_errors(content: Tensor, *clips: Tensor) -> list[tuple[float, float]]:
@@ -125,11 +126,12 @@ def run(args: argparse.Namespace) -> None:
         result.network, style_text=args.word, source_text="a photo", size=list(keys.shape[1:3])
     )
     args.out.mkdir(parents=True, exist_ok=True)
-    name = f"{args.clip.stem}_{args.word}_{args.temporal:g}{f'_{args.seed}' if args.seed else ''}"
+    name = f"{args.clip.stem}_{args.word}_{args.side}px_{args.epochs}_seed{args.seed}_{args.temporal:g}"
     save(style, args.out / f"{name}.safetensors")
     content, frames = scale.content, scale.draw(style)
     own, errors = flow_errors(content, content, frames)
     row = {"temporal": args.temporal, "word": args.word, "clip": str(args.clip), "judge": args.judge}
+    row |= {"epochs": args.epochs, "seed": args.seed}
     row |= {
         "side": args.side,
         "size": list(frames.shape[1:3]),
@@ -177,7 +179,7 @@ def compare(folder: Path) -> None:
         scale = Scale(*(base[k] for k in ("judge", "clip", "word", "side", "first", "frames")))
         plain = load(folder / base["style"])
         for r in rows:
-            if not r["temporal"] or (r["clip"], r["word"]) != (base["clip"], base["word"]):
+            if not r["temporal"] or any(r[k] != base[k] for k in SAME):
                 continue
             calm, strengths = load(folder / r["style"]), [1.0, 1.0]
             if abs(r["P"] - base["P"]) > NEAR:
@@ -187,7 +189,7 @@ def compare(folder: Path) -> None:
             drawn = [scale.draw(s, k) for s, k in zip((plain, calm), strengths, strict=True)]
             without, errors = flow_errors(scale.content, *drawn)
             scores, contrasts = ([f(d) for d in drawn] for f in (scale.probability, contrast))
-            name = f"{Path(r['clip']).stem}_{r['word']}_{r['temporal']:g}"
+            name = r["style"].removesuffix(".safetensors")
             log.info(
                 "%s: flow error %.3g, without %.3g, ratio %.2f; relative %.4f, without %.4f, ratio %.2f; "
                 "contrast %.2f, without %.2f; P %.3f, without %.3f; strengths %.2f, without %.2f",

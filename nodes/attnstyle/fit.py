@@ -46,5 +46,7 @@ def fit(
                 "or fewer patches"
             ) from error
     about = {"style_text": style_text, "source_text": source_text, "size": list(pictures.shape[-2:])}
+    if settings.others:
+        about["other_texts"] = list(settings.others)
     title = f"AttnStyle: {style_text[:60]} ({len(result.applied)} epochs)"
     return TextStyle.of(result.network, **about), curriculum.plot(result.losses, result.applied, title)

@@ -166,16 +166,19 @@ def local_variance(images: Tensor) -> Tensor:
 
 
 class Temporal(nn.Module):
-    """L_temp = Σ m |f(x_b)(p + flow(p)) - f(x_a)(p)|^2 / (v(p) + FLAT) / Σ m: neighbours agree.
+    """L_temp = Σ m |g(p) - f(x_a)(p)|^2 / (v(p) + FLAT) / Σ m, g(p) = f(x_b)(p + flow(p)): neighbours agree.
 
     `flow` [P, 2, H, W] leads from frame a to frame b (kernels/flow.py), `valid` [P, H, W] is m, and v is
-    `local_variance` of f(x_a). Without the division the cheapest way to agree is to have nothing on the
-    picture that could disagree. It is place by place, or what moves would be flattened alone.
+    the mean of `local_variance` of f(x_a) and of g. Without the division the cheapest way to agree is to
+    have nothing on the picture that could disagree. It is place by place, or what moves would be flattened
+    alone; and by both sides, or grain in one of them would pay for itself.
     """
 
-    FLAT = 1e-4  # (2.5/255)^2: below, contrast is not seen
+    FLAT = (4 / 255) ** 2  # below, contrast is hardly seen
 
     def forward(self, styl_a: Tensor, styl_b: Tensor, flow: Tensor, valid: Tensor) -> Tensor:
-        apart = (warp(styl_b, flow) - styl_a).square().mean(1)
+        found = warp(styl_b, flow)
+        apart = (found - styl_a).square().mean(1)
+        varies = (local_variance(styl_a) + local_variance(found)) / 2
         m = valid.to(apart)
-        return (m * apart / (local_variance(styl_a) + self.FLAT)).sum() / m.sum().clamp_min(1.0)
+        return (m * apart / (varies + self.FLAT)).sum() / m.sum().clamp_min(1.0)

@@ -89,6 +89,11 @@ def train(
         raise ValueError(
             f"the pictures are {images.shape[-1]}x{images.shape[-2]}: AttnStyle trains on 16 pixels and more"
         )
+    if style_text.strip().casefold() in (other.strip().casefold() for other in settings.others):
+        raise ValueError(
+            f"other_texts names {style_text.strip()!r}, which is the style text: the judge could never "
+            "prefer one to the other; take that line out"
+        )
     # what enters autograd is made or copied in here: nodes run in inference mode
     with host.gradients(), judge.ready():
         content = images.detach().to(device, torch.float32, copy=True)

@@ -191,34 +191,67 @@ def test_total_variation_is_four_norms(pictures):
     assert TotalVariation()(x).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_temporal_is_the_masked_error_after_warping_over_the_local_variance(pictures):
+def test_temporal_is_the_masked_error_after_warping_over_the_local_variance_of_both(pictures):
     a, b = pictures(1, 8, 9), pictures(1, 8, 9, seed=2)
     flow = torch.tensor([1.0, -2.0]).view(1, 2, 1, 1).expand(1, 2, 8, 9).contiguous()
     valid = torch.zeros(1, 8, 9)
     valid[:, 3:, :6] = 1
+
+    def mine(c, y, x):
+        return float(a[0, c, y, x])
+
+    def found(c, y, x):  # frame b along the flow; its border goes on outside
+        return float(b[0, c, max(y - 2, 0), min(x + 1, 8)])
+
     total = 0.0
     for i in range(3, 8):
         for j in range(6):
-            apart = sum(float(b[0, c, i - 2, j + 1] - a[0, c, i, j]) ** 2 for c in range(3)) / 3
+            apart = sum((found(c, i, j) - mine(c, i, j)) ** 2 for c in range(3)) / 3
             rows = [min(max(i + y, 0), 7) for y in range(-3, 4)]
             columns = [min(max(j + x, 0), 8) for x in range(-3, 4)]
             varies = 0.0
-            for c in range(3):
-                values = [float(a[0, c, y, x]) for y in rows for x in columns]
-                varies += statistics.pvariance(values) / 3
-            total += apart / (varies + 1e-4)
+            for side in (mine, found):
+                for c in range(3):
+                    varies += statistics.pvariance([side(c, y, x) for y in rows for x in columns]) / 6
+            total += apart / (varies + (4 / 255) ** 2)
     assert Temporal()(a, b, flow, valid).item() == pytest.approx(total / 30, rel=1e-4)
 
 
-def test_flattening_does_not_please_the_temporal_loss():
-    g = torch.Generator().manual_seed(0)
-    a, b = (torch.rand(1, 3, 24, 80, generator=g) for _ in range(2))
+def noise(size, seed):
+    return torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(seed)) - 0.5
+
+
+def test_the_temporal_loss_does_not_care_which_frame_is_which():
+    grainy, flat = 0.5 + 0.4 * noise((24, 32), 0), torch.full((1, 3, 24, 32), 0.5)
+    still, everywhere = torch.zeros(1, 2, 24, 32), torch.ones(1, 24, 32)
+    one, other = Temporal()(grainy, flat, still, everywhere), Temporal()(flat, grainy, still, everywhere)
+    assert one.item() == pytest.approx(other.item(), rel=1e-5) and one > 1
+
+
+def test_neither_flattening_nor_more_contrast_pleases_the_temporal_loss():
+    a, b = (0.5 + noise((24, 80), seed) for seed in (0, 1))
     b = torch.where(torch.arange(80) < 40, a, b)  # flickers on the right alone
     still, everywhere = torch.zeros(1, 2, 24, 80), torch.ones(1, 24, 80)
     full = Temporal()(a, b, still, everywhere).item()
     for share in (torch.tensor(0.5), torch.where(torch.arange(80) < 40, 1.0, 0.5)):
         flatter = (0.5 + share * (x - 0.5) for x in (a, b))
         assert Temporal()(*flatter, still, everywhere).item() == pytest.approx(full, rel=0.05)
+    share = torch.ones((), requires_grad=True)  # the derivative is what training sees: 2 if v were a constant
+    loss = Temporal()(0.5 + share * (a - 0.5), 0.5 + share * (b - 0.5), still, everywhere)
+    (slope,) = torch.autograd.grad(loss.log(), share)
+    assert slope.abs() < 0.02
+
+
+def test_grain_in_flat_places_costs():
+    """Frames that are flat and a little apart: grain of their own in one or both only adds to it."""
+    a = torch.full((1, 3, 32, 32), 0.5)
+    b = a + 3 / 255
+    still, everywhere = torch.zeros(1, 2, 32, 32), torch.ones(1, 32, 32)
+    plain = Temporal()(a, b, still, everywhere).item()
+    for strength in (0.01, 0.03, 0.1, 0.3):
+        grain = [strength * noise((32, 32), seed) for seed in (0, 1)]
+        for x, y in ((a + grain[0], b), (a, b + grain[1]), (a + grain[0], b + grain[1])):
+            assert Temporal()(x, y, still, everywhere).item() > plain
 
 
 def test_temporal_without_a_valid_pixel_is_zero(pictures):

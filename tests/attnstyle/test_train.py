@@ -210,3 +210,8 @@ def test_the_temporal_loss_calms_what_moves_and_keeps_the_contrast(judge, pictur
     (flickers, contrast), (calm, kept) = styled(1e-6), styled(10.0)
     assert calm < 0.5 * flickers
     assert kept > 0.8 * contrast
+
+
+def test_the_style_text_among_the_other_texts_is_told(judge, pictures):
+    with pytest.raises(ValueError, match="other_texts names 'red', which is the style text"):
+        run(judge, pictures(1, 16, 16), quick(others=("blue", " Red ")))
