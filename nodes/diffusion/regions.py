@@ -185,7 +185,9 @@ class Regions:
         if len(split.groups) == 1:
             return found[0]
         apart = torch.cat(found).unflatten(0, (len(split.groups), len(where.sides), where.count))
-        return (apart.float() * split.weights[:, None, :, None]).sum(0).flatten(0, 1).to(found[0])
+        weights = split.weights[:, None, :, None]
+        spoken = (apart.float() * weights).masked_fill_(weights == 0, 0)  # an overflow stays in its region
+        return spoken.sum(0).flatten(0, 1).to(found[0])
 
     def split(self, frames: Sequence[int], size: tuple[int, int], device: Any = None) -> Split:
         """Who speaks where in these frames."""

@@ -1,6 +1,7 @@
 """Style LoRAs per region: eqs. 6 and 7 by models with merged weights, rows, chains, and what "off" is."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from reelbrush.nodes import host
 from reelbrush.nodes.diffusion import unet
 from reelbrush.nodes.diffusion.clip_nodes import FramesPerCall, TemporalAttention
+from reelbrush.nodes.diffusion.lora import LowRank
 from reelbrush.nodes.diffusion.style_nodes import ZStarNode
 
 from . import tiny, tiny_sampling
@@ -174,6 +176,19 @@ def test_where_no_mask_is_an_evaluation_is_the_base_models_to_the_bit(kind):
     assert difference[..., 8:].max() > 1e-2
     # rows in a larger batch may be multiplied in another order: the last bits of a float
     assert difference[..., :8].max() < 1e-5
+
+
+@BOTH
+def test_a_style_that_overflows_does_so_in_its_own_region_alone(kind):
+    model, (one, _) = make(kind), two(kind)
+    mask = torch.zeros(1, 16, 16)
+    mask[:, :, :8] = 1  # half of latents of 8x8
+    sigma = levels(model, 4)[1]
+    x = latents(1, size=(8, 8)) * float(sigma)
+    broken = replace(one, parts={k: LowRank(p.down, p.up * float("inf")) for k, p in one.parts.items()})
+    result, plain = denoised(apply(model, broken, mask=mask), x, sigma), denoised(model, x, sigma)
+    assert result[..., :4].isnan().all()
+    torch.testing.assert_close(result[..., 4:], plain[..., 4:])
 
 
 @BOTH
