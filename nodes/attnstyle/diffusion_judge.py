@@ -18,6 +18,7 @@ The paper names this judge and gives no formulas; these are ours. It needs a mod
 SD2, SDXL); its verdicts cost two UNet passes per level and patch: use few patches.
 """
 
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -183,14 +184,31 @@ class DiffusionAim:
             errors = errors.unflatten(0, (len(content), self.REPEATS)).mean(1)
         self.typical = errors.mean()
         self.content = errors[:, 0] - errors[:, 1]
+        # what `loss` saw last: the pictures, the state that its noise was drawn from, and their errors
+        self._seen: tuple[weakref.ref, Tensor, Tensor] | None = None
 
     def loss(self, images: Tensor, frame: Tensor) -> Tensor:
-        style, source = self.judge.errors(images, self.texts, self.generator).mean((-1, -2)).unbind(1)
+        state = self.generator.get_state()
+        errors = self.judge.errors(images, self.texts, self.generator).mean((-1, -2))
+        self._seen = (weakref.ref(images), state, errors)
+        style, source = errors.unbind(1)
         return 1 + torch.tanh(SHARPNESS * (style - source - self.content[frame]) / self.typical)
 
     def doubt(self, images: Tensor) -> Tensor:
-        errors = self.judge.errors(images, self.texts + self.others, self.generator).mean((-1, -2))
+        errors = self._choices(images)
         return -(-SHARPNESS * errors / self.typical).log_softmax(-1)[:, 0] / SHARPNESS
+
+    def _choices(self, images: Tensor) -> Tensor:
+        """[M, texts and others]: mean errors under one noise; what `loss` has predicted is not run again."""
+        seen, self._seen = self._seen, None
+        if seen is None or seen[0]() is not images:
+            return self.judge.errors(images, self.texts + self.others, self.generator).mean((-1, -2))
+        _, state, errors = seen
+        if not self.others:
+            return errors
+        self.generator.set_state(state)
+        others = self.judge.errors(images, self.others, self.generator).mean((-1, -2))
+        return torch.cat([errors, others], 1)
 
     def layout(self, images: Tensor) -> Tensor:
         """Minus each text's error at each place, under noise that is the same for all pictures."""

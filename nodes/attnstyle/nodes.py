@@ -230,7 +230,7 @@ class AttnStyle:
         perceptual,
         seed,
         early_stop=True,
-        confidence_weight=20000.0,
+        confidence_weight=0.0,  # what a graph computes that was saved before this input existed
         other_texts="",
     ):
         named = (global_weight, patch_weight, attention_weight, content_weight, layout_weight, tv_weight)

@@ -1,0 +1,60 @@
+"""The training node's inputs, from the node to what was trained."""
+
+import pytest
+import torch
+
+from reelbrush.nodes.attnstyle.nodes import AttnStyle
+
+OFF = {
+    f"{name}_weight": 0.0 for name in ("global", "patch", "attention", "content", "layout", "tv", "temporal")
+}
+
+
+@pytest.fixture
+def trained(judge, pictures):
+    """`trained(**inputs)`: the pictures that the node gives back after a short training."""
+
+    def run(**inputs):
+        given = {
+            "judge": judge,
+            "images": pictures(2, 16, 20).permute(0, 2, 3, 1),
+            "style_text": "red",
+            "source_text": "a photo",
+            "epochs": 4,
+            "learning_rate": 1e-3,
+            **OFF,
+            "global_weight": 500.0,
+            "patch_scales": "global 1",
+            "patches": 4,
+            "threshold": 0.0,
+            "curriculum": False,
+            "perceptual": "none",
+            "seed": 0,
+            "early_stop": False,
+        }
+        images, _, _ = AttnStyle().run(**{**given, **inputs})
+        return images
+
+    return run
+
+
+def test_a_graph_without_the_newer_inputs_is_trained_as_it_was(trained):
+    """Saved before `confidence_weight` and `other_texts` existed: ComfyUI then hands over neither."""
+    old = trained()
+    assert torch.equal(old, trained(confidence_weight=0.0, other_texts=""))
+    assert not torch.allclose(old, trained(confidence_weight=20000.0), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("fixed", "name", "values"),
+    [
+        ({}, "confidence_weight", (0.0, 20000.0)),
+        ({"confidence_weight": 20000.0}, "other_texts", ("", "blue", "dark")),
+        ({}, "temporal_weight", (0.0, 10.0, 1000.0)),
+    ],
+)
+def test_an_input_reaches_the_training(trained, fixed, name, values):
+    results = [trained(**fixed, **{name: value}) for value in values]
+    for i, a in enumerate(results):
+        for b in results[:i]:
+            assert not torch.equal(a, b)  # a seed repeats to the bit
