@@ -1,13 +1,17 @@
 """Whole clips: the style once per timestep for all frames, and each call warm from the one before.
 
 Without a flow every frame starts from its content and takes all steps. With one, the first frame after a
-cut takes all steps; the frames after it start from its result, carried along the flow, and take a few:
+cut takes all steps; the frames after it start on their own content, changed as the finished frame before
+them was changed, and take a few:
 
-    start(t+1) = warp(z(t))    where the flow is valid
-                 AdaIN(content(t+1), z(t))    where it is not (disocclusions, the frame's rim)
+    start(t+1) = content(t+1) + move(z(t) - content(t))
 
-Frames that share a call start from the same finished frame; their flows are chained, so that a latent is
-interpolated once. The optional temporal term pulls a frame towards its warped predecessor, where valid.
+`move` takes whole latent pixels along the flow, and what came from beyond the frame from where it stands.
+A mean of neighbouring latents is a latent that the style does not have: interpolated, or put back to its
+content where the flow is not valid, a start is farther from the end than most steps can make up for.
+
+Frames that share a call start from the same finished frame; their flows are chained, so that a change is
+moved once. The optional temporal term pulls a frame towards its warped predecessor, where valid.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,8 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels.flow import warp
-from ...kernels.moments import match_moments
+from ...kernels.flow import targets, warp
 from .optimize import Anchor, Recipe, References, Report, distill, falling
 
 
@@ -62,24 +65,36 @@ class Motion:
         valid = pair.backward_valid[:, None] & (not self.flow.crosses_cut(frame - 1))
         return pair.backward.to(self.like), valid.to(self.like)
 
-    def chained(self, frames: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Flows from several frames in a row to the one before them all."""
-        flows, valids = [], []
+    def chained(self, frames: Sequence[int]) -> Tensor:
+        """Flows [n, 2, h, w] from several frames in a row to the one before them all."""
+        flows = []
         for frame in frames:
-            flow, valid = self.back(frame)
-            if flows:
-                valid = valid * (warp(valids[-1], flow) > 0.99)
-                flow = flow + warp(flows[-1], flow)
-            flows.append(flow)
-            valids.append(valid)
-        return torch.cat(flows), torch.cat(valids)
+            flow, _ = self.back(frame)
+            flows.append(flow + warp(flows[-1], flow) if flows else flow)
+        return torch.cat(flows)
 
 
-def carried(result: Tensor, fresh: Tensor, motion: Motion, frames: Sequence[int]) -> Tensor:
-    """Where frames start: a finished frame [1, C, h, w] along the flow, else its look on `fresh`."""
-    flows, valid = motion.chained(frames)
-    moved = warp(result.expand(len(frames), -1, -1, -1), flows)
-    return torch.where(valid > 0, moved, match_moments(fresh, result))
+def move(images: Tensor, flow: Tensor) -> Tensor:
+    """images(p + f(p)) [N, C, h, w] by whole pixels; where that is beyond the frame, images(p)."""
+    h, w = flow.shape[-2:]
+    x, y = (t.round().long() for t in targets(flow))
+    there = (x >= 0) & (x < w) & (y >= 0) & (y < h)
+    here = torch.arange(h * w, device=flow.device).view(h, w)
+    index = torch.where(there, y * w + x, here).flatten(1)[:, None].expand(-1, images.shape[1], -1)
+    return images.flatten(2).gather(2, index).view_as(images)
+
+
+def carried(
+    result: Tensor, content: Tensor | None, motion: Motion, last: int, frames: Sequence[int]
+) -> Tensor:
+    """Where frames begin after the `result` [1, C, h, w] of the frame `last` before them. Without content,
+    at the moved result; one content may serve all frames."""
+    flows = motion.chained(frames)
+    if content is None:
+        return move(result.expand(len(frames), -1, -1, -1), flows)
+    content = content.expand(len(motion.like), -1, -1, -1)
+    change = result - content[last]
+    return content[list(frames)] + move(change.expand(len(frames), -1, -1, -1), flows)
 
 
 def neighbours(z: Tensor, before: Tensor | None, motion: Motion, frames: Sequence[int]) -> Anchor:
@@ -112,8 +127,9 @@ def stylize(
         some = slice(call.frames.start, call.frames.stop)
         z, before, anchor = start[some], None, None
         if call.warm:
-            before = done[some.start - 1 : some.start]
-            z = carried(before, z, motion, call.frames)
+            last = some.start - 1
+            before = done[last : some.start]
+            z = carried(before, references.content, motion, last, call.frames)
         if motion is not None and recipe.temporal_weight:
             anchor = lambda z, before=before, f=call.frames: neighbours(z, before, motion, f)  # noqa: E731
         levels = falling(call.steps(steps, warm_steps))

@@ -57,7 +57,7 @@ class ADOptimize:
                     60,
                     0,
                     10000,
-                    "With a flow: steps of a frame that starts from the warped one before. 0: off.",
+                    "With a flow: steps of a frame that starts as changed as the one before. 0: off.",
                 ),
                 "temporal_weight": number(
                     "FLOAT",
@@ -69,7 +69,11 @@ class ADOptimize:
                 ),
                 "seed": seed("Decides the noise that a texture starts from."),
                 "frames_per_call": number(
-                    "INT", 0, 0, 256, "Frames that the UNet sees at once; 0 decides from free memory."
+                    "INT",
+                    0,
+                    0,
+                    256,
+                    "Frames that the UNet sees at once; 0: from free memory, 1 for warm ones.",
                 ),
             },
             "optional": {

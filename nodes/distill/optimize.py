@@ -11,7 +11,6 @@ last chosen layer's queries, for its content. The style costs one row per timest
 frames: they share it, and so do later calls as far as memory allows.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -31,12 +30,6 @@ SCALES = (2.0**14, 2.0**10, 2.0**6, 1.0)  # of the loss in half precision, where
 def falling(steps: int, highest: float = T) -> list[int]:
     """Timesteps at which `steps` iterations look, evenly from below `highest` to 1."""
     return [1 + round(i * highest / steps) for i in reversed(range(steps))]
-
-
-def cooled(progress: float, least: float = 0.05) -> float:
-    """A share of the learning rate that falls along half a cosine. Under an L1 loss Adam's last steps are as
-    long as its first ones; where steps are few, what they leave unsettled is a good part of the loss."""
-    return least + (1 - least) * (1 + math.cos(math.pi * progress)) / 2
 
 
 @dataclass(frozen=True)
@@ -150,7 +143,7 @@ def distill(
     report: Report = lambda step: None,
 ) -> Tensor:
     """Optimise z [N, C, h, w], within `features.gradients`. `frames` are the numbers in the clip. A `warm`
-    start is a result already: a NaN at the first step may leave it, and the learning rate is `cooled`."""
+    start is a result already, which a NaN at the first step may leave."""
     frames = range(len(z)) if frames is None else frames
     z = z.detach().clone()
     good = z.clone()
@@ -173,8 +166,6 @@ def distill(
         good.copy_(z)
         if not z.grad.isfinite().all():
             return failed(number, t, good, recipe, warm)
-        if warm:
-            adam.param_groups[0]["lr"] = recipe.learning_rate * cooled(number / len(timesteps))
         adam.step()
         report(Step(number, t, *losses.mean(dim=1).tolist(), z.detach()))
     return z.detach()

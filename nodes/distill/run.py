@@ -19,7 +19,6 @@ from .features import Eye
 from .guided import seeded
 from .optimize import Recipe, References, Report, Step
 
-WARM_FRAMES = 4  # at most in one warm call: the further from its finished frame, the worse a start fits
 STYLE_MEMORY = 4 << 30  # of style features kept for the calls of one clip
 
 Latent = dict[str, Any]
@@ -102,8 +101,8 @@ def optimized(
         plan = features.plan(eye, z, 1, recipe.frames_per_call)
         if warm:
             references.memory = min(STYLE_MEMORY, host.free_memory(host.offload_device()) // 4)
-            if not recipe.frames_per_call:
-                plan = replace(plan, frames_per_call=min(plan.frames_per_call, WARM_FRAMES))
+            if not recipe.frames_per_call:  # the next frame, not the fourth, fits a finished one
+                plan = replace(plan, frames_per_call=1)
         total = work(len(z), flow.cuts if warm else (), steps, warm_steps if warm else steps)
         with (
             features.gradients(base, frugal=plan.frugal),
