@@ -225,21 +225,22 @@ def textures(bench: Bench) -> Rows:
         ]
 
 
-def wrap_ratio(shown: Tensor) -> tuple[float, float]:
-    """The step across the wrap over the mean step inside: over all steps, and over those between the 8 x 8
-    pixels of two latent points, which a decoder draws a little coarser; [1, h, w, 3], mean of both axes."""
-    ratios = []
+def steps_between_points(shown: Tensor) -> list[Tensor]:
+    """The mean step across each line between two latent points, 8 pixels apart, over the mean of the lines
+    inside; the last is the step across the wrap. One row of lines per axis of [1, h, w, 3]."""
+    found = []
     for axis in (1, 2):
-        across = (shown.select(axis, 0) - shown.select(axis, -1)).abs().mean()
-        inside = shown.diff(dim=axis).abs().mean(dim=[n for n in range(4) if n != axis])
-        ratios.append([float(across / inside.mean()), float(across / inside[7::8].mean())])
-    return tuple(sum(pair) / 2 for pair in zip(*ratios, strict=True))
+        steps = (shown - shown.roll(-1, axis)).abs().mean(dim=[n for n in range(4) if n != axis])[7::8]
+        found.append(steps / steps[:-1].mean())
+    return found
 
 
 def seamless(bench: Bench) -> Rows:
+    """By symmetry the wrap of a tiling model is a line like every other, not a smaller step: single lines
+    differ, so it takes several samples to tell a seam from a line, and the lines inside say how many."""
     tiling = seamless_model(bench.model, "both")
     ways = (("plain", None, bench.vae), ("seamless", tiling, bench.tiling_vae()))
-    found = {words: [] for words, *_ in ways}
+    found = {words: ([], []) for words, *_ in ways}
     for name in TEXTURES:
         style = bench.latent(name)
         for seed in SEEDS:
@@ -247,14 +248,27 @@ def seamless(bench: Bench) -> Rows:
             for words, model, vae in ways:
                 z = bench.sampled(style, adam(bench.learning_rate, 3), model=model, seed=seed)
                 shown = vae.decode(z)
-                found[words].append(wrap_ratio(shown))
-                text = f"{words}, 2 x 2|wrap {found[words][-1][0]:.2f}, {found[words][-1][1]:.2f}"
+                wraps, insides = found[words]
+                lines = steps_between_points(shown)
+                wraps += [float(line[-1]) for line in lines]
+                insides += [line[:-1] for line in lines]
+                text = f"{words}, 2 x 2|wrap {wraps[-2]:.2f}, {wraps[-1]:.2f}"
                 row.append((text, shown[0].repeat(2, 2, 1)))
+                if model is not None:
+                    half = tuple(n // 2 for n in shown.shape[1:3])
+                    row.append(("rolled by half", shown[0].roll(half, (0, 1))))
                 log.info(text.replace("|", "  "))
             yield row
-    for words, ratios in found.items():
-        means = torch.tensor(ratios).mean(dim=0).tolist()
-        log.info("wrap, %s: %.3f of all steps, %.3f of the steps between points", words, *means)
+    for words, (wraps, insides) in found.items():
+        wrap, inside = torch.tensor(wraps), torch.stack(insides)
+        log.info(
+            "%s: step across the wrap over the mean of the lines inside, %d samples of two axes: "
+            "%.3f +- %.3f (standard error), %.2f to %.2f; a single line inside: %.2f to %.2f in 90 %% of "
+            "cases; %.0f %% of them below the wrap of their sample",
+            *(words, len(wrap) // 2, wrap.mean(), wrap.std() / len(wrap) ** 0.5, wrap.min(), wrap.max()),
+            *(inside.quantile(0.05), inside.quantile(0.95)),
+            100 * (inside < wrap[:, None]).float().mean(),
+        )
 
 
 def labels(bench: Bench) -> Rows:
