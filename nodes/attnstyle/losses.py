@@ -158,27 +158,39 @@ class TotalVariation(nn.Module):
         return sum((d.square().sum((1, 2, 3)) + 1e-12).sqrt() for d in differences).mean()
 
 
+def around(images: Tensor) -> Tensor:
+    """The mean of the `WINDOW` x `WINDOW` pixels around each."""
+    return avg_pool2d(pad(images, (WINDOW // 2,) * 4, mode="replicate"), WINDOW, 1)
+
+
 def local_variance(images: Tensor) -> Tensor:
     """[N, H, W]: the variance in the `WINDOW` x `WINDOW` pixels around each, mean over channels."""
-    around = lambda x: avg_pool2d(pad(x, (WINDOW // 2,) * 4, mode="replicate"), WINDOW, 1)  # noqa: E731
     centered = images - images.mean((2, 3), keepdim=True)
     return (around(centered.square()) - around(centered).square()).clamp_min(0).mean(1)
 
 
 class Temporal(nn.Module):
-    """L_temp = Σ m |g(p) - f(x_a)(p)|^2 / (v(p) + FLAT) / Σ m, g(p) = f(x_b)(p + flow(p)): neighbours agree.
+    """L_temp = Σ m (var(d) / (v + FLAT) + |mean(d)|^2 / (V + FLAT)) / Σ m: neighbours agree.
 
-    `flow` [P, 2, H, W] leads from frame a to frame b (kernels/flow.py), `valid` [P, H, W] is m, and v is
-    the mean of `local_variance` of f(x_a) and of g. Without the division the cheapest way to agree is to
-    have nothing on the picture that could disagree. It is place by place, or what moves would be flattened
-    alone; and by both sides, or grain in one of them would pay for itself.
+    d(p) = f(x_b)(p + flow(p)) - f(x_a)(p), split into what it is on average in the pixels around (tone) and
+    how it varies there (texture). `flow` [P, 2, H, W] leads from frame a to frame b (kernels/flow.py),
+    `valid` [P, H, W] is m, v is the mean of `local_variance` of the two sides, and V the mean of v over m.
+
+    Without the divisions the cheapest way to agree is to have nothing on the picture that could disagree.
+    Texture is measured place by place, or what moves would be flattened alone; tone by the whole frame, or
+    grain on a flat place would pay for a brightness that flickers there; and both by both sides, or grain
+    in one of them would.
     """
 
     FLAT = (4 / 255) ** 2  # below, contrast is hardly seen
 
     def forward(self, styl_a: Tensor, styl_b: Tensor, flow: Tensor, valid: Tensor) -> Tensor:
         found = warp(styl_b, flow)
-        apart = (found - styl_a).square().mean(1)
-        varies = (local_variance(styl_a) + local_variance(found)) / 2
-        m = valid.to(apart)
-        return (m * apart / (varies + self.FLAT)).sum() / m.sum().clamp_min(1.0)
+        m = valid.to(found)
+        count = m.sum().clamp_min(1.0)
+        v = (local_variance(styl_a) + local_variance(found)) / 2
+        whole = (m * v).sum() / count
+        apart = found - styl_a
+        texture = local_variance(apart) / (v + self.FLAT)
+        tone = around(apart).square().mean(1) / (whole + self.FLAT)
+        return (m * (texture + tone)).sum() / count

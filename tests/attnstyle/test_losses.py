@@ -191,7 +191,7 @@ def test_total_variation_is_four_norms(pictures):
     assert TotalVariation()(x).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_temporal_is_the_masked_error_after_warping_over_the_local_variance_of_both(pictures):
+def test_temporal_is_the_masked_error_after_warping_by_texture_and_by_tone(pictures):
     a, b = pictures(1, 8, 9), pictures(1, 8, 9, seed=2)
     flow = torch.tensor([1.0, -2.0]).view(1, 2, 1, 1).expand(1, 2, 8, 9).contiguous()
     valid = torch.zeros(1, 8, 9)
@@ -203,17 +203,24 @@ def test_temporal_is_the_masked_error_after_warping_over_the_local_variance_of_b
     def found(c, y, x):  # frame b along the flow; its border goes on outside
         return float(b[0, c, max(y - 2, 0), min(x + 1, 8)])
 
+    def apart(c, y, x):
+        return found(c, y, x) - mine(c, y, x)
+
+    def around(side, c, i, j):
+        rows = [min(max(i + y, 0), 7) for y in range(-3, 4)]
+        columns = [min(max(j + x, 0), 8) for x in range(-3, 4)]
+        return [side(c, y, x) for y in rows for x in columns]
+
+    def varies(side, i, j):
+        return sum(statistics.pvariance(around(side, c, i, j)) for c in range(3)) / 3
+
+    places = [(i, j) for i in range(3, 8) for j in range(6)]
+    v = {at: (varies(mine, *at) + varies(found, *at)) / 2 for at in places}
+    whole, flat = statistics.mean(v.values()), (4 / 255) ** 2
     total = 0.0
-    for i in range(3, 8):
-        for j in range(6):
-            apart = sum((found(c, i, j) - mine(c, i, j)) ** 2 for c in range(3)) / 3
-            rows = [min(max(i + y, 0), 7) for y in range(-3, 4)]
-            columns = [min(max(j + x, 0), 8) for x in range(-3, 4)]
-            varies = 0.0
-            for side in (mine, found):
-                for c in range(3):
-                    varies += statistics.pvariance([side(c, y, x) for y in rows for x in columns]) / 6
-            total += apart / (varies + (4 / 255) ** 2)
+    for at in places:
+        tone = sum(statistics.mean(around(apart, c, *at)) ** 2 for c in range(3)) / 3
+        total += varies(apart, *at) / (v[at] + flat) + tone / (whole + flat)
     assert Temporal()(a, b, flow, valid).item() == pytest.approx(total / 30, rel=1e-4)
 
 
@@ -235,21 +242,23 @@ def test_neither_flattening_nor_more_contrast_pleases_the_temporal_loss():
     full = Temporal()(a, b, still, everywhere).item()
     for share in (torch.tensor(0.5), torch.where(torch.arange(80) < 40, 1.0, 0.5)):
         flatter = (0.5 + share * (x - 0.5) for x in (a, b))
-        assert Temporal()(*flatter, still, everywhere).item() == pytest.approx(full, rel=0.05)
+        assert Temporal()(*flatter, still, everywhere).item() == pytest.approx(full, rel=0.1)  # squares: 0.25
     share = torch.ones((), requires_grad=True)  # the derivative is what training sees: 2 if v were a constant
     loss = Temporal()(0.5 + share * (a - 0.5), 0.5 + share * (b - 0.5), still, everywhere)
     (slope,) = torch.autograd.grad(loss.log(), share)
     assert slope.abs() < 0.02
 
 
-def test_grain_in_flat_places_costs():
-    """Frames that are flat and a little apart: grain of their own in one or both only adds to it."""
-    a = torch.full((1, 3, 32, 32), 0.5)
-    b = a + 3 / 255
-    still, everywhere = torch.zeros(1, 2, 32, 32), torch.ones(1, 32, 32)
+@pytest.mark.parametrize("apart", [0, 3, 12])
+def test_grain_in_flat_places_costs(apart):
+    """A scene with a flat half whose brightness flickers: grain there, in one frame or both, never pays."""
+    left = torch.arange(64) < 32
+    a = torch.where(left, torch.full((1, 3, 32, 64), 0.5), 0.5 + noise((32, 64), 5))
+    b = torch.where(left, a + apart / 255, a)
+    still, everywhere = torch.zeros(1, 2, 32, 64), torch.ones(1, 32, 64)
     plain = Temporal()(a, b, still, everywhere).item()
     for strength in (0.01, 0.03, 0.1, 0.3):
-        grain = [strength * noise((32, 32), seed) for seed in (0, 1)]
+        grain = [torch.where(left, strength * noise((32, 64), seed), torch.zeros(())) for seed in (0, 1)]
         for x, y in ((a + grain[0], b), (a, b + grain[1]), (a + grain[0], b + grain[1])):
             assert Temporal()(x, y, still, everywhere).item() > plain
 
