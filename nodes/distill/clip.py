@@ -32,8 +32,12 @@ class Call:
     frames: range
     warm: bool
 
-    def steps(self, all_steps: int, warm_steps: int) -> int:
-        return warm_steps if self.warm else all_steps
+    def timesteps(self, all_steps: int, warm_steps: int) -> list[int]:
+        """Where its steps look. Two warm steps share a timestep, and with it the content's features: they
+        get as far, and cost an eighth less."""
+        if not self.warm:
+            return falling(all_steps)
+        return [t for t in falling(-(-warm_steps // 2)) for _ in range(2)][warm_steps % 2 :]
 
 
 def calls(frames: int, cuts: Sequence[int], per_call: int, warm: bool) -> Iterator[Call]:
@@ -132,7 +136,7 @@ def stylize(
             z = carried(before, references.content, motion, last, call.frames)
         if motion is not None and recipe.temporal_weight:
             anchor = lambda z, before=before, f=call.frames: neighbours(z, before, motion, f)  # noqa: E731
-        levels = falling(call.steps(steps, warm_steps))
+        levels = call.timesteps(steps, warm_steps)
         done[some] = distill(
             references, z, levels, recipe, frames=call.frames, anchor=anchor, warm=call.warm, report=report
         )

@@ -82,7 +82,7 @@ def test_a_warm_frame_takes_few_steps_and_a_frame_after_a_cut_all(monkeypatch):
     assert sum(n for n, grad in rows if grad) == 5 + 2 + 5 + 2 + 5
     assert torch.equal(out[2], first[0])  # nothing crosses the cut
     styled = [n for n, grad in rows if not grad]
-    assert len(styled) == (5 + 2 + 5 + 2 + 5) + len({*falling(5), *falling(2)})  # the style once per timestep
+    assert len(styled) == (5 + 1 + 5 + 1 + 5) + len({*falling(5), *falling(1)})  # the style once per timestep
 
 
 def test_a_warm_start_begins_nearer(monkeypatch):
