@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from ad_clip import ROOT, loaded
 from ad_sheets import FIRE, picture
-from torch import Tensor
+from torch import Tensor, nn
 
 log = logging.getLogger("ad_vae")
 LAYOUT = {
@@ -39,6 +39,13 @@ def trained(photos: list[Path], seconds: float):
     torch.manual_seed(0)
     vae = comfy.sd.VAE(sd={}, config={"params": {"ddconfig": LAYOUT, "embed_dim": 4}}, dtype=torch.float32)
     network = vae.first_stage_model
+    for module in network.modules():  # ComfyUI leaves weights as memory had them: files fill them
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.GroupNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
     pictures = torch.cat([picture(p, 256) for p in photos]).movedim(-1, 1) * 2 - 1
     adam = torch.optim.Adam(network.requires_grad_().parameters(), 2e-3)
     begin, steps = time.process_time(), 0
@@ -53,7 +60,7 @@ def trained(photos: list[Path], seconds: float):
         adam.step()
         steps += 1
     network.requires_grad_(False)
-    log.warning("AutoencoderKL: %d steps, L1 of its last crops %.4f", steps, float(loss) / 2)
+    log.warning("AutoencoderKL: %d steps, L1 of its last crops %.4f", steps, float(loss.detach()) / 2)
     return vae
 
 
@@ -78,7 +85,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--size", type=int, default=192)
-    parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--seconds", type=float, default=60)
     a = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     loaded(ROOT / "tests" / "conftest.py")  # ComfyUI, from COMFYUI_PATH
