@@ -98,12 +98,12 @@ def test_a_training_with_the_embedded_network_stays_closer_to_the_content(judge,
     x = images.permute(0, 3, 1, 2)
 
     def distance(weight):
-        settings = Settings(epochs=15, patches=4, threshold=0.0, weights=Weights(content=weight))
+        settings = Settings(epochs=30, patches=4, threshold=0.0, weights=Weights(content=weight))
         trained, _ = fit(judge, images, "red", "a photo", settings, perceptual.EMBEDDED)
         with torch.no_grad():
             return Content(perceptual.load(perceptual.EMBEDDED), x)(trained.network()(x), torch.tensor([0]))
 
-    assert distance(1e5) < 0.5 * distance(1e-3)
+    assert distance(1e5) < 0.3 * distance(1e-3)
 
 
 def test_the_node_hands_every_input_on(judge, pictures, monkeypatch):
