@@ -235,12 +235,20 @@ def steps_between_points(shown: Tensor) -> list[Tensor]:
     return found
 
 
+def over_all_steps(shown: Tensor, axes: tuple[int, int]) -> list[float]:
+    """The mean step across the wrap over the mean of all steps inside, per axis."""
+    return [
+        float((shown.select(a, 0) - shown.select(a, -1)).abs().mean() / shown.diff(dim=a).abs().mean())
+        for a in axes
+    ]
+
+
 def seamless(bench: Bench) -> Rows:
     """By symmetry the wrap of a tiling model is a line like every other, not a smaller step: single lines
     differ, so it takes several samples to tell a seam from a line, and the lines inside say how many."""
     tiling = seamless_model(bench.model, "both")
     ways = (("plain", None, bench.vae), ("seamless", tiling, bench.tiling_vae()))
-    found = {words: ([], []) for words, *_ in ways}
+    found = {words: ([], [], [], []) for words, *_ in ways}
     for name in TEXTURES:
         style = bench.latent(name)
         for seed in SEEDS:
@@ -248,10 +256,12 @@ def seamless(bench: Bench) -> Rows:
             for words, model, vae in ways:
                 z = bench.sampled(style, adam(bench.learning_rate, 3), model=model, seed=seed)
                 shown = vae.decode(z)
-                wraps, insides = found[words]
+                wraps, insides, pixels, points = found[words]
                 lines = steps_between_points(shown)
                 wraps += [float(line[-1]) for line in lines]
                 insides += [line[:-1] for line in lines]
+                pixels += over_all_steps(shown, (1, 2))
+                points += over_all_steps(z, (2, 3))
                 text = f"{words}, 2 x 2|wrap {wraps[-2]:.2f}, {wraps[-1]:.2f}"
                 row.append((text, shown[0].repeat(2, 2, 1)))
                 if model is not None:
@@ -259,7 +269,11 @@ def seamless(bench: Bench) -> Rows:
                     row.append(("rolled by half", shown[0].roll(half, (0, 1))))
                 log.info(text.replace("|", "  "))
             yield row
-    for words, (wraps, insides) in found.items():
+    for words, (wraps, insides, pixels, points) in found.items():
+        log.info(
+            "%s: step across the wrap over the mean of all steps inside: pixels %.3f, latents %.3f",
+            *(words, sum(pixels) / len(pixels), sum(points) / len(points)),
+        )
         wrap, inside = torch.tensor(wraps), torch.stack(insides)
         log.info(
             "%s: step across the wrap over the mean of the lines inside, %d samples of two axes: "

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from ad_clip import ROOT, loaded
 from ad_sheets import FIRE, picture
-from torch import Tensor, nn
+from torch import Tensor
 
 log = logging.getLogger("ad_vae")
 LAYOUT = {
@@ -39,13 +39,9 @@ def trained(photos: list[Path], seconds: float):
     torch.manual_seed(0)
     vae = comfy.sd.VAE(sd={}, config={"params": {"ddconfig": LAYOUT, "embed_dim": 4}}, dtype=torch.float32)
     network = vae.first_stage_model
-    for module in network.modules():  # ComfyUI leaves weights as memory had them: files fill them
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.GroupNorm):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
+    made = loaded(ROOT / "tests" / "diffusion" / "checkpoints.py")
+    # ComfyUI leaves weights as memory had them: files fill them
+    network.load_state_dict(made.filled(network, "", torch.Generator().manual_seed(0)))
     pictures = torch.cat([picture(p, 256) for p in photos]).movedim(-1, 1) * 2 - 1
     adam = torch.optim.Adam(network.requires_grad_().parameters(), 2e-3)
     begin, steps = time.process_time(), 0

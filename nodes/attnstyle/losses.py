@@ -170,27 +170,24 @@ def local_variance(images: Tensor) -> Tensor:
 
 
 class Temporal(nn.Module):
-    """L_temp = Σ m (var(d) / (v + FLAT) + |mean(d)|^2 / (V + FLAT)) / Σ m: neighbours agree.
+    """L_temp = Σ m (var(d) / w + t / (w + t / 2)) / Σ m, t = |mean(d)|^2, w = v + FLAT: neighbours agree.
 
     d(p) = f(x_b)(p + flow(p)) - f(x_a)(p), split into what it is on average in the pixels around (tone) and
     how it varies there (texture). `flow` [P, 2, H, W] leads from frame a to frame b (kernels/flow.py),
-    `valid` [P, H, W] is m, v is the mean of `local_variance` of the two sides, and V the mean of v over m.
+    `valid` [P, H, W] is m, and v is the mean of `local_variance` of the two sides.
 
-    Without the divisions the cheapest way to agree is to have nothing on the picture that could disagree.
-    Texture is measured place by place, or what moves would be flattened alone; tone by the whole frame, or
-    grain on a flat place would pay for a brightness that flickers there; and both by both sides, or grain
-    in one of them would.
+    Without the division the cheapest way to agree is to have nothing on the picture that could disagree. It
+    is place by place, or what moves would be flattened alone; by both sides, or grain in one would pay for
+    itself; and tone costs at most the 2 that grain of each frame's own does, or grain would pay for a
+    brightness that flickers where the picture is flat.
     """
 
     FLAT = (4 / 255) ** 2  # below, contrast is hardly seen
 
     def forward(self, styl_a: Tensor, styl_b: Tensor, flow: Tensor, valid: Tensor) -> Tensor:
         found = warp(styl_b, flow)
-        m = valid.to(found)
-        count = m.sum().clamp_min(1.0)
-        v = (local_variance(styl_a) + local_variance(found)) / 2
-        whole = (m * v).sum() / count
         apart = found - styl_a
-        texture = local_variance(apart) / (v + self.FLAT)
-        tone = around(apart).square().mean(1) / (whole + self.FLAT)
-        return (m * (texture + tone)).sum() / count
+        w = (local_variance(styl_a) + local_variance(found)) / 2 + self.FLAT
+        tone = around(apart).square().mean(1)
+        m = valid.to(found)
+        return (m * (local_variance(apart) / w + tone / (w + tone / 2))).sum() / m.sum().clamp_min(1.0)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels.flow import targets, warp
+from ...kernels.flow import inside, warp
 from .optimize import Anchor, Recipe, References, Report, distill, falling
 
 
@@ -80,12 +80,8 @@ class Motion:
 
 def move(images: Tensor, flow: Tensor) -> Tensor:
     """images(p + f(p)) [N, C, h, w] by whole pixels; where that is beyond the frame, images(p)."""
-    h, w = flow.shape[-2:]
-    x, y = (t.round().long() for t in targets(flow))
-    there = (x >= 0) & (x < w) & (y >= 0) & (y < h)
-    here = torch.arange(h * w, device=flow.device).view(h, w)
-    index = torch.where(there, y * w + x, here).flatten(1)[:, None].expand(-1, images.shape[1], -1)
-    return images.flatten(2).gather(2, index).view_as(images)
+    whole = flow.round()
+    return warp(images, whole * inside(whole)[:, None])
 
 
 def carried(

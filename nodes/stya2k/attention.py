@@ -64,6 +64,13 @@ class A2K(nn.Module):
         self.sim_alpha = nn.Parameter(torch.ones(1))
         self.sim_beta = nn.Parameter(torch.zeros(1))
 
+    def silence(self) -> None:
+        """Attention adds nothing until it has learned something; what is around it is not touched."""
+        with torch.no_grad():
+            for fusion in (self.fusion1, self.fusion2):
+                fusion.weight.zero_()
+                fusion.bias.zero_()
+
     @property
     def mode(self) -> str:
         """The mode that the weights were trained for."""

@@ -15,7 +15,8 @@ import torch
 from . import checkpoint
 from .data import Pictures
 from .perceptual import load_perceptual
-from .train import PAPER, Recipe, Report, Trainer, recipe_of
+from .recipe import PAPER, Recipe, recipe_of
+from .train import Report, Trainer
 
 log = logging.getLogger("reelbrush")
 

@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ...kernels.palette import sample
 from ..video.plot import loss_plot
+from .attention import A2K
 from .capture import Captured, ahead
 from .clips import ClipPairs
 from .data import ZOOM, Pictures, crop, recolor, step_rng
@@ -38,66 +39,13 @@ from .losses import (
 from .network import PAPER as PAPER_SIZES
 from .network import StyA2K
 from .perceptual import VGG19, Perceptual
+from .recipe import Recipe
 from .small import SmallStyA2K
 
 log = logging.getLogger("reelbrush")
 
 # How the temporal loss moves a still picture: so far at most, and a codec's and sensor's noise on top.
 MOVE, NOISE = torch.tensor([0.06, 0.06, 0.12]), 0.01
-
-
-@dataclass
-class Recipe:
-    """All that decides the outcome of a run."""
-
-    size: str = "small"
-    attention: str = "all-to-key"
-    steps: int = 20000
-    batch: int = 4
-    load_size: int = 256
-    crop: int = 160
-    learning_rate: float = 5e-4
-    style_weight: float = 10.0
-    match_weight: float = 1.25
-    gram_weight: float = 4.0
-    content_weight: float = 1.0
-    variation_weight: float = 0.3
-    temporal_weight: float = 0.0
-    color_share: float = 0.2
-    average: float = 0.998
-    seed: int = 0
-    held_styles: int = 15
-    held_contents: int = 50
-    schedule: str = "linear"
-    half: bool = False  # autocast to bfloat16
-
-    def rate(self, step: int) -> float:
-        """The learning rate's factor: the schedule, ours after a short warm-up."""
-        done = min(1.0, step / max(1, self.steps))
-        if self.schedule == "paper":  # flat for two of five epochs, then down to 0
-            return min(1.0, (1 - done) / 0.6)
-        warm = min(1.0, (step + 1) / 100)
-        return warm if self.schedule == "constant" else warm * (1 - done)
-
-    @property
-    def literal(self) -> bool:
-        """The official sums, crops and steps, without what we add."""
-        return self.schedule == "paper"
-
-
-PAPER = {
-    "size": "paper",
-    "steps": 400_000,
-    "batch": 8,
-    "load_size": 512,
-    "crop": 256,
-    "learning_rate": 2e-4,
-    "gram_weight": 0.0,
-    "content_weight": 0.0,
-    "variation_weight": 0.0,
-    "color_share": 0.0,
-    "schedule": "paper",
-}
 
 
 @dataclass
@@ -200,13 +148,14 @@ class Trainer:
                 f"the weights to start from are of another network ({wrong[0]} differs): "
                 f"give a {self.recipe.size} one of the same widths"
             )
-        other = weights.kind != self.recipe.attention
         with torch.no_grad():
             for name, p in self.trained.items():
                 p.copy_(state[name])
-                if other and {"fusion1", "fusion2"} & set(name.split(".")):
-                    p.zero_()
-                self.average[name].copy_(p)
+        if weights.kind != self.recipe.attention:
+            for module in self.network.modules():
+                if isinstance(module, A2K):
+                    module.silence()
+        self.average = {name: p.detach().clone() for name, p in self.trained.items()}
 
     # -- one step ----------------------------------------------------------------------------------
 
@@ -215,10 +164,7 @@ class Trainer:
         r, rng = self.recipe, step_rng(self.recipe.seed, step)
         how = (r.crop, rng, (r.crop / r.load_size,) * 2 if r.literal else ZOOM)
         contents = [crop(self.contents.draw(self.content_names, rng), *how) for _ in range(r.batch)]
-        styles = [
-            recolor(crop(self.styles.draw(self.style_names, rng), *how), rng, r.color_share)
-            for _ in range(r.batch)
-        ]
+        styles = [recolor(crop(self._draw_style(rng), *how), rng, r.color_share) for _ in range(r.batch)]
         motion = None
         if r.temporal_weight and self.clips:
             pair = self.clips.draw(r.crop, rng)
@@ -236,6 +182,12 @@ class Trainer:
                 frames, palette = torch.cat([frames, motion.frame]), torch.cat([palette, palette[:1]])
             base = self.network.paint(frames, palette)
         return Batch(content, style, motion, base)
+
+    def _draw_style(self, rng: torch.Generator) -> Tensor:
+        share = self.recipe.photo_share
+        if share and float(torch.rand(1, generator=rng)) < share:
+            return self.contents.draw(self.content_names, rng)
+        return self.styles.draw(self.style_names, rng)
 
     def _here(self, batch: Batch) -> Batch:
         """On the device, in the layout that convolutions are fast in."""
@@ -441,9 +393,3 @@ class Trainer:
         log.warning("the pictures changed since the run began: it goes on with other data than before")
         here = set(self.contents.names), set(self.styles.names)
         self._hold_out(*([n for n in names if n in now] for names, now in zip(before, here, strict=True)))
-
-
-def recipe_of(values: dict) -> Recipe:
-    """A recipe from a dict that may hold more."""
-    known = {f.name for f in fields(Recipe)}
-    return Recipe(**{k: v for k, v in values.items() if k in known})

@@ -9,8 +9,9 @@ from ..video.plot import loss_plot
 from . import checkpoint, library
 from .data import Pictures
 from .perceptual import load_perceptual
+from .recipe import PAPER, recipe_of
 from .style import Model, load_model
-from .train import PAPER, Report, Trainer, recipe_of
+from .train import Report, Trainer
 
 
 def train(

@@ -8,7 +8,6 @@ import torch
 
 from reelbrush.nodes import host
 from reelbrush.nodes.attnstyle import fit as fitting
-from reelbrush.nodes.attnstyle import nodes as attnstyle_nodes
 from reelbrush.nodes.attnstyle import perceptual, style
 from reelbrush.nodes.attnstyle.curriculum import Weights
 from reelbrush.nodes.attnstyle.fit import fit
@@ -104,37 +103,6 @@ def test_a_training_with_the_embedded_network_stays_closer_to_the_content(judge,
             return Content(perceptual.load(perceptual.EMBEDDED), x)(trained.network()(x), torch.tensor([0]))
 
     assert distance(1e5) < 0.3 * distance(1e-3)
-
-
-def test_the_node_hands_every_input_on(judge, pictures, monkeypatch):
-    """Each number and text of the node is told apart from all others where training gets it."""
-    got = {}
-
-    def seen(judge, images, style_text, source_text, settings, perceptual):
-        got.update(vars(settings), style_text=style_text, source_text=source_text, perceptual=perceptual)
-        raise InterruptedError
-
-    monkeypatch.setattr(attnstyle_nodes, "fit", seen)
-    names = ("classification", "patches", "attention", "content", "layout", "tv", "temporal", "confidence")
-    inputs = ("global", "patch", "attention", "content", "layout", "tv", "temporal", "confidence")
-    given = {f"{name}_weight": float(i + 1) for i, name in enumerate(inputs)}
-    plain = {"epochs": 11, "learning_rate": 0.25, "patch_scales": "local 2", "patches": 12, "threshold": 0.5}
-    rest = {"curriculum": False, "early_stop": False, "seed": 13}
-    with pytest.raises(InterruptedError):
-        attnstyle_nodes.AttnStyle().run(
-            **given,
-            **plain,
-            **rest,
-            judge=judge,
-            images=pictures(1, 16, 16).permute(0, 2, 3, 1),
-            style_text="red",
-            source_text="a photo",
-            perceptual="eye",
-            other_texts="blue\n\n  a green thing \n",
-        )
-    assert got.pop("weights") == Weights(**{name: float(i + 1) for i, name in enumerate(names)})
-    wanted = {"style_text": "red", "source_text": "a photo", "perceptual": "eye"}
-    assert got == {**plain, **rest, **wanted, "others": ("blue", "a green thing")}
 
 
 def test_a_saved_style_says_what_it_was_told_apart_from(judge, pictures, tmp_path):

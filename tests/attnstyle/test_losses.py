@@ -215,12 +215,11 @@ def test_temporal_is_the_masked_error_after_warping_by_texture_and_by_tone(pictu
         return sum(statistics.pvariance(around(side, c, i, j)) for c in range(3)) / 3
 
     places = [(i, j) for i in range(3, 8) for j in range(6)]
-    v = {at: (varies(mine, *at) + varies(found, *at)) / 2 for at in places}
-    whole, flat = statistics.mean(v.values()), (4 / 255) ** 2
     total = 0.0
     for at in places:
         tone = sum(statistics.mean(around(apart, c, *at)) ** 2 for c in range(3)) / 3
-        total += varies(apart, *at) / (v[at] + flat) + tone / (whole + flat)
+        floor = (varies(mine, *at) + varies(found, *at)) / 2 + (4 / 255) ** 2
+        total += varies(apart, *at) / floor + tone / (floor + tone / 2)
     assert Temporal()(a, b, flow, valid).item() == pytest.approx(total / 30, rel=1e-4)
 
 
@@ -242,7 +241,7 @@ def test_neither_flattening_nor_more_contrast_pleases_the_temporal_loss():
     full = Temporal()(a, b, still, everywhere).item()
     for share in (torch.tensor(0.5), torch.where(torch.arange(80) < 40, 1.0, 0.5)):
         flatter = (0.5 + share * (x - 0.5) for x in (a, b))
-        assert Temporal()(*flatter, still, everywhere).item() == pytest.approx(full, rel=0.1)  # squares: 0.25
+        assert Temporal()(*flatter, still, everywhere).item() == pytest.approx(full, rel=0.05)
     share = torch.ones((), requires_grad=True)  # the derivative is what training sees: 2 if v were a constant
     loss = Temporal()(0.5 + share * (a - 0.5), 0.5 + share * (b - 0.5), still, everywhere)
     (slope,) = torch.autograd.grad(loss.log(), share)

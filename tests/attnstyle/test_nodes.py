@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from reelbrush.nodes.attnstyle import nodes
+from reelbrush.nodes.attnstyle.curriculum import Weights
 from reelbrush.nodes.attnstyle.nodes import AttnStyle
 
 OFF = {
@@ -58,3 +60,34 @@ def test_an_input_reaches_the_training(trained, fixed, name, values):
     for i, a in enumerate(results):
         for b in results[:i]:
             assert not torch.equal(a, b)  # a seed repeats to the bit
+
+
+def test_the_node_hands_every_input_on(judge, pictures, monkeypatch):
+    """Each number and text of the node is told apart from all others where training gets it."""
+    got = {}
+
+    def seen(judge, images, style_text, source_text, settings, perceptual):
+        got.update(vars(settings), style_text=style_text, source_text=source_text, perceptual=perceptual)
+        raise InterruptedError
+
+    monkeypatch.setattr(nodes, "fit", seen)
+    names = ("classification", "patches", "attention", "content", "layout", "tv", "temporal", "confidence")
+    inputs = ("global", "patch", "attention", "content", "layout", "tv", "temporal", "confidence")
+    given = {f"{name}_weight": float(i + 1) for i, name in enumerate(inputs)}
+    plain = {"epochs": 11, "learning_rate": 0.25, "patch_scales": "local 2", "patches": 12, "threshold": 0.5}
+    rest = {"curriculum": False, "early_stop": False, "seed": 13}
+    with pytest.raises(InterruptedError):
+        AttnStyle().run(
+            **given,
+            **plain,
+            **rest,
+            judge=judge,
+            images=pictures(1, 16, 16).permute(0, 2, 3, 1),
+            style_text="red",
+            source_text="a photo",
+            perceptual="eye",
+            other_texts="blue\n\n  a green thing \n",
+        )
+    assert got.pop("weights") == Weights(**{name: float(i + 1) for i, name in enumerate(names)})
+    wanted = {"style_text": "red", "source_text": "a photo", "perceptual": "eye"}
+    assert got == {**plain, **rest, **wanted, "others": ("blue", "a green thing")}

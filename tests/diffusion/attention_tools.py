@@ -100,3 +100,12 @@ def fingerprint(model) -> list:
 
 def same(a: list, b: list) -> bool:
     return a[1:] == b[1:] and all(torch.equal(a[0][k], b[0][k]) for k in a[0])
+
+
+def denoised(model, x, sigma, **more):
+    """x0 as a model sees it: one Euler step to 0 ends there."""
+    return sample(model, latent=x, sigmas=torch.tensor([float(sigma), 0.0]), **more)
+
+
+def relative(a, b):
+    return ((a - b).norm() / b.norm()).item()

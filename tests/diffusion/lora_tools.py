@@ -56,3 +56,9 @@ def soft_masks(frames=1, seed=0, size=(24, 32), count=2):
     rough = torch.randn(count, frames, 1, 4, 4, generator=g).flatten(0, 1)
     large = torch.nn.functional.interpolate(rough, size, mode="bicubic")[:, 0]
     return list((large * 2 + 0.3).clamp(0, 1).unflatten(0, (count, frames)))
+
+
+def small(mask):
+    """MASK [n, 2h, 2w] at the latents' size, by averages of four."""
+    n, h, w = mask.shape
+    return mask.view(n, h // 2, 2, w // 2, 2).mean((2, 4))[:, None]

@@ -14,7 +14,8 @@ from reelbrush.nodes.stya2k.capture import ahead
 from reelbrush.nodes.stya2k.clips import ClipPairs
 from reelbrush.nodes.stya2k.data import Pictures, crop, recolor, step_rng
 from reelbrush.nodes.stya2k.perceptual import VGG19, SqueezeNet
-from reelbrush.nodes.stya2k.train import PAPER, Recipe, Trainer, build
+from reelbrush.nodes.stya2k.recipe import PAPER, Recipe
+from reelbrush.nodes.stya2k.train import Trainer, build
 
 LAYERS = ("a", "b")
 
@@ -214,6 +215,28 @@ TINY = Recipe(
 
 def trainer(folders, judge, name="run", **changes):
     return Trainer(folders / name, dataclasses.replace(TINY, **changes), *sources(folders), judge)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_share_of_the_styles_are_photographs(folders, judge, share):
+    run, drawn = trainer(folders, judge, photo_share=share), []
+
+    def watched(source, kind):
+        draw = source.draw
+
+        def and_note(names, rng):
+            drawn.append((kind, *names))
+            return draw(names, rng)
+
+        source.draw = and_note
+
+    watched(run.contents, "content")
+    watched(run.styles, "style")
+    for step in range(100):
+        run.batch(step)
+    photos = drawn.count(("content", *run.content_names)) - 200
+    assert len(drawn) == 400 and photos + drawn.count(("style", *run.style_names)) == 200
+    assert photos / 200 == pytest.approx(share, abs=0.12)
 
 
 @pytest.mark.parametrize("how", ["cancelled", "killed"])
