@@ -15,14 +15,18 @@ deviation of SqueezeNet features as trained; `swd`, sliced Wasserstein distance 
 scales, which no training saw; `strokes`, the same of 9x9 patches of grey alone, each without its mean, the
 picture's contrast taken out, so that neither colour nor brightness counts; `content`, instance-normalised
 features; `flow`, the optical-flow error (mse, 0-255, valid pixels) over the clips, mean over styles. Rows
-beside the models: the input itself, and plain colour transfer (mean and deviation in Lab). `--shift`
-pairs other contents with each style.
+beside the models: the input itself, and plain colour transfer (mean and deviation in Lab). Every content is
+shown once, spread over the styles; `--shift` pairs others with each style, `--all` takes every pair. A second
+table holds the other models against the first: the mean difference, and its standard error over the styles
+(over clips and styles for the flow).
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from statistics import mean, stdev
 
 import cv2
 import numpy as np
@@ -119,6 +123,20 @@ def sheet(rows: list[list[Tensor]], path: Path, width: int = 192) -> None:
     cv2.imwrite(str(path), image[..., ::-1].copy())
 
 
+def as_table(rows: dict[str, dict[str, list[float]]], show: Callable[[list[float]], str]) -> str:
+    """Markdown, a line per row; nothing where nothing was measured."""
+    columns = next(iter(rows.values()))
+    head = f"| | {' | '.join(columns)} |\n{'|---' * (len(columns) + 1)}|\n"
+    cells = {name: [show(values) if values else "" for values in row.values()] for name, row in rows.items()}
+    return head + "".join(f"| {name} | {' | '.join(row)} |\n" for name, row in cells.items())
+
+
+def with_error(values: list[float]) -> str:
+    """A mean difference and its standard error."""
+    error = f" ± {stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
+    return f"{mean(values):+.3f}{error}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
@@ -131,6 +149,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--shift", type=int, default=0, help="each style gets the contents of another one")
+    parser.add_argument("--all", action="store_true", help="every content with every style: takes long")
     parser.add_argument("--pictures", type=int, default=50)
     parser.add_argument("--frames", type=int, default=12)
     args = parser.parse_args()
@@ -144,21 +163,23 @@ def main() -> None:
     styles = [picture(args.styles / n, args.side) for n in about["held_out_styles"]]
     args.out.mkdir(parents=True, exist_ok=True)
     run = methods(models)
-    table = {name: {"style": 0.0, "swd": 0.0, "strokes": 0.0, "content": 0.0, "flow": 0.0} for name in run}
+    columns = ("style", "swd", "strokes", "content", "flow")
+    table: dict[str, dict[str, list[float]]] = {name: {c: [] for c in columns} for name in run}
     with torch.inference_mode():
         shown = judge(contents)
         for i, style in enumerate(styles):
             first = (i + args.shift) % len(styles)  # every content once, spread over the styles
-            mine = contents[first :: len(styles)]
-            wanted = {k: v[first :: len(styles)] for k, v in shown.items()}
+            some = slice(None) if args.all else slice(first, None, len(styles))
+            mine = contents[some]
+            wanted = {k: v[some] for k, v in shown.items()}
             target = judge(style)
             for name, method in run.items():
                 out = method(mine, style)
                 seen, row = judge(out), table[name]
-                row["style"] += float(moments_loss(seen, target, judge.style)) / len(styles)
-                row["content"] += float(content_loss(seen, wanted, judge.content)) / len(styles)
+                row["style"].append(float(moments_loss(seen, target, judge.style)))
+                row["content"].append(float(content_loss(seen, wanted, judge.content)))
                 for column, measure in (("swd", swd), ("strokes", strokes)):
-                    row[column] += sum(measure(x[None], style) for x in out) / len(out) / len(styles)
+                    row[column].append(sum(measure(x[None], style) for x in out) / len(out))
         for name, method in list(run.items())[1:]:
             rows = [[torch.ones_like(styles[0]), *styles[:6]]]
             rows += [[c[None], *(method(c[None], s) for s in styles[:6])] for c in contents[:4]]
@@ -171,12 +192,19 @@ def main() -> None:
             for style in styles[:3]:
                 made = {name: method(planes, style).permute(0, 2, 3, 1) for name, method in run.items()}
                 for report in versions(made, frames, Convention(), "dis-medium"):
-                    table[report.name]["flow"] += report.error / (3 * len(clips))
+                    table[report.name]["flow"].append(report.error)
                 few = [made[n][j].permute(2, 0, 1)[None] for n in models for j in spread(len(frames), 5)]
                 sheet([few[k : k + 5] for k in range(0, len(few), 5)], args.out / f"clip-{clip.stem}.png")
-    head = "| method | style | swd | strokes | content | flow |\n|---|---|---|---|---|---|\n"
-    lines = [f"| {n} | " + " | ".join(f"{v:.3f}" for v in row.values()) + " |" for n, row in table.items()]
-    text = head + "\n".join(lines) + "\n"
+    text = as_table(table, lambda values: f"{mean(values):.3f}")
+    base, *others = models
+    apart = {
+        f"{name} - {base}": {
+            c: [b - a for a, b in zip(table[base][c], table[name][c], strict=True)] for c in columns
+        }
+        for name in others
+    }
+    if apart:
+        text += "\n" + as_table(apart, with_error)
     (args.out / "table.md").write_text(text)
     sys.stdout.write(text)
 
