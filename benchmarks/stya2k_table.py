@@ -16,9 +16,9 @@ scales, which no training saw; `strokes`, the same of 9x9 patches of grey alone,
 picture's contrast taken out, so that neither colour nor brightness counts; `content`, instance-normalised
 features; `flow`, the optical-flow error (mse, 0-255, valid pixels) over the clips, mean over styles. Rows
 beside the models: the input itself, and plain colour transfer (mean and deviation in Lab). Every content is
-shown once, spread over the styles; `--shift` pairs others with each style, `--all` takes every pair. A second
-table holds the other models against the first: the mean difference, and its standard error over the styles
-(over clips and styles for the flow).
+shown once, spread over the styles, and the clips in three styles; `--shift` pairs others with each style,
+`--all` takes every pair, and the clips in every style. A second table holds the other models against the
+first: the mean difference, and its standard error over the styles (over clips and styles for the flow).
 """
 
 import argparse
@@ -37,9 +37,10 @@ from torch.nn.functional import interpolate
 
 from reelbrush.nodes.flow.conventions import Convention
 from reelbrush.nodes.flow.measure import versions
-from reelbrush.nodes.stya2k import checkpoint
 from reelbrush.nodes.stya2k.losses import content_loss, moments_loss
 from reelbrush.nodes.stya2k.perceptual import load_perceptual
+from reelbrush.nodes.stya2k.style import Part, Picture, Style, load_model
+from reelbrush.nodes.stya2k.stylize import Look, stylize
 from reelbrush.nodes.video.reel import LazyVideo
 from reelbrush.nodes.video.sheet import spread
 
@@ -102,18 +103,25 @@ def strokes(a: Tensor, b: Tensor) -> float:
     return 100 * sliced(*(x / x.std().clamp_min(1e-3) for x in grey), STROKE)
 
 
-def methods(models: dict[str, Path]) -> dict:
+def methods(models: dict[str, tuple[Path, Look]]) -> dict:
     """name -> function(content, style) that gives pictures in 0..1."""
     found = {"input": lambda c, s: c, "colour": lambda c, s: torch.cat([lab_transfer(x[None], s) for x in c])}
-    for name, path in models.items():
-        network = checkpoint.load(path)
+    for name, (path, look) in models.items():
+        model = load_model(path, "float32")
 
-        def run(c: Tensor, s: Tensor, network=network) -> Tensor:
-            code = network.encode_style(s)
-            return torch.cat([network(x[None], code) for x in c]).clamp(0, 1)
+        def run(c: Tensor, s: Tensor, model=model, look=look) -> Tensor:
+            style = Style(model, (Part(Picture(s.permute(0, 2, 3, 1))),))
+            return stylize(style, c.permute(0, 2, 3, 1), look, 1).permute(0, 3, 1, 2).clamp(0, 1)
 
         found[name] = run
     return found
+
+
+def method(text: str) -> tuple[str, tuple[Path, Look]]:
+    """What `name=file` or `name=file@strength` stands for."""
+    name, _, file = text.partition("=")
+    path, at, strength = file.rpartition("@")
+    return name, (Path(path), Look(float(strength))) if at else (Path(file), Look())
 
 
 def sheet(rows: list[list[Tensor]], path: Path, width: int = 192) -> None:
@@ -140,7 +148,9 @@ def with_error(values: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
-        "models", nargs="+", help="name=file.safetensors; the first one's held-out list is used"
+        "models",
+        nargs="+",
+        help="name=file or name=file@strength; the first one's held-out list is used",
     )
     parser.add_argument("--contents", type=Path, required=True)
     parser.add_argument("--styles", type=Path, required=True)
@@ -153,8 +163,8 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=50)
     parser.add_argument("--frames", type=int, default=12)
     args = parser.parse_args()
-    models = {name: Path(file) for name, _, file in (m.partition("=") for m in args.models)}
-    with safe_open(next(iter(models.values())), "pt") as f:
+    models = dict(method(text) for text in args.models)
+    with safe_open(next(iter(models.values()))[0], "pt") as f:
         about = json.loads(f.metadata()["stya2k"])
     judge = load_perceptual(args.judge)
     contents = torch.cat(
@@ -173,28 +183,29 @@ def main() -> None:
             mine = contents[some]
             wanted = {k: v[some] for k, v in shown.items()}
             target = judge(style)
-            for name, method in run.items():
-                out = method(mine, style)
+            for name, made in run.items():
+                out = made(mine, style)
                 seen, row = judge(out), table[name]
                 row["style"].append(float(moments_loss(seen, target, judge.style)))
                 row["content"].append(float(content_loss(seen, wanted, judge.content)))
                 for column, measure in (("swd", swd), ("strokes", strokes)):
                     row[column].append(sum(measure(x[None], style) for x in out) / len(out))
-        for name, method in list(run.items())[1:]:
+        for name, made in list(run.items())[1:]:
             rows = [[torch.ones_like(styles[0]), *styles[:6]]]
-            rows += [[c[None], *(method(c[None], s) for s in styles[:6])] for c in contents[:4]]
+            rows += [[c[None], *(made(c[None], s) for s in styles[:6])] for c in contents[:4]]
             sheet(rows, args.out / f"sheet-{name}.png")
         clips = sorted(args.clips.glob("*.mp4")) if args.clips else []
         for clip in clips:
             video = LazyVideo.from_file(clip).fit(512).trim(0, args.frames)
             frames = torch.cat(list(video.chunks(8)))
             planes = frames.permute(0, 3, 1, 2)
-            for style in styles[:3]:
-                made = {name: method(planes, style).permute(0, 2, 3, 1) for name, method in run.items()}
-                for report in versions(made, frames, Convention(), "dis-medium"):
+            for i, style in enumerate(styles if args.all else styles[:3]):
+                seen = {name: made(planes, style).permute(0, 2, 3, 1) for name, made in run.items()}
+                for report in versions(seen, frames, Convention(), "dis-medium"):
                     table[report.name]["flow"].append(report.error)
-                few = [made[n][j].permute(2, 0, 1)[None] for n in models for j in spread(len(frames), 5)]
-                sheet([few[k : k + 5] for k in range(0, len(few), 5)], args.out / f"clip-{clip.stem}.png")
+                few = [seen[n][j].permute(2, 0, 1)[None] for n in models for j in spread(len(frames), 5)]
+                rows = [few[k : k + 5] for k in range(0, len(few), 5)]
+                sheet(rows, args.out / f"clip-{clip.stem}-{i}.png")
     text = as_table(table, lambda values: f"{mean(values):.3f}")
     base, *others = models
     apart = {
