@@ -55,11 +55,11 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sheet-every", type=int, default=500, metavar="STEPS")
     parser.add_argument("--until", type=int, default=0, metavar="STEP", help="stop (and save) at this step")
     for item in fields(Recipe):
-        name = "--" + item.name.replace("_", "-")
+        name, meaning = "--" + item.name.replace("_", "-"), item.metadata["help"]
         if item.type is bool:
-            parser.add_argument(name, action="store_true", default=None)
+            parser.add_argument(name, action="store_true", default=None, help=meaning)
         elif item.name != "size":
-            parser.add_argument(name, type=item.type, help=f"default {item.default}")
+            parser.add_argument(name, type=item.type, help=f"{meaning} (default {item.default})")
 
 
 def _train(args: argparse.Namespace) -> int:

@@ -1,35 +1,38 @@
 """What decides the outcome of a StyA2K training, and the paper's preset."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+def _default(value: object, meaning: str) -> Any:
+    return field(default=value, metadata={"help": meaning})
 
 
 @dataclass
 class Recipe:
     """All that decides the outcome of a run."""
 
-    size: str = "small"
-    attention: str = "all-to-key"
-    steps: int = 20000
-    batch: int = 4
-    load_size: int = 256
-    crop: int = 160
-    learning_rate: float = 5e-4
-    style_weight: float = 10.0
-    match_weight: float = 1.25
-    gram_weight: float = 4.0
-    content_weight: float = 1.0
-    variation_weight: float = 0.3
-    temporal_weight: float = 0.0
-    color_share: float = 0.2
-    photo_share: float = (
-        0.0  # of the styles are contents: a hundred paintings are few to learn attention from
-    )
-    average: float = 0.998
-    seed: int = 0
-    held_styles: int = 15
-    held_contents: int = 50
-    schedule: str = "linear"
-    half: bool = False  # autocast to bfloat16
+    size: str = _default("small", "the CPU network, or the paper's with VGG-19")
+    attention: str = _default("all-to-key", "the method, or one of the paper's comparisons")
+    steps: int = _default(20000, "optimisation steps in all")
+    batch: int = _default(4, "pairs per step")
+    load_size: int = _default(256, "short side that pictures get")
+    crop: int = _default(160, "side of the training crops")
+    learning_rate: float = _default(5e-4, "Adam's")
+    style_weight: float = _default(10.0, "of eq. 16: means and deviations of the judge's features")
+    match_weight: float = _default(1.25, "of eq. 17: features where parameter-free attention puts them")
+    gram_weight: float = _default(4.0, "of Gram matrices: textures")
+    content_weight: float = _default(1.0, "of the content's normalised features")
+    variation_weight: float = _default(0.3, "of the total variation")
+    temporal_weight: float = _default(0.0, "of what changes when a frame moves a little")
+    color_share: float = _default(0.2, "share of the styles whose channels are permuted")
+    photo_share: float = _default(0.0, "share of the styles that are contents: for few style pictures")
+    average: float = _default(0.998, "decay of the averaged weights, which are the ones saved")
+    seed: int = _default(0, "of first weights, data order and held-out pictures")
+    held_styles: int = _default(15, "styles kept out of training")
+    held_contents: int = _default(50, "contents kept out of training")
+    schedule: str = _default("linear", "of the learning rate: linear, constant or paper")
+    half: bool = _default(False, "autocast to bfloat16")
 
     def rate(self, step: int) -> float:
         """The learning rate's factor: the schedule, ours after a short warm-up."""
