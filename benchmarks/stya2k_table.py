@@ -69,26 +69,29 @@ def lab_transfer(content: Tensor, style: Tensor) -> Tensor:
     return torch.from_numpy(rgb).permute(2, 0, 1)[None].clamp(0, 1)
 
 
+def projected(x: Tensor, patch: int, scale: int) -> np.ndarray:
+    """Some patches of a picture along some directions, [directions, patches], each row in order; patches of
+    one channel lose their mean."""
+    g = torch.Generator().manual_seed(scale)
+    directions = torch.randn(x.shape[1] * patch**2, PROJECTIONS, generator=g)
+    directions = directions / directions.norm(dim=0)
+    small = interpolate(x, scale_factor=0.5**scale, mode="area") if scale else x
+    patches = torch.nn.functional.unfold(small, patch)[0]
+    choice = torch.randperm(patches.shape[1], generator=torch.Generator().manual_seed(7))[:8192]
+    patches = patches[:, choice]
+    if x.shape[1] == 1:
+        patches = patches - patches.mean(0)
+    return np.sort((directions.T @ patches).numpy(), 1)  # many times faster than torch's
+
+
 def sliced(a: Tensor, b: Tensor, patch: int) -> float:
-    """Sliced Wasserstein distance of all patches of two pictures, mean over scales; patches of one channel
-    lose their mean."""
+    """Sliced Wasserstein distance of all patches of two pictures, mean over scales."""
     total = 0.0
     for scale in range(SCALES):
-        g = torch.Generator().manual_seed(scale)
-        directions = torch.randn(a.shape[1] * patch**2, PROJECTIONS, generator=g)
-        directions = directions / directions.norm(dim=0)
-        sides = []
-        for x in (a, b):
-            small = interpolate(x, scale_factor=0.5**scale, mode="area") if scale else x
-            patches = torch.nn.functional.unfold(small, patch)[0].T
-            if x.shape[1] == 1:
-                patches = patches - patches.mean(1, keepdim=True)
-            choice = torch.randperm(len(patches), generator=torch.Generator().manual_seed(7))[:8192]
-            sides.append((patches[choice] @ directions).sort(0).values)
-        n = min(len(s) for s in sides)
-        at = torch.linspace(0, 1, n)
-        sides = [s[(at * (len(s) - 1)).long()] for s in sides]
-        total += float((sides[0] - sides[1]).abs().mean()) / SCALES
+        sides = [projected(x, patch, scale) for x in (a, b)]
+        n = min(s.shape[1] for s in sides)
+        sides = [s[:, np.linspace(0, s.shape[1] - 1, n).round().astype(int)] for s in sides]
+        total += float(np.abs(sides[0] - sides[1]).mean()) / SCALES
     return total
 
 
