@@ -3,28 +3,33 @@
     python benchmarks/stya2k_table.py --contents FOLDER --styles FOLDER --clips FOLDER --judge SQUEEZENET \
         ours=stya2k-small.safetensors adain=adain.safetensors all-to-all=all.safetensors --out OUT
 
-The models to compare are trained alike, only the attention swapped:
+The models to compare are trained alike, only the attention swapped: the commands of the model card
+(nodes/stya2k/weights/stya2k-small.md) with another `--attention` ("adain", "all-to-all") from the second
+stage on; for the parts of all-to-key attention, trained from nothing:
 
-    for kind in all-to-key adain all-to-all "distributed only" "progressive only" "one head"; do
+    for kind in all-to-key "distributed only" "progressive only" "no region matching" "one head"; do
         reelbrush train stya2k "runs/$kind" --attention "$kind" --steps N --seed 0 --contents FOLDER \
             --styles FOLDER --perceptual SQUEEZENET --save-as "runs/$kind.safetensors"
     done
 
-Held-out pictures are those of the first model's metadata. Columns, all lower is better: `style`, mean and
-deviation of SqueezeNet features as trained; `swd`, sliced Wasserstein distance of 5x5 patches at three
-scales, which no training saw; `strokes`, the same of 9x9 patches of grey alone, each without its mean, the
-picture's contrast taken out, so that neither colour nor brightness counts; `content`, instance-normalised
-features; `flow`, the optical-flow error (mse, 0-255, valid pixels) over the clips, mean over styles. Rows
-beside the models: the input itself, and plain colour transfer (mean and deviation in Lab). Every content is
-shown once, spread over the styles, and the clips in three styles; `--shift` pairs others with each style,
-`--all` takes every pair, and the clips in every style. A second table holds the other models against the
-first: the mean difference, and its standard error over the styles (over clips and styles for the flow).
+Held-out pictures are those of the first model's metadata, less styles that the folder holds once more (then
+another copy was trained on). Columns, all lower is better: `style`, mean and deviation of SqueezeNet features
+as trained; `swd`, sliced Wasserstein distance of 5x5 patches at three scales, which no training saw;
+`strokes`, the same of 9x9 patches of grey alone, each without its mean, the picture's contrast taken out, so
+that neither colour nor brightness counts; `content`, instance-normalised features; `flow`, the optical-flow
+error (mse, 0-255, valid pixels) over the clips, mean over styles. Rows beside the models: the input itself,
+and plain colour transfer (mean and deviation in Lab). Every content is shown once, spread over the styles,
+and the clips in three styles; `--shift` pairs others with each style, `--all` takes every pair, and the clips
+in every style. A second table holds the models against each other: the mean difference, its standard error
+over the styles (over clips and styles for the flow), and in how many of them it is below zero. `values.json`
+has every style's numbers.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -37,8 +42,9 @@ from torch.nn.functional import interpolate
 
 from reelbrush.nodes.flow.conventions import Convention
 from reelbrush.nodes.flow.measure import versions
+from reelbrush.nodes.stya2k.data import twins
 from reelbrush.nodes.stya2k.losses import content_loss, moments_loss
-from reelbrush.nodes.stya2k.perceptual import load_perceptual
+from reelbrush.nodes.stya2k.perceptual import Perceptual, load_perceptual
 from reelbrush.nodes.stya2k.style import Part, Picture, Style, load_model
 from reelbrush.nodes.stya2k.stylize import Look, stylize
 from reelbrush.nodes.video.reel import LazyVideo
@@ -106,25 +112,45 @@ def strokes(a: Tensor, b: Tensor) -> float:
     return 100 * sliced(*(x / x.std().clamp_min(1e-3) for x in grey), STROKE)
 
 
-def methods(models: dict[str, tuple[Path, Look]]) -> dict:
-    """name -> function(content, style) that gives pictures in 0..1."""
+def model(text: str) -> tuple[str, tuple[Path, Look]]:
+    """What `name=file` or `name=file@strength` stands for."""
+    name, _, file = text.partition("=")
+    path, _, strength = file.partition(".safetensors")
+    try:
+        look = Look(float(strength.removeprefix("@"))) if strength else Look()
+    except ValueError:
+        look = None
+    if not name or not path or look is None or not file.count(".safetensors"):
+        raise argparse.ArgumentTypeError(f"{text!r}: give name=FILE.safetensors or name=FILE.safetensors@0.9")
+    return name, (Path(f"{path}.safetensors"), look)
+
+
+Method = Callable[[Tensor, Tensor], Tensor]  # contents, a style -> pictures in 0..1
+
+
+def methods(models: dict[str, tuple[Path, Look]]) -> dict[str, Method]:
+    """The rows of the table."""
     found = {"input": lambda c, s: c, "colour": lambda c, s: torch.cat([lab_transfer(x[None], s) for x in c])}
     for name, (path, look) in models.items():
-        model = load_model(path, "float32")
+        loaded = load_model(path, "float32")
 
-        def run(c: Tensor, s: Tensor, model=model, look=look) -> Tensor:
-            style = Style(model, (Part(Picture(s.permute(0, 2, 3, 1))),))
+        def run(c: Tensor, s: Tensor, loaded=loaded, look=look) -> Tensor:
+            style = Style(loaded, (Part(Picture(s.permute(0, 2, 3, 1))),))
             return stylize(style, c.permute(0, 2, 3, 1), look, 1).permute(0, 3, 1, 2).clamp(0, 1)
 
         found[name] = run
     return found
 
 
-def method(text: str) -> tuple[str, tuple[Path, Look]]:
-    """What `name=file` or `name=file@strength` stands for."""
-    name, _, file = text.partition("=")
-    path, at, strength = file.rpartition("@")
-    return name, (Path(path), Look(float(strength))) if at else (Path(file), Look())
+def unseen(folder: Path, held: list[str], side: int) -> dict[str, Tensor]:
+    """The held-out pictures that the folder holds only once."""
+    pictures = {name: picture(folder / name, side) for name in held}
+    others = [(p.name, picture(p, side)[0]) for p in sorted(folder.iterdir()) if p.suffix in (".jpg", ".png")]
+    for name in held:
+        if twins([(name, pictures[name][0])], (other for other in others if other[0] != name)):
+            sys.stderr.write(f"{name} is left out: the folder holds it once more\n")
+            del pictures[name]
+    return pictures
 
 
 def sheet(rows: list[list[Tensor]], path: Path, width: int = 192) -> None:
@@ -134,7 +160,43 @@ def sheet(rows: list[list[Tensor]], path: Path, width: int = 192) -> None:
     cv2.imwrite(str(path), image[..., ::-1].copy())
 
 
-def as_table(rows: dict[str, dict[str, list[float]]], show: Callable[[list[float]], str]) -> str:
+COLUMNS = ("style", "swd", "strokes", "content", "flow")
+Table = dict[str, dict[str, list[float]]]
+
+
+def judge_pictures(
+    table: Table, run: dict[str, Method], pairs: list[tuple[Tensor, Tensor]], judge: Perceptual
+) -> None:
+    """Into the table, for every style: means over the contents that are paired with it."""
+    for contents, style in pairs:
+        shown, target = judge(contents), judge(style)
+        for name, made in run.items():
+            out = made(contents, style)
+            seen, row = judge(out), table[name]
+            row["style"].append(float(moments_loss(seen, target, judge.style)))
+            row["content"].append(float(content_loss(seen, shown, judge.content)))
+            for column, measure in (("swd", swd), ("strokes", strokes)):
+                row[column].append(mean(measure(x[None], style) for x in out))
+
+
+def judge_clip(
+    table: Table, run: dict[str, Method], frames: Tensor, styles: list[Tensor], file: Path
+) -> None:
+    """The flow error into the table, and a sheet per style: five frames, a row for each model."""
+    planes = frames.permute(0, 3, 1, 2)
+    for i, style in enumerate(styles):
+        seen = {name: made(planes, style).permute(0, 2, 3, 1) for name, made in run.items()}
+        for report in versions(seen, frames, Convention(), "dis-medium"):
+            table[report.name]["flow"].append(report.error)
+        rows = [
+            [video[j].permute(2, 0, 1)[None] for j in spread(len(frames), 5)]
+            for name, video in seen.items()
+            if name not in ("input", "colour")
+        ]
+        sheet(rows, file.with_name(f"{file.name}-{i}.png"))
+
+
+def as_table(rows: Table, show: Callable[[list[float]], str]) -> str:
     """Markdown, a line per row; nothing where nothing was measured."""
     columns = next(iter(rows.values()))
     head = f"| | {' | '.join(columns)} |\n{'|---' * (len(columns) + 1)}|\n"
@@ -143,9 +205,20 @@ def as_table(rows: dict[str, dict[str, list[float]]], show: Callable[[list[float
 
 
 def with_error(values: list[float]) -> str:
-    """A mean difference and its standard error."""
+    """A mean difference, its standard error, and how many are below zero."""
     error = f" ± {stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
-    return f"{mean(values):+.3f}{error}"
+    return f"{mean(values):+.3f}{error} ({sum(v < 0 for v in values)} of {len(values)})"
+
+
+def differences(table: Table, names: list[str]) -> Table:
+    """Every later model less every earlier one, number by number."""
+    return {
+        f"{b} - {a}": {
+            column: [y - x for x, y in zip(table[a][column], table[b][column], strict=True)]
+            for column in table[a]
+        }
+        for a, b in combinations(names, 2)
+    }
 
 
 def main() -> None:
@@ -153,7 +226,8 @@ def main() -> None:
     parser.add_argument(
         "models",
         nargs="+",
-        help="name=file or name=file@strength; the first one's held-out list is used",
+        type=model,
+        help="name=file or name=file@strength; held out is what the first says",
     )
     parser.add_argument("--contents", type=Path, required=True)
     parser.add_argument("--styles", type=Path, required=True)
@@ -166,59 +240,36 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=50)
     parser.add_argument("--frames", type=int, default=12)
     args = parser.parse_args()
-    models = dict(method(text) for text in args.models)
-    with safe_open(next(iter(models.values()))[0], "pt") as f:
+    models = dict(args.models)
+    if len(models) < len(args.models) or {"input", "colour"} & set(models):
+        parser.error("models need names of their own, other than input and colour")
+    with safe_open(args.models[0][1][0], "pt") as f:
         about = json.loads(f.metadata()["stya2k"])
     judge = load_perceptual(args.judge)
-    contents = torch.cat(
-        [picture(args.contents / n, args.side) for n in about["held_out_contents"][: args.pictures]]
-    )
-    styles = [picture(args.styles / n, args.side) for n in about["held_out_styles"]]
+    held = about["held_out_contents"][: args.pictures]
+    contents = torch.cat([picture(args.contents / name, args.side) for name in held])
+    styles = list(unseen(args.styles, about["held_out_styles"], args.side).values())
     args.out.mkdir(parents=True, exist_ok=True)
     run = methods(models)
-    columns = ("style", "swd", "strokes", "content", "flow")
-    table: dict[str, dict[str, list[float]]] = {name: {c: [] for c in columns} for name in run}
+    table: Table = {name: {column: [] for column in COLUMNS} for name in run}
+    n = len(styles)
     with torch.inference_mode():
-        shown = judge(contents)
-        for i, style in enumerate(styles):
-            first = (i + args.shift) % len(styles)  # every content once, spread over the styles
-            some = slice(None) if args.all else slice(first, None, len(styles))
-            mine = contents[some]
-            wanted = {k: v[some] for k, v in shown.items()}
-            target = judge(style)
-            for name, made in run.items():
-                out = made(mine, style)
-                seen, row = judge(out), table[name]
-                row["style"].append(float(moments_loss(seen, target, judge.style)))
-                row["content"].append(float(content_loss(seen, wanted, judge.content)))
-                for column, measure in (("swd", swd), ("strokes", strokes)):
-                    row[column].append(sum(measure(x[None], style) for x in out) / len(out))
+        some = [slice(None) if args.all else slice((i + args.shift) % n, None, n) for i in range(n)]
+        judge_pictures(
+            table, run, [(contents[k], style) for k, style in zip(some, styles, strict=True)], judge
+        )
         for name, made in list(run.items())[1:]:
             rows = [[torch.ones_like(styles[0]), *styles[:6]]]
             rows += [[c[None], *(made(c[None], s) for s in styles[:6])] for c in contents[:4]]
             sheet(rows, args.out / f"sheet-{name}.png")
-        clips = sorted(args.clips.glob("*.mp4")) if args.clips else []
-        for clip in clips:
+        for clip in sorted(args.clips.glob("*.mp4")) if args.clips else []:
             video = LazyVideo.from_file(clip).fit(512).trim(0, args.frames)
             frames = torch.cat(list(video.chunks(8)))
-            planes = frames.permute(0, 3, 1, 2)
-            for i, style in enumerate(styles if args.all else styles[:3]):
-                seen = {name: made(planes, style).permute(0, 2, 3, 1) for name, made in run.items()}
-                for report in versions(seen, frames, Convention(), "dis-medium"):
-                    table[report.name]["flow"].append(report.error)
-                few = [seen[n][j].permute(2, 0, 1)[None] for n in models for j in spread(len(frames), 5)]
-                rows = [few[k : k + 5] for k in range(0, len(few), 5)]
-                sheet(rows, args.out / f"clip-{clip.stem}-{i}.png")
+            judge_clip(table, run, frames, styles if args.all else styles[:3], args.out / f"clip-{clip.stem}")
     text = as_table(table, lambda values: f"{mean(values):.3f}")
-    base, *others = models
-    apart = {
-        f"{name} - {base}": {
-            c: [b - a for a, b in zip(table[base][c], table[name][c], strict=True)] for c in columns
-        }
-        for name in others
-    }
-    if apart:
-        text += "\n" + as_table(apart, with_error)
+    if len(models) > 1:
+        text += "\n" + as_table(differences(table, list(models)), with_error)
+    (args.out / "values.json").write_text(json.dumps(table))
     (args.out / "table.md").write_text(text)
     sys.stdout.write(text)
 

@@ -8,7 +8,7 @@ alone, so a resumed run needs no state of the data.
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,11 +133,40 @@ class Pictures:
             return picture
         raise ValueError(f"the folder {self.folder.name!r} has no readable picture")
 
-    def hold_out(self, count: int, seed: int) -> tuple[list[str], list[str]]:
-        """(kept for training, held out): `count` names chosen by the seed, of a small folder a third."""
+    def apart(self, held: list[str]) -> list[str]:
+        """The names to train on: neither held out nor the picture of one that is, at another size or under
+        another name. Folders too large to pack are only told apart by name."""
+        kept = [n for n in self.names if n not in set(held)]
+        if self._open is None:
+            return kept
+        same = set(twins(((n, self.get(n)) for n in kept), ((n, self.get(n)) for n in held)))
+        if same:
+            log.info("%d pictures show what a held-out one shows: not trained on", len(same))
+        return [n for n in kept if n not in same] or kept
+
+    def hold_out(self, count: int, seed: int) -> list[str]:
+        """`count` names chosen by the seed, of a small folder a third."""
         order = torch.randperm(len(self.names), generator=torch.Generator().manual_seed(seed)).tolist()
-        held = sorted(self.names[i] for i in order[: min(count, len(order) // 3)])
-        return sorted(set(self.names) - set(held)), held
+        return sorted(self.names[i] for i in order[: min(count, len(order) // 3)])
+
+
+Named = Iterable[tuple[str, Tensor]]
+ALIKE = 0.98  # correlation of thumbnails: other sizes of a picture 0.999, the nearest other pictures 0.93
+
+
+def twins(pictures: Named, of: Named) -> list[str]:
+    """Names of `pictures` that show, at whatever size, what one of `of` shows."""
+
+    def thumbnail(picture: Tensor) -> Tensor:
+        small = functional.interpolate(picture[None], (16, 16), mode="area").flatten()
+        small = small - small.mean()
+        return small / small.norm().clamp_min(1e-3)
+
+    others = [thumbnail(picture) for _, picture in of]
+    if not others:
+        return []
+    known = torch.stack(others)
+    return [name for name, picture in pictures if float((known @ thumbnail(picture)).max()) > ALIKE]
 
 
 ZOOM = (0.4, 0.8)  # crops of many scales: one set of weights sees strokes of many sizes

@@ -115,8 +115,8 @@ class Trainer:
         self.workers, self._capture = workers, capture and self.device.type == "cuda"
         self.contents, self.styles = contents, styles
         self._hold_out(
-            contents.hold_out(recipe.held_contents, recipe.seed)[1],
-            styles.hold_out(recipe.held_styles, recipe.seed)[1],
+            contents.hold_out(recipe.held_contents, recipe.seed),
+            styles.hold_out(recipe.held_styles, recipe.seed),
         )
         self.perceptual = perceptual.to(self.device, memory_format=torch.channels_last)
         self.network = build(recipe, perceptual).to(self.device, memory_format=torch.channels_last)
@@ -131,8 +131,8 @@ class Trainer:
     def _hold_out(self, contents: list[str], styles: list[str]) -> None:
         """Judge on these, train on the others."""
         self.held_contents, self.held_styles = contents, styles
-        self.content_names = [n for n in self.contents.names if n not in set(contents)]
-        self.style_names = [n for n in self.styles.names if n not in set(styles)]
+        self.content_names = self.contents.apart(contents)
+        self.style_names = self.styles.apart(styles)
 
     def use_clips(self, folder: Path) -> None:
         """Take the temporal loss from frame pairs of real clips instead of moved pictures."""

@@ -164,8 +164,8 @@ def test_folders_too_large_to_pack_are_read_as_they_are_drawn(folders):
 def test_a_small_folder_is_not_held_out_whole(folders):
     """Five styles of a user's own: the default of 15 must leave something to train on."""
     _, styles = sources(folders)
-    kept, held = styles.hold_out(15, 0)
-    assert (len(kept), len(held)) == (4, 1)
+    held = styles.hold_out(15, 0)
+    assert (len(styles.apart(held)), len(held)) == (4, 1)
 
 
 def test_a_folder_without_pictures_gets_one_sentence(tmp_path):
@@ -176,10 +176,25 @@ def test_a_folder_without_pictures_gets_one_sentence(tmp_path):
 
 def test_held_out_pictures_are_not_trained_on(folders):
     contents, _ = sources(folders)
-    kept, held = contents.hold_out(2, seed=3)
-    assert len(held) == 2
+    held = contents.hold_out(2, seed=3)
+    kept = contents.apart(held)
+    assert (len(held), len(kept)) == (2, len(contents.names) - 2)
     assert not set(kept) & set(held)
-    assert contents.hold_out(2, seed=3) == (kept, held)
+    assert contents.hold_out(2, seed=3) == held
+
+
+def test_a_held_out_picture_is_not_trained_on_at_another_size_either(tmp_path):
+    rng = numpy.random.default_rng(0)
+    for i in range(6):
+        rough = rng.integers(0, 255, (9, 12, 3), numpy.uint8)
+        for size, kind in (((160, 120), "large.png"), ((88, 66), "small.jpg")):
+            image = cv2.resize(rough, size, interpolation=cv2.INTER_CUBIC)
+            cv2.imwrite(str(tmp_path / f"{i}-{kind}"), image)
+    pictures = Pictures(tmp_path, tmp_path / "cache", 64)
+    held = pictures.hold_out(4, seed=1)
+    shown = {name[0] for name in held}
+    kept = pictures.apart(held)
+    assert kept and sorted(kept) == sorted(n for n in pictures.names if n[0] not in shown)
 
 
 def test_crops_and_colours_depend_on_the_step_alone():
