@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 from . import checkpoint
+from .attention import KINDS
 from .data import Pictures
 from .perceptual import load_perceptual
 from .recipe import PAPER, Recipe, recipe_of
@@ -35,7 +36,12 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--styles", type=Path, required=True, help="styles: a folder or a packed file")
     parser.add_argument("--perceptual", type=Path, required=True, help="SqueezeNet v1.0 or VGG-19 weights")
     parser.add_argument("--clips", type=Path, help="folder of clips: frame pairs for the temporal loss")
-    parser.add_argument("--preset", choices=("small", "paper"), default="small")
+    parser.add_argument(
+        "--preset",
+        choices=("small", "paper"),
+        default="small",
+        help="paper: its network, schedule and weights in place of the defaults below",
+    )
     parser.add_argument(
         "--start-from",
         type=Path,
@@ -43,7 +49,9 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--save-as", type=Path, help="write the averaged weights here at the end")
     parser.add_argument("--cache", type=Path, help="where packed pictures go (default: beside the run)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to train: cuda, cpu"
+    )
     parser.add_argument(
         "--workers",
         type=int,
@@ -51,15 +59,21 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         help="threads that make batches ahead (default: as many as pay beside a GPU)",
     )
     parser.add_argument("--no-capture", action="store_true", help="on CUDA: launch every kernel anew")
-    parser.add_argument("--save-every", type=int, default=200, metavar="STEPS")
-    parser.add_argument("--sheet-every", type=int, default=500, metavar="STEPS")
+    parser.add_argument("--save-every", type=int, default=200, metavar="STEPS", help="between two states")
+    parser.add_argument("--sheet-every", type=int, default=500, metavar="STEPS", help="between two sheets")
     parser.add_argument("--until", type=int, default=0, metavar="STEP", help="stop (and save) at this step")
+    choices = {"attention": KINDS, "schedule": ("linear", "constant", "paper")}
     for item in fields(Recipe):
         name, meaning = "--" + item.name.replace("_", "-"), item.metadata["help"]
         if item.type is bool:
             parser.add_argument(name, action="store_true", default=None, help=meaning)
         elif item.name != "size":
-            parser.add_argument(name, type=item.type, help=f"{meaning} (default {item.default})")
+            parser.add_argument(
+                name,
+                type=item.type,
+                choices=choices.get(item.name),
+                help=f"{meaning} (default {item.default})",
+            )
 
 
 def _train(args: argparse.Namespace) -> int:

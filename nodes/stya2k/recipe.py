@@ -4,35 +4,40 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 
-def _default(value: object, meaning: str) -> Any:
-    return field(default=value, metadata={"help": meaning})
+def _value(default: object, meaning: str) -> Any:
+    return field(default=default, metadata={"help": meaning})
 
 
 @dataclass
 class Recipe:
     """All that decides the outcome of a run."""
 
-    size: str = _default("small", "the CPU network, or the paper's with VGG-19")
-    attention: str = _default("all-to-key", "the method, or one of the paper's comparisons")
-    steps: int = _default(20000, "optimisation steps in all")
-    batch: int = _default(4, "pairs per step")
-    load_size: int = _default(256, "short side that pictures get")
-    crop: int = _default(160, "side of the training crops")
-    learning_rate: float = _default(5e-4, "Adam's")
-    style_weight: float = _default(10.0, "of eq. 16: means and deviations of the judge's features")
-    match_weight: float = _default(1.25, "of eq. 17: features where parameter-free attention puts them")
-    gram_weight: float = _default(4.0, "of Gram matrices: textures")
-    content_weight: float = _default(1.0, "of the content's normalised features")
-    variation_weight: float = _default(0.3, "of the total variation")
-    temporal_weight: float = _default(0.0, "of what changes when a frame moves a little")
-    color_share: float = _default(0.2, "share of the styles whose channels are permuted")
-    photo_share: float = _default(0.0, "share of the styles that are contents: for few style pictures")
-    average: float = _default(0.998, "decay of the averaged weights, which are the ones saved")
-    seed: int = _default(0, "of first weights, data order and held-out pictures")
-    held_styles: int = _default(15, "styles kept out of training")
-    held_contents: int = _default(50, "contents kept out of training")
-    schedule: str = _default("linear", "of the learning rate: linear, constant or paper")
-    half: bool = _default(False, "autocast to bfloat16")
+    size: str = _value("small", "the CPU network, or the paper's with VGG-19")
+    attention: str = _value("all-to-key", "the method, or one of the paper's comparisons")
+    steps: int = _value(20000, "optimisation steps in all")
+    batch: int = _value(4, "pairs per step")
+    load_size: int = _value(256, "short side that pictures get")
+    crop: int = _value(160, "side of the training crops")
+    learning_rate: float = _value(5e-4, "of Adam")
+    style_weight: float = _value(10.0, "weight of eq. 16: means and deviations of the judge's features")
+    match_weight: float = _value(1.25, "weight of eq. 17: features where parameter-free attention puts them")
+    gram_weight: float = _value(4.0, "weight of Gram matrices: textures")
+    content_weight: float = _value(1.0, "weight of the content's normalised features")
+    variation_weight: float = _value(0.3, "weight of the total variation")
+    temporal_weight: float = _value(0.0, "weight of what changes when a frame moves a little")
+    color_share: float = _value(0.2, "share of the styles whose channels are permuted")
+    photo_share: float = _value(0.0, "share of the styles that are contents: for few style pictures")
+    average: float = _value(0.998, "decay of the averaged weights, which are the ones saved")
+    seed: int = _value(0, "decides first weights, data order and held-out pictures")
+    held_styles: int = _value(15, "styles kept out of training")
+    held_contents: int = _value(50, "contents kept out of training")
+    schedule: str = _value("linear", "how the learning rate falls")
+    half: bool = _value(False, "autocast to bfloat16")
+
+    def __post_init__(self) -> None:
+        for name in ("color_share", "photo_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share, from 0 to 1: {getattr(self, name):g} is none")
 
     def rate(self, step: int) -> float:
         """The learning rate's factor: the schedule, ours after a short warm-up."""

@@ -232,6 +232,12 @@ def trainer(folders, judge, name="run", **changes):
     return Trainer(folders / name, dataclasses.replace(TINY, **changes), *sources(folders), judge)
 
 
+@pytest.mark.parametrize("name", ["photo_share", "color_share"])
+def test_a_share_is_between_0_and_1(name):
+    with pytest.raises(ValueError, match=f"{name} is a share, from 0 to 1: 1.5 is none"):
+        Recipe(**{name: 1.5})
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_a_share_of_the_styles_are_photographs(folders, judge, share):
     run, drawn = trainer(folders, judge, photo_share=share), []
