@@ -29,6 +29,7 @@ class Recipe:
     photo_share: float = _value(0.0, "share of the styles that are contents: for few style pictures")
     average: float = _value(0.998, "decay of the averaged weights, which are the ones saved")
     seed: int = _value(0, "decides first weights, data order and held-out pictures")
+    data_seed: int = _value(-1, "decides the data order alone, for a stage after another; -1: as the seed")
     held_styles: int = _value(15, "styles kept out of training")
     held_contents: int = _value(50, "contents kept out of training")
     schedule: str = _value("linear", "how the learning rate falls")
@@ -46,6 +47,11 @@ class Recipe:
             return min(1.0, (1 - done) / 0.6)
         warm = min(1.0, (step + 1) / 100)
         return warm if self.schedule == "constant" else warm * (1 - done)
+
+    @property
+    def order(self) -> int:
+        """What decides which pictures a step sees."""
+        return self.seed if self.data_seed < 0 else self.data_seed
 
     @property
     def literal(self) -> bool:

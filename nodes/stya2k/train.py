@@ -161,7 +161,7 @@ class Trainer:
 
     def batch(self, step: int) -> Batch:
         """What a step sees, on the CPU; the same whenever it is asked."""
-        r, rng = self.recipe, step_rng(self.recipe.seed, step)
+        r, rng = self.recipe, step_rng(self.recipe.order, step)
         how = (r.crop, rng, (r.crop / r.load_size,) * 2 if r.literal else ZOOM)
         contents = [crop(self.contents.draw(self.content_names, rng), *how) for _ in range(r.batch)]
         styles = [recolor(crop(self._draw_style(rng), *how), rng, r.color_share) for _ in range(r.batch)]

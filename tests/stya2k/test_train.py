@@ -238,6 +238,14 @@ def test_a_share_is_between_0_and_1(name):
         Recipe(**{name: 1.5})
 
 
+def test_a_later_stage_sees_other_batches_and_judges_on_the_same_pictures(folders, judge):
+    plain, same, other = (trainer(folders, judge, data_seed=s) for s in (-1, TINY.seed, TINY.seed + 1))
+    for run in (same, other):
+        assert (run.held_styles, run.held_contents) == (plain.held_styles, plain.held_contents)
+    assert torch.equal(plain.batch(3).content, same.batch(3).content)
+    assert not torch.equal(plain.batch(3).content, other.batch(3).content)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_a_share_of_the_styles_are_photographs(folders, judge, share):
     run, drawn = trainer(folders, judge, photo_share=share), []
