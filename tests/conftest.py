@@ -19,6 +19,8 @@ if COMFYUI:
         comfy.options.enable_args_parsing()
         import comfy.cli_args
         import folder_paths
+
+        CORE_KINDS = set(folder_paths.folder_names_and_paths)
     finally:
         sys.argv = arguments
 
@@ -29,6 +31,18 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "comfyui" in item.keywords:
                 item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def stand_ins_stay_where_they_are(monkeypatch):
+    """Inside a ComfyUI too, many tests run on a stand-in of a model: the host must not manage that."""
+    if COMFYUI:
+        from reelbrush.nodes import host
+
+        load = host.load_model
+        monkeypatch.setattr(
+            host, "load_model", lambda model: None if getattr(model, "stand_in", False) else load(model)
+        )
 
 
 @pytest.fixture
@@ -43,6 +57,9 @@ def home(tmp_path, monkeypatch):
         for kind in ("input", "output", "temp"):
             monkeypatch.setattr(folder_paths, f"{kind}_directory", str(tmp_path / kind))
         monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
+        # kinds of models that an earlier test made known lead to its own home
+        known = {k: v for k, v in folder_paths.folder_names_and_paths.items() if k in CORE_KINDS}
+        monkeypatch.setattr(folder_paths, "folder_names_and_paths", known)
     return tmp_path
 
 

@@ -126,6 +126,8 @@ class TinyBase(nn.Module):
 class TinyPatcher:
     """ComfyUI's ModelPatcher, as far as the pack knows it."""
 
+    stand_in = True
+
     def __init__(self, model: TinyBase):
         self.model, self.parent = model, None
         self.load_device = self.offload_device = torch.device("cpu")

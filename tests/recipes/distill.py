@@ -26,6 +26,8 @@ NULL = small.null(MODEL)
 class Patcher:
     """Stands in for the ModelPatcher around a VAE's network."""
 
+    stand_in = True
+
     def __init__(self, model, load_device="cpu", offload_device="cpu"):
         self.model, self.object_patches = model, {}
         self.load_device, self.offload_device = load_device, offload_device
