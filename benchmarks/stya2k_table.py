@@ -27,6 +27,7 @@ has every style's numbers.
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable
 from itertools import combinations
@@ -42,7 +43,7 @@ from torch.nn.functional import interpolate
 
 from reelbrush.nodes.flow.conventions import Convention
 from reelbrush.nodes.flow.measure import versions
-from reelbrush.nodes.stya2k.data import twins
+from reelbrush.nodes.stya2k.data import ENDINGS, twins
 from reelbrush.nodes.stya2k.losses import content_loss, moments_loss
 from reelbrush.nodes.stya2k.perceptual import Perceptual, load_perceptual
 from reelbrush.nodes.stya2k.style import Part, Picture, Style, load_model
@@ -114,15 +115,10 @@ def strokes(a: Tensor, b: Tensor) -> float:
 
 def model(text: str) -> tuple[str, tuple[Path, Look]]:
     """What `name=file` or `name=file@strength` stands for."""
-    name, _, file = text.partition("=")
-    path, _, strength = file.partition(".safetensors")
-    try:
-        look = Look(float(strength.removeprefix("@"))) if strength else Look()
-    except ValueError:
-        look = None
-    if not name or not path or look is None or not file.count(".safetensors"):
+    parts = re.fullmatch(r"(?P<name>[^=]+)=(?P<file>.+\.safetensors)(@(?P<strength>[01](\.\d+)?))?", text)
+    if not parts:
         raise argparse.ArgumentTypeError(f"{text!r}: give name=FILE.safetensors or name=FILE.safetensors@0.9")
-    return name, (Path(f"{path}.safetensors"), look)
+    return parts["name"], (Path(parts["file"]), Look(float(parts["strength"] or 1)))
 
 
 Method = Callable[[Tensor, Tensor], Tensor]  # contents, a style -> pictures in 0..1
@@ -142,15 +138,17 @@ def methods(models: dict[str, tuple[Path, Look]]) -> dict[str, Method]:
     return found
 
 
-def unseen(folder: Path, held: list[str], side: int) -> dict[str, Tensor]:
+def unseen(folder: Path, held: list[str], side: int) -> list[Tensor]:
     """The held-out pictures that the folder holds only once."""
-    pictures = {name: picture(folder / name, side) for name in held}
-    others = [(p.name, picture(p, side)[0]) for p in sorted(folder.iterdir()) if p.suffix in (".jpg", ".png")]
+    all_of = {p.name: picture(p, side) for p in sorted(folder.iterdir()) if p.suffix.lower() in ENDINGS}
+    found = []
     for name in held:
-        if twins([(name, pictures[name][0])], (other for other in others if other[0] != name)):
+        others = ((other, x[0]) for other, x in all_of.items() if other != name)
+        if twins([(name, all_of[name][0])], others):
             sys.stderr.write(f"{name} is left out: the folder holds it once more\n")
-            del pictures[name]
-    return pictures
+        else:
+            found.append(all_of[name])
+    return found
 
 
 def sheet(rows: list[list[Tensor]], path: Path, width: int = 192) -> None:
@@ -160,21 +158,27 @@ def sheet(rows: list[list[Tensor]], path: Path, width: int = 192) -> None:
     cv2.imwrite(str(path), image[..., ::-1].copy())
 
 
+BESIDE = ("input", "colour")  # rows that are no model
 COLUMNS = ("style", "swd", "strokes", "content", "flow")
 Table = dict[str, dict[str, list[float]]]
 
 
 def judge_pictures(
-    table: Table, run: dict[str, Method], pairs: list[tuple[Tensor, Tensor]], judge: Perceptual
+    table: Table,
+    run: dict[str, Method],
+    contents: Tensor,
+    pairs: list[tuple[slice, Tensor]],
+    judge: Perceptual,
 ) -> None:
     """Into the table, for every style: means over the contents that are paired with it."""
-    for contents, style in pairs:
-        shown, target = judge(contents), judge(style)
+    shown = judge(contents)
+    for some, style in pairs:
+        mine, wanted, target = contents[some], {k: v[some] for k, v in shown.items()}, judge(style)
         for name, made in run.items():
-            out = made(contents, style)
+            out = made(mine, style)
             seen, row = judge(out), table[name]
             row["style"].append(float(moments_loss(seen, target, judge.style)))
-            row["content"].append(float(content_loss(seen, shown, judge.content)))
+            row["content"].append(float(content_loss(seen, wanted, judge.content)))
             for column, measure in (("swd", swd), ("strokes", strokes)):
                 row[column].append(mean(measure(x[None], style) for x in out))
 
@@ -191,7 +195,7 @@ def judge_clip(
         rows = [
             [video[j].permute(2, 0, 1)[None] for j in spread(len(frames), 5)]
             for name, video in seen.items()
-            if name not in ("input", "colour")
+            if name not in BESIDE
         ]
         sheet(rows, file.with_name(f"{file.name}-{i}.png"))
 
@@ -241,23 +245,21 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=12)
     args = parser.parse_args()
     models = dict(args.models)
-    if len(models) < len(args.models) or {"input", "colour"} & set(models):
+    if len(models) < len(args.models) or set(BESIDE) & set(models):
         parser.error("models need names of their own, other than input and colour")
     with safe_open(args.models[0][1][0], "pt") as f:
         about = json.loads(f.metadata()["stya2k"])
     judge = load_perceptual(args.judge)
     held = about["held_out_contents"][: args.pictures]
     contents = torch.cat([picture(args.contents / name, args.side) for name in held])
-    styles = list(unseen(args.styles, about["held_out_styles"], args.side).values())
+    styles = unseen(args.styles, about["held_out_styles"], args.side)
     args.out.mkdir(parents=True, exist_ok=True)
     run = methods(models)
     table: Table = {name: {column: [] for column in COLUMNS} for name in run}
     n = len(styles)
     with torch.inference_mode():
         some = [slice(None) if args.all else slice((i + args.shift) % n, None, n) for i in range(n)]
-        judge_pictures(
-            table, run, [(contents[k], style) for k, style in zip(some, styles, strict=True)], judge
-        )
+        judge_pictures(table, run, contents, list(zip(some, styles, strict=True)), judge)
         for name, made in list(run.items())[1:]:
             rows = [[torch.ones_like(styles[0]), *styles[:6]]]
             rows += [[c[None], *(made(c[None], s) for s in styles[:6])] for c in contents[:4]]

@@ -140,9 +140,12 @@ class Pictures:
         if self._open is None:
             return kept
         same = set(twins(((n, self.get(n)) for n in kept), ((n, self.get(n)) for n in held)))
+        left = [n for n in kept if n not in same]
+        if not left:  # a folder of one picture's copies: better trained on than refused
+            return kept
         if same:
             log.info("%d pictures show what a held-out one shows: not trained on", len(same))
-        return [n for n in kept if n not in same] or kept
+        return left
 
     def hold_out(self, count: int, seed: int) -> list[str]:
         """`count` names chosen by the seed, of a small folder a third."""

@@ -1,4 +1,4 @@
-"""Training: loss terms against literal formulas, data without state, exact resume, falling losses."""
+"""Training: data without state, exact resume, falling losses."""
 
 import dataclasses
 import threading
@@ -16,104 +16,6 @@ from reelbrush.nodes.stya2k.data import Pictures, crop, recolor, step_rng
 from reelbrush.nodes.stya2k.perceptual import VGG19, SqueezeNet
 from reelbrush.nodes.stya2k.recipe import PAPER, Recipe
 from reelbrush.nodes.stya2k.train import Trainer, build
-
-LAYERS = ("a", "b")
-
-
-def features(seed, n=2):
-    g = torch.Generator().manual_seed(seed)
-    return {
-        "a": torch.rand(n, 8, 16, 16, generator=g, dtype=torch.float64),
-        "b": torch.rand(n, 16, 8, 8, generator=g, dtype=torch.float64) * 5,
-    }
-
-
-def test_eq_16_is_the_official_sum():
-    out, style = features(0), features(1)
-    want = 0.0
-    for layer in LAYERS:
-        for n in range(2):
-            for c in range(out[layer].shape[1]):
-                x, y = out[layer][n, c].flatten(), style[layer][n, c].flatten()
-                miss = (x.mean() - y.mean()) ** 2
-                miss = miss + ((x.var() + 1e-5) ** 0.5 - (y.var() + 1e-5) ** 0.5) ** 2
-                want += miss / (2 * out[layer].shape[1])
-    torch.testing.assert_close(losses.moments_loss(out, style, LAYERS, relative=False), want)
-
-
-def test_relative_losses_do_not_depend_on_a_networks_scale():
-    out, style = features(0), features(1)
-    loud = [{k: v * 100 for k, v in f.items()} for f in (out, style)]
-    for term in (losses.moments_loss, losses.gram_loss):
-        torch.testing.assert_close(term(*loud, LAYERS), term(out, style, LAYERS), rtol=1e-3, atol=0)
-
-
-def test_the_gram_term_is_the_relative_distance_of_second_moments():
-    out, style = features(0), features(1)
-    want = 0.0
-    for layer in LAYERS:
-        a, b = (
-            torch.einsum("ncij,ndij->ncd", f[layer], f[layer]) / f[layer][0, 0].numel() for f in (out, style)
-        )
-        want += sum((a[n] - b[n]).norm() / b[n].norm() for n in range(2)) / 2
-    torch.testing.assert_close(losses.gram_loss(out, style, LAYERS), want)
-
-
-def test_the_content_term_ignores_palettes():
-    content = features(0)
-    other = {k: v * 3 + 1 for k, v in content.items()}
-    assert losses.content_loss(other, content, LAYERS) < 1e-4
-    assert losses.content_loss(features(1), content, LAYERS) > 1
-
-
-def test_eq_17_is_the_official_form():
-    """All shallower layers enter the keys, regions of the given sizes, one head; n + 1, unscaled."""
-    out, content, style = features(0), features(1), features(2)
-    norm = lambda x: (x - x.mean((2, 3), keepdim=True)) / (x.var((2, 3), keepdim=True) + 1e-5).sqrt()  # noqa: E731
-    want = 0.0
-    for layer, side in (("a", 4), ("b", 4)):
-        size = out[layer].shape[-2:]
-        names = LAYERS[: LAYERS.index(layer) + 1]
-        q, k = (
-            torch.cat([norm(functional.interpolate(f[n], size)) for n in names], 1) for f in (content, style)
-        )
-        v, target = style[layer], torch.zeros_like(style[layer])
-        cells = [(y, x) for y in range(0, size[0], side) for x in range(0, size[1], side)]
-        part = lambda t, n, c: t[n, :, c[0] : c[0] + side, c[1] : c[1] + side].flatten(1)  # noqa: B023, E731
-        for n in range(2):
-            keys, values = [], []
-            for cell in cells:
-                k_m = part(k, n, cell).mean(1)
-                share = torch.sigmoid(k_m @ part(k, n, cell))
-                for t, into in ((k, keys), (v, values)):
-                    p = part(t, n, cell)
-                    into.append((p.mean(1) + (share * p).sum(1)) / (side * side + 1))
-            for y, x in cells:
-                here = part(q, n, (y, x))
-                spread = (here.T @ torch.stack(keys, 1)).softmax(1) @ torch.stack(values)
-                best = max(cells, key=lambda c: float((here * part(k, n, c)).sum()))
-                near = (here.T @ part(k, n, best)).softmax(1) @ part(v, n, best).T
-                target[n, :, y : y + side, x : x + side] = (spread + near).T.reshape(-1, side, side)
-        want += functional.mse_loss(out[layer], target + content[layer])
-    got = losses.match_loss(out, content, style, LAYERS, sizes=(4, 4), heads=1, relative=False)
-    torch.testing.assert_close(got, want)
-
-
-def test_a_moved_picture_that_is_stylized_alike_costs_nothing():
-    x = torch.rand(1, 3, 24, 24)
-    motion = losses.Motion.affine(x, torch.tensor([[[1.02, 0.01, 0.05], [-0.01, 0.98, -0.03]]]))
-    assert losses.temporal_loss(x, motion.frame, motion) < 1e-10
-    assert losses.temporal_loss(x, x, motion) > 1e-3
-
-
-def test_an_affine_motion_is_torchs():
-    x, theta = torch.rand(1, 3, 20, 30), torch.tensor([[[0.95, 0.02, 0.01], [0.0, 0.97, 0.0]]])
-    grid = functional.affine_grid(theta, list(x.shape), align_corners=True)
-    want = functional.grid_sample(x, grid, padding_mode="border", align_corners=True)
-    torch.testing.assert_close(losses.Motion.affine(x, theta).frame, want, rtol=0, atol=1e-4)
-
-
-# -- data
 
 
 @pytest.fixture
