@@ -29,6 +29,7 @@ import cv2
 import numpy as np
 import tiny_denoiser as own
 import torch
+from pictures import square
 from torch import Tensor
 
 from reelbrush.nodes import host
@@ -61,17 +62,6 @@ FIXED_RATE = 0.02  # Adam's in Fig. 12
 Cell = tuple[str, Tensor]  # what stands under a picture, and the picture [h, w, 3]
 Rows = Iterator[list[Cell]]
 Update = Callable[[References, Tensor, int], Tensor]
-
-
-def picture(path: Path, side: int) -> Tensor:
-    """The middle of a picture as [1, side, side, 3]."""
-    image = cv2.imread(str(path))
-    if image is None:
-        raise FileNotFoundError(f"{path} is no picture: --data is the folder with content/ and style/")
-    h, w = image.shape[:2]
-    m = min(h, w)
-    cut = image[(h - m) // 2 : (h + m) // 2, (w - m) // 2 : (w + m) // 2, ::-1]
-    return torch.from_numpy(cv2.resize(cut, (side, side), interpolation=cv2.INTER_AREA))[None].float() / 255
 
 
 def losses(references: References, z: Tensor, weight: float = 0.0, frame: int = 0) -> Tensor:
@@ -118,7 +108,7 @@ class Bench:
         )
 
     def latent(self, name: str) -> Tensor:
-        return self.vae.encode(picture(self.data / name, self.size))
+        return self.vae.encode(square(self.data / name, self.size))
 
     @contextmanager
     def references(self, style: Tensor, content: Tensor | None = None, *masks, model=None):
@@ -289,8 +279,8 @@ def labels(bench: Bench) -> Rows:
     side = bench.size
     source = torch.cat(
         [
-            picture(bench.data / FIRE, side)[:, :, : side // 2],
-            picture(bench.data / LEAF, side)[:, :, side // 2 :],
+            square(bench.data / FIRE, side)[:, :, : side // 2],
+            square(bench.data / LEAF, side)[:, :, side // 2 :],
         ],
         dim=2,
     )

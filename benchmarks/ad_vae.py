@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 from ad_clip import ROOT, loaded
-from ad_sheets import FIRE, picture
+from ad_sheets import FIRE
+from pictures import square
 from torch import Tensor
 
 log = logging.getLogger("ad_vae")
@@ -42,7 +43,7 @@ def trained(photos: list[Path], seconds: float):
     made = loaded(ROOT / "tests" / "diffusion" / "checkpoints.py")
     # ComfyUI leaves weights as memory had them: files fill them
     network.load_state_dict(made.filled(network, "", torch.Generator().manual_seed(0)))
-    pictures = torch.cat([picture(p, 256) for p in photos]).movedim(-1, 1) * 2 - 1
+    pictures = torch.cat([square(p, 256) for p in photos]).movedim(-1, 1) * 2 - 1
     adam = torch.optim.Adam(network.requires_grad_().parameters(), 2e-3)
     begin, steps = time.process_time(), 0
     while (spent := time.process_time() - begin) < seconds:
@@ -88,7 +89,7 @@ def main() -> None:
     import comfy.sd
     import comfy.utils
 
-    image = picture(a.data / FIRE, a.size)
+    image = square(a.data / FIRE, a.size)
     file = comfy.utils.load_torch_file(str(a.weights / "vae.safetensors"))
     measured("TAESD's layout", comfy.sd.VAE(sd=file, dtype=torch.float32), image)
     photos = sorted((a.data / "content").glob("*.jpg"))[:200]

@@ -13,16 +13,17 @@ stage on; for the parts of all-to-key attention, trained from nothing:
     done
 
 Held-out pictures are those of the first model's metadata, less styles that the folder holds once more (then
-another copy was trained on). Columns, all lower is better: `style`, mean and deviation of SqueezeNet features
-as trained; `swd`, sliced Wasserstein distance of 5x5 patches at three scales, which no training saw;
-`strokes`, the same of 9x9 patches of grey alone, each without its mean, the picture's contrast taken out, so
-that neither colour nor brightness counts; `content`, instance-normalised features; `flow`, the optical-flow
-error (mse, 0-255, valid pixels) over the clips, mean over styles. Rows beside the models: the input itself,
-and plain colour transfer (mean and deviation in Lab). Every content is shown once, spread over the styles,
-and the clips in three styles; `--shift` pairs others with each style, `--all` takes every pair, and the clips
-in every style. A second table holds the models against each other: the mean difference, its standard error
-over the styles (over clips and styles for the flow), and in how many of them it is below zero. `values.json`
-has every style's numbers.
+another copy was trained on); `--trained` takes as many of the others, to choose a strength by. Columns, all
+lower is better: `style`, mean and deviation of SqueezeNet features as trained; `swd`, sliced Wasserstein
+distance of 5x5 patches at three scales, which no training saw; `strokes`, the same of 9x9 patches of grey
+alone, each without its mean, the picture's contrast taken out, so that neither colour nor brightness counts;
+`content`, instance-normalised features; `flow`, the optical-flow error (mse, 0-255, valid pixels), mean over
+the clips (video files and folders of PNG frames). Rows beside the models: the input itself, and plain colour
+transfer (mean and deviation in Lab). Every content is shown once, spread over the styles, and the clips in
+three styles; `--shift` pairs others with each style, `--all` takes every pair, and the clips in every style.
+A second table holds the models against each other: the mean difference, its standard error over the styles,
+and in how many of them it is below zero; a third has the flow clip by clip. `values.json` has every style's
+numbers.
 """
 
 import argparse
@@ -37,6 +38,7 @@ from statistics import mean, stdev
 import cv2
 import numpy as np
 import torch
+from pictures import square
 from safetensors import safe_open
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -55,13 +57,8 @@ PROJECTIONS, SCALES, PATCH, STROKE = 128, 3, 5, 9
 
 
 def picture(path: Path, side: int) -> Tensor:
-    """The middle square of a picture [1, 3, side, side]."""
-    image = cv2.imread(str(path))[..., ::-1]
-    h, w = image.shape[:2]
-    s = min(h, w)
-    image = image[(h - s) // 2 :, (w - s) // 2 :][:s, :s]
-    image = cv2.resize(np.ascontiguousarray(image), (side, side), interpolation=cv2.INTER_AREA)
-    return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+    """The middle of a picture as the network takes it, [1, 3, side, side]."""
+    return square(path, side).movedim(-1, 1).contiguous()
 
 
 def lab_transfer(content: Tensor, style: Tensor) -> Tensor:
@@ -138,17 +135,23 @@ def methods(models: dict[str, tuple[Path, Look]]) -> dict[str, Method]:
     return found
 
 
-def unseen(folder: Path, held: list[str], side: int) -> list[Tensor]:
-    """The held-out pictures that the folder holds only once."""
+def unseen(folder: Path, names: list[str], side: int) -> list[Tensor]:
+    """Those of the pictures that the folder holds only once."""
     all_of = {p.name: picture(p, side) for p in sorted(folder.iterdir()) if p.suffix.lower() in ENDINGS}
     found = []
-    for name in held:
+    for name in names:
         others = ((other, x[0]) for other, x in all_of.items() if other != name)
         if twins([(name, all_of[name][0])], others):
             sys.stderr.write(f"{name} is left out: the folder holds it once more\n")
         else:
             found.append(all_of[name])
     return found
+
+
+def trained(folder: Path, held: list[str]) -> list[str]:
+    """As many pictures that were not held out, spread over the folder."""
+    names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in ENDINGS and p.name not in held)
+    return [names[i] for i in spread(len(names), len(held))]
 
 
 def sheet(rows: list[list[Tensor]], path: Path, width: int = 192) -> None:
@@ -160,7 +163,8 @@ def sheet(rows: list[list[Tensor]], path: Path, width: int = 192) -> None:
 
 BESIDE = ("input", "colour")  # rows that are no model
 COLUMNS = ("style", "swd", "strokes", "content", "flow")
-Table = dict[str, dict[str, list[float]]]
+Columns = dict[str, list[float]]
+Table = dict[str, Columns]
 
 
 def judge_pictures(
@@ -183,21 +187,21 @@ def judge_pictures(
                 row[column].append(mean(measure(x[None], style) for x in out))
 
 
-def judge_clip(
-    table: Table, run: dict[str, Method], frames: Tensor, styles: list[Tensor], file: Path
-) -> None:
-    """The flow error into the table, and a sheet per style: five frames, a row for each model."""
+def judge_clip(run: dict[str, Method], frames: Tensor, styles: list[Tensor], file: Path) -> Columns:
+    """Every method's flow error in each style, and a sheet per style: five frames, a row for each model."""
+    flow: Columns = {name: [] for name in run}
     planes = frames.permute(0, 3, 1, 2)
     for i, style in enumerate(styles):
         seen = {name: made(planes, style).permute(0, 2, 3, 1) for name, made in run.items()}
         for report in versions(seen, frames, Convention(), "dis-medium"):
-            table[report.name]["flow"].append(report.error)
+            flow[report.name].append(report.error)
         rows = [
             [video[j].permute(2, 0, 1)[None] for j in spread(len(frames), 5)]
             for name, video in seen.items()
             if name not in BESIDE
         ]
         sheet(rows, file.with_name(f"{file.name}-{i}.png"))
+    return flow
 
 
 def as_table(rows: Table, show: Callable[[list[float]], str]) -> str:
@@ -241,6 +245,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--shift", type=int, default=0, help="each style gets the contents of another one")
     parser.add_argument("--all", action="store_true", help="every content with every style: takes long")
+    parser.add_argument("--trained", action="store_true", help="judge on pictures trained on: to choose by")
     parser.add_argument("--pictures", type=int, default=50)
     parser.add_argument("--frames", type=int, default=12)
     args = parser.parse_args()
@@ -250,9 +255,14 @@ def main() -> None:
     with safe_open(args.models[0][1][0], "pt") as f:
         about = json.loads(f.metadata()["stya2k"])
     judge = load_perceptual(args.judge)
-    held = about["held_out_contents"][: args.pictures]
-    contents = torch.cat([picture(args.contents / name, args.side) for name in held])
-    styles = unseen(args.styles, about["held_out_styles"], args.side)
+    names, looks = (
+        trained(folder, about[held]) if args.trained else about[held]
+        for folder, held in ((args.contents, "held_out_contents"), (args.styles, "held_out_styles"))
+    )
+    contents = torch.cat([picture(args.contents / name, args.side) for name in names[: args.pictures]])
+    styles = unseen(args.styles, looks, args.side)
+    if len(contents) < len(styles) and not args.all:
+        parser.error(f"{len(contents)} contents do not go round {len(styles)} styles: give --all or more")
     args.out.mkdir(parents=True, exist_ok=True)
     run = methods(models)
     table: Table = {name: {column: [] for column in COLUMNS} for name in run}
@@ -264,14 +274,21 @@ def main() -> None:
             rows = [[torch.ones_like(styles[0]), *styles[:6]]]
             rows += [[c[None], *(made(c[None], s) for s in styles[:6])] for c in contents[:4]]
             sheet(rows, args.out / f"sheet-{name}.png")
-        for clip in sorted(args.clips.glob("*.mp4")) if args.clips else []:
+        flows = {}
+        for clip in sorted(args.clips.iterdir()) if args.clips else []:
             video = LazyVideo.from_file(clip).fit(512).trim(0, args.frames)
             frames = torch.cat(list(video.chunks(8)))
-            judge_clip(table, run, frames, styles if args.all else styles[:3], args.out / f"clip-{clip.stem}")
+            chosen = styles if args.all else styles[:3]
+            flows[clip.stem] = judge_clip(run, frames, chosen, args.out / f"clip-{clip.stem}")
+    for name, row in table.items():
+        row["flow"] = [mean(values) for values in zip(*(flow[name] for flow in flows.values()), strict=True)]
+    clips = {name: {clip: flow[name] for clip, flow in flows.items()} for name in run}
     text = as_table(table, lambda values: f"{mean(values):.3f}")
     if len(models) > 1:
         text += "\n" + as_table(differences(table, list(models)), with_error)
-    (args.out / "values.json").write_text(json.dumps(table))
+    if flows:
+        text += "\n" + as_table(clips, lambda values: f"{mean(values):.1f}")
+    (args.out / "values.json").write_text(json.dumps({"styles": table, "clips": clips}))
     (args.out / "table.md").write_text(text)
     sys.stdout.write(text)
 

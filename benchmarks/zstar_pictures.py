@@ -28,6 +28,7 @@ from pathlib import Path
 import cv2
 import tiny_denoiser as own
 import torch
+from pictures import square
 from torch import Tensor
 
 from reelbrush.nodes import host
@@ -38,17 +39,6 @@ from reelbrush.nodes.stya2k.perceptual import load_perceptual
 CONTENTS = ("0c1fe22f3d.jpg", "0ceae61546.jpg", "12fd4d87c9.jpg")  # an owl, a coast, thistles
 STYLES = ("06ba9cf4f8.jpg", "8d185bd4be.jpg", "8893f3eb96.jpg")  # fire, a starry night, green leaves
 PAPER = {"style_scale": 1.2, "layers": "10-15", "start_percent": 0.167, "end_percent": 1.0}
-
-
-def picture(path: Path, size: int) -> Tensor:
-    """A square [1, size, size, 3]."""
-    image = cv2.imread(str(path))[..., ::-1]
-    side = min(image.shape[:2])
-    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
-    image = cv2.resize(
-        image[top : top + side, left : left + side], (size, size), interpolation=cv2.INTER_AREA
-    )
-    return torch.from_numpy(image.copy())[None].float() / 255
 
 
 class Bench:
@@ -126,11 +116,11 @@ def sheet(given: argparse.Namespace) -> None:
     """The grid of pictures and a table."""
     bench = Bench(given.weights, given.steps, given.refine)
     network = load_perceptual(given.data / "squeezenet_v1_0.fp16.safetensors").float()
-    contents = torch.cat([picture(given.data / "content" / n, given.size) for n in given.contents])
+    contents = torch.cat([square(given.data / "content" / n, given.size) for n in given.contents])
     inverted, rows, table = bench.invert(contents), [], {}
     back = bench.draw(bench.model, inverted[0], inverted[2])
     for name in given.styles:
-        shown = picture(given.data / "style" / name, given.size)
+        shown = square(given.data / "style" / name, given.size)
         style = bench.invert(shown)
         drawn = {"content": contents, "style": shown.expand_as(contents), "reconstruction": back}
         for group in given.group:
