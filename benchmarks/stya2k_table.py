@@ -88,26 +88,29 @@ def projected(x: Tensor, patch: int, scale: int) -> np.ndarray:
     return np.sort((directions.T @ patches).numpy(), 1)  # many times faster than torch's
 
 
-def sliced(a: Tensor, b: Tensor, patch: int) -> float:
-    """Sliced Wasserstein distance of all patches of two pictures, mean over scales."""
-    total = 0.0
+def sliced(pictures: Tensor, style: Tensor, patch: int) -> list[float]:
+    """Sliced Wasserstein distance of all patches of each picture to the style's, mean over scales."""
+    totals = [0.0] * len(pictures)
     for scale in range(SCALES):
-        sides = [projected(x, patch, scale) for x in (a, b)]
-        n = min(s.shape[1] for s in sides)
-        sides = [s[:, np.linspace(0, s.shape[1] - 1, n).round().astype(int)] for s in sides]
-        total += float(np.abs(sides[0] - sides[1]).mean()) / SCALES
-    return total
+        wanted = projected(style, patch, scale)
+        for i, x in enumerate(pictures):
+            sides = [projected(x[None], patch, scale), wanted]
+            n = min(s.shape[1] for s in sides)
+            sides = [s[:, np.linspace(0, s.shape[1] - 1, n).round().astype(int)] for s in sides]
+            totals[i] += float(np.abs(sides[0] - sides[1]).mean()) / SCALES
+    return totals
 
 
-def swd(a: Tensor, b: Tensor) -> float:
-    """How far the patches of two pictures are from each other, of 255."""
-    return 255 * sliced(a, b, PATCH)
+def swd(pictures: Tensor, style: Tensor) -> list[float]:
+    """How far the patches of pictures are from a style's, of 255."""
+    return [255 * d for d in sliced(pictures, style, PATCH)]
 
 
-def strokes(a: Tensor, b: Tensor) -> float:
+def strokes(pictures: Tensor, style: Tensor) -> list[float]:
     """The same of grey patches at one contrast, in hundredths of the picture's deviation."""
-    grey = [x.mean(1, keepdim=True) for x in (a, b)]
-    return 100 * sliced(*(x / x.std().clamp_min(1e-3) for x in grey), STROKE)
+    grey = [x.mean(1, keepdim=True) for x in (pictures, style)]
+    flat = [torch.stack([g / g.std().clamp_min(1e-3) for g in x]) for x in grey]
+    return [100 * d for d in sliced(*flat, STROKE)]
 
 
 def model(text: str) -> tuple[str, tuple[Path, Look]]:
@@ -184,7 +187,7 @@ def judge_pictures(
             row["style"].append(float(moments_loss(seen, target, judge.style)))
             row["content"].append(float(content_loss(seen, wanted, judge.content)))
             for column, measure in (("swd", swd), ("strokes", strokes)):
-                row[column].append(mean(measure(x[None], style) for x in out))
+                row[column].append(mean(measure(out, style)))
 
 
 def judge_clip(run: dict[str, Method], frames: Tensor, styles: list[Tensor], file: Path) -> Columns:
