@@ -26,10 +26,11 @@ import cv2
 import tiny_denoiser as own
 import torch
 from made_styles import style_picture
+from pictures import square
 from temporal_clip import clip as frames_of
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, max_pool2d
-from zstar_pictures import CONTENTS, Bench, distances, picture
+from zstar_pictures import CONTENTS, Bench, distances
 
 from reelbrush.nodes.diffusion import lora
 from reelbrush.nodes.diffusion.inject_nodes import ApplyStyleLoRA, Inject
@@ -108,7 +109,7 @@ def written(rows: list[list[Tensor]], out: Path) -> None:
 def grid(given: argparse.Namespace) -> None:
     """Fig. 6."""
     bench = Cells(given)
-    content = picture(given.data / "content" / given.content, given.size)
+    content = square(given.data / "content" / given.content, given.size)
     noise, path, sigmas = bench.invert(content)
     styled = ApplyStyleLoRA().patch(bench.model, bench.loras[0], given.strength)[0]
     lines = [[labelled(content[0], above="content"), labelled(bench.styles[0][0], above="style")]]
@@ -128,7 +129,7 @@ def grid(given: argparse.Namespace) -> None:
 def steps(given: argparse.Namespace) -> None:
     """Fig. 7."""
     bench = Cells(given)
-    content = picture(given.data / "content" / given.content, given.size)
+    content = square(given.data / "content" / given.content, given.size)
     noise, path, sigmas = bench.invert(content)
     styled = ApplyStyleLoRA().patch(bench.model, bench.loras[0], given.strength)[0]
     lines = [[labelled(content[0], above="content"), labelled(bench.styles[0][0], above="style")]]

@@ -39,8 +39,9 @@ import cv2
 import tiny_denoiser as own
 import torch
 from made_styles import style_picture
+from pictures import square
 from torch import Tensor
-from zstar_pictures import CONTENTS, picture
+from zstar_pictures import CONTENTS
 
 from reelbrush.nodes.diffusion import lora
 from reelbrush.nodes.diffusion.lora_train import Recipe, places, train
@@ -145,7 +146,7 @@ def sheet(given: argparse.Namespace) -> None:
     schedule = base.get_model_object("model_sampling").sigmas
     g = torch.Generator().manual_seed(given.seed)
     noise = torch.randn(given.samples, 4, given.sample_size, given.sample_size, generator=g)
-    contents = torch.cat([picture(given.data / "content" / n, given.size) for n in CONTENTS[: given.photos]])
+    contents = torch.cat([square(given.data / "content" / n, given.size) for n in CONTENTS[: given.photos]])
     photos = vae.encode(contents)
     half, text = torch.randn(photos.shape, generator=g), own.encode_text(TEXT)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from pictures import square
 from torch import Tensor
-from zstar_pictures import picture
 
 INKS = np.array([[150, 20, 40], [25, 50, 150], [235, 175, 40], [20, 120, 80], [240, 230, 200]], np.float32)
 PAPER, INK = np.array([190, 240, 240], np.float32), np.array([200, 25, 50], np.float32)
@@ -22,13 +22,13 @@ CELLS, PERIOD = 160, 16  # in a picture; pixels of 256
 def style_picture(data: Path, name: str, size: int) -> Tensor:
     """A square [1, size, size, 3]: "glass", "lines", or a file in the data folder's style/."""
     if name not in MADE:
-        return picture(data / "style" / name, size)
+        return square(data / "style" / name, size)
     return torch.from_numpy(MADE[name](data / "clips", size))[None].float().clamp(0, 255) / 255
 
 
 def glass(clips: Path, size: int) -> np.ndarray:
     """Five inks by rank of lightness, cells about 20 of 256 pixels wide."""
-    frame = picture(clips / "sintel_mountain_2" / sorted_names(clips)[10], size)[0].numpy()
+    frame = square(clips / "sintel_mountain_2" / sorted_names(clips)[10], size)[0].numpy()
     rng = np.random.default_rng(0)
     seeds = rng.uniform(0, size, (CELLS, 2)).astype(np.float32)
     y, x = np.mgrid[:size, :size].astype(np.float32)

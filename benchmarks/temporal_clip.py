@@ -25,9 +25,10 @@ from pathlib import Path
 
 import cv2
 import torch
+from pictures import square
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from zstar_pictures import STYLES, Bench, picture
+from zstar_pictures import STYLES, Bench
 
 from reelbrush.nodes.diffusion import unet
 from reelbrush.nodes.diffusion.clip_nodes import FramesPerCall
@@ -43,7 +44,7 @@ CLIP = "sintel_mountain_2"
 def clip(given: argparse.Namespace, size: int) -> Tensor:
     """The clip's first frames, [frames, size, size, 3]."""
     files = sorted((given.data / "clips" / CLIP).glob("*.png"))[: given.frames]
-    return torch.cat([picture(p, size) for p in files])
+    return torch.cat([square(p, size) for p in files])
 
 
 def run(
@@ -76,7 +77,7 @@ def paint(given: argparse.Namespace) -> None:
         noise, _, sigmas = bench.invert(clip(given, given.size), frames_per_call=8)
         save_file({"noise": noise["samples"].contiguous(), "sigmas": sigmas.contiguous()}, inverted)
     kept = load_file(inverted)
-    style = bench.invert(picture(given.data / "style" / given.style, given.size))[1]
+    style = bench.invert(square(given.data / "style" / given.style, given.size))[1]
     for name in given.runs:
         drawn = run(name, bench, {"samples": kept["noise"]}, kept["sigmas"], style, given)
         save_file({"frames": drawn.contiguous()}, given.out / f"{name}.safetensors")
