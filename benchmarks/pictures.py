@@ -11,7 +11,7 @@ def square(path: Path, side: int) -> Tensor:
     """The middle of a picture as [1, side, side, 3] in 0..1."""
     image = cv2.imread(str(path))
     if image is None:
-        raise FileNotFoundError(f"{path} is no picture that OpenCV can read")
+        raise FileNotFoundError(f"{path} is missing, or no picture that OpenCV can read")
     h, w = image.shape[:2]
     s = min(h, w)
     top, left = (h - s) // 2, (w - s) // 2

@@ -115,7 +115,9 @@ def strokes(pictures: Tensor, style: Tensor) -> list[float]:
 
 def model(text: str) -> tuple[str, tuple[Path, Look]]:
     """What `name=file` or `name=file@strength` stands for."""
-    parts = re.fullmatch(r"(?P<name>[^=]+)=(?P<file>.+\.safetensors)(@(?P<strength>[01](\.\d+)?))?", text)
+    parts = re.fullmatch(
+        r"(?P<name>[^=]+)=(?P<file>.+\.safetensors)(@(?P<strength>0(\.\d+)?|1(\.0+)?))?", text
+    )
     if not parts:
         raise argparse.ArgumentTypeError(f"{text!r}: give name=FILE.safetensors or name=FILE.safetensors@0.9")
     return parts["name"], (Path(parts["file"]), Look(float(parts["strength"] or 1)))
@@ -142,6 +144,9 @@ def unseen(folder: Path, names: list[str], side: int) -> list[Tensor]:
     """Those of the pictures that the folder holds only once."""
     all_of = {p.name: picture(p, side) for p in sorted(folder.iterdir()) if p.suffix.lower() in ENDINGS}
     found = []
+    missing = [name for name in names if name not in all_of]
+    if missing:
+        raise FileNotFoundError(f"{folder} lacks the held-out pictures {', '.join(missing)}")
     for name in names:
         others = ((other, x[0]) for other, x in all_of.items() if other != name)
         if twins([(name, all_of[name][0])], others):
@@ -188,6 +193,18 @@ def judge_pictures(
             row["content"].append(float(content_loss(seen, wanted, judge.content)))
             for column, measure in (("swd", swd), ("strokes", strokes)):
                 row[column].append(mean(measure(out, style)))
+
+
+def opened(folder: Path, frames: int) -> dict[str, LazyVideo]:
+    """The beginnings of a folder's clips, files or folders of PNG frames."""
+    if frames < 2:
+        raise ValueError(f"the flow error needs at least 2 frames of a clip, --frames is {frames}")
+    clips = {}
+    for path in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
+        clips[path.name] = video = LazyVideo.from_file(path).fit(512).trim(0, frames)
+        if video.frame_count < 2:
+            raise ValueError(f"{path} has one frame: the flow error needs at least 2")
+    return clips
 
 
 def judge_clip(run: dict[str, Method], frames: Tensor, styles: list[Tensor], file: Path) -> Columns:
@@ -257,6 +274,10 @@ def main() -> None:
         parser.error("models need names of their own, other than input and colour")
     with safe_open(args.models[0][1][0], "pt") as f:
         about = json.loads(f.metadata()["stya2k"])
+    try:
+        clips = opened(args.clips, args.frames) if args.clips else {}
+    except ValueError as e:
+        parser.error(str(e))
     judge = load_perceptual(args.judge)
     names, looks = (
         trained(folder, about[held]) if args.trained else about[held]
@@ -278,20 +299,19 @@ def main() -> None:
             rows += [[c[None], *(made(c[None], s) for s in styles[:6])] for c in contents[:4]]
             sheet(rows, args.out / f"sheet-{name}.png")
         flows = {}
-        for clip in sorted(args.clips.iterdir()) if args.clips else []:
-            video = LazyVideo.from_file(clip).fit(512).trim(0, args.frames)
+        for name, video in clips.items():
             frames = torch.cat(list(video.chunks(8)))
             chosen = styles if args.all else styles[:3]
-            flows[clip.stem] = judge_clip(run, frames, chosen, args.out / f"clip-{clip.stem}")
+            flows[name] = judge_clip(run, frames, chosen, args.out / f"clip-{name}")
     for name, row in table.items():
         row["flow"] = [mean(values) for values in zip(*(flow[name] for flow in flows.values()), strict=True)]
-    clips = {name: {clip: flow[name] for clip, flow in flows.items()} for name in run}
+    by_clip = {name: {clip: flow[name] for clip, flow in flows.items()} for name in run}
+    (args.out / "values.json").write_text(json.dumps({"styles": table, "clips": by_clip}))
     text = as_table(table, lambda values: f"{mean(values):.3f}")
     if len(models) > 1:
         text += "\n" + as_table(differences(table, list(models)), with_error)
     if flows:
-        text += "\n" + as_table(clips, lambda values: f"{mean(values):.1f}")
-    (args.out / "values.json").write_text(json.dumps({"styles": table, "clips": clips}))
+        text += "\n" + as_table(by_clip, lambda values: f"{mean(values):.1f}")
     (args.out / "table.md").write_text(text)
     sys.stdout.write(text)
 

@@ -59,6 +59,28 @@ def test_no_wing_imports_another_wings_declarations():
                 assert not node.module.endswith(".nodes"), f"{path} imports {node.module}"
 
 
+def test_what_benchmarks_take_from_each_other_is_there():
+    """They need weights or ComfyUI to run, so a name that moved would be missed by no other test."""
+    trees = {p.stem: ast.parse(p.read_text()) for p in (ROOT / "benchmarks").glob("*.py")}
+    held = {
+        name: {
+            word.id if isinstance(word, ast.Name) else getattr(word, "asname", None) or word.name
+            for word in ast.walk(tree)
+            if isinstance(word, ast.Name | ast.FunctionDef | ast.ClassDef | ast.alias)
+            and not (isinstance(word, ast.Name) and isinstance(word.ctx, ast.Load))
+        }
+        for name, tree in trees.items()
+    }
+    wanted = [
+        (name, node.module, alias.name)
+        for name, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module in trees
+        for alias in node.names
+    ]
+    assert wanted and [x for x in wanted if x[2] not in held[x[1]]] == []
+
+
 def test_importing_the_package_costs_nothing():
     code = (
         "import sys, reelbrush; assert not {'torch', 'av', 'cv2', 'numpy'} & set(sys.modules); "
