@@ -15,6 +15,7 @@ indexed by blue, green, red. Nothing here has gradients.
 """
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -38,12 +39,14 @@ class Reference(NamedTuple):
     quantiles: tuple[Tensor, ...]
 
 
-def _bases() -> list[Tensor]:
-    """Three orthogonal bases, far from each other: the colour axes, and two turned against them."""
+@cache
+def _bases(device: torch.device) -> tuple[Tensor, ...]:
+    """Three orthogonal bases, far from each other: the colour axes, and two turned against them. Made once:
+    a recorded training step (capture.py) may not bring anything to the device."""
     third, half, sixth = 3**-0.5, 0.5**0.5, 6**-0.5
     opponent = torch.tensor([[third, third, third], [half, -half, 0], [sixth, sixth, -2 * sixth]])
     turned = torch.tensor([[2.0, 2, -1], [-1, 2, 2], [2, -1, 2]]) / 3
-    return [torch.eye(3), opponent, turned]
+    return tuple(basis.to(device) for basis in (torch.eye(3), opponent, turned))
 
 
 @torch.no_grad()
@@ -87,8 +90,8 @@ def _follow(v: Tensor, x: Tensor, y: Tensor) -> Tensor:
 def describe(reference: Tensor) -> Reference:
     """A sample [N, 3, M] as a reference."""
     with torch.autocast(reference.device.type, enabled=False):
-        bases = (basis.to(reference) for basis in _bases())
-        return Reference(*_moments(reference), tuple(_quantiles(basis @ reference) for basis in bases))
+        turned = (basis @ reference for basis in _bases(reference.device))
+        return Reference(*_moments(reference), tuple(map(_quantiles, turned)))
 
 
 @torch.no_grad()
@@ -106,8 +109,7 @@ def _table(content: Tensor, reference: Reference) -> Tensor:
     cube = torch.stack([red, green, blue]).flatten(1).expand(len(content), -1, -1)
     matrix, offset = color_map(_moments(content), reference[:2], GAIN)
     here, cube = (matrix @ t + offset[..., None] for t in (content, cube))
-    for basis, y in zip(_bases(), reference.quantiles, strict=True):
-        basis = basis.to(here)
+    for basis, y in zip(_bases(here.device), reference.quantiles, strict=True):
         turned = basis @ here
         x = _quantiles(turned)
         y = _curve(x, y.expand_as(x))

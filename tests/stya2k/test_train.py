@@ -8,8 +8,10 @@ import numpy
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from reelbrush.nodes.stya2k import losses
+from reelbrush.nodes.stya2k.attention import KINDS
 from reelbrush.nodes.stya2k.capture import ahead
 from reelbrush.nodes.stya2k.clips import ClipPairs
 from reelbrush.nodes.stya2k.data import Pictures, crop, recolor, step_rng
@@ -237,6 +239,31 @@ def test_recorded_steps_learn_what_launched_ones_do(folders, judge):
         run.run(save_every=100, sheet_every=100)
         found.append(run.history["total"])
     assert found[0] == pytest.approx(found[1], rel=1e-2)
+
+
+@pytest.mark.parametrize("attention", KINDS)
+def test_a_step_that_is_recorded_takes_nothing_from_the_host(folders, judge, attention):
+    """A CUDA graph holds neither tensors made of Python's numbers nor questions to the device; a CPU run
+    asks the same operations for them."""
+
+    class Asked(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.names = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.names.append(func.overloadpacket._qualified_op_name)
+            return func(*args, **(kwargs or {}))
+
+    recipe = dataclasses.replace(TINY, attention=attention, temporal_weight=10.0)
+    run = Trainer(folders / "asked", recipe, *sources(folders), judge)
+    batch = run.batch(0)
+    run.losses(batch)  # Captured warms up before it records
+    with Asked() as asked:
+        sum(run.losses(batch).values()).backward()
+    host = {"aten::lift_fresh", "aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero"}
+    assert "aten::convolution" in asked.names
+    assert not host & set(asked.names)
 
 
 def test_a_step_that_was_cut_in_half_is_not_saved(folders, judge):
