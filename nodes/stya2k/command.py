@@ -62,7 +62,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save-every", type=int, default=200, metavar="STEPS", help="between two states")
     parser.add_argument("--sheet-every", type=int, default=500, metavar="STEPS", help="between two sheets")
     parser.add_argument("--until", type=int, default=0, metavar="STEP", help="stop (and save) at this step")
-    choices = {"attention": KINDS, "schedule": ("linear", "constant", "paper")}
+    choices = {"attention": KINDS, "halving": ("soft", "plain"), "schedule": ("linear", "constant", "paper")}
     for item in fields(Recipe):
         name, meaning = "--" + item.name.replace("_", "-"), item.metadata["help"]
         if item.type is bool:

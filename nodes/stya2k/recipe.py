@@ -14,6 +14,7 @@ class Recipe:
 
     size: str = _value("small", "the CPU network, or the paper's with VGG-19")
     attention: str = _value("all-to-key", "the method, or one of the paper's comparisons")
+    halving: str = _value("soft", "of the small network's maps: softened before, or plain as it once was")
     steps: int = _value(20000, "optimisation steps in all")
     batch: int = _value(4, "pairs per step")
     load_size: int = _value(256, "short side that pictures get")

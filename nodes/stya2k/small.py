@@ -3,9 +3,9 @@
 Nearly all work is at 1/4, 1/8 and 1/16 of the picture's size, each with an A2K module, as in the paper.
 Departures from the paper's network buy quality for few operations: the content term of eq. 14 gets the
 style's moments (AdaIN), so that the content's palette cannot leak through; progressive attention is
-narrower than its map, and its regions overlap and are blended, so that no block edge shows; and a thin
-full-size path refines the content in the style's palette (kernels/palette.py), so that fine detail needs
-no deep features.
+narrower than its map, and its regions overlap and are blended, so that no block edge shows; maps are
+softened before they are halved, so that strokes move with the picture; and a thin full-size path refines
+the content in the style's palette (kernels/palette.py), so that fine detail needs no deep features.
 """
 
 from dataclasses import dataclass, replace
@@ -57,6 +57,18 @@ def _active(x: Tensor) -> Tensor:
     return functional.leaky_relu(x, 0.2, inplace=True)
 
 
+def _soft(x: Tensor) -> Tensor:
+    """Each channel through a 3 x 3 binomial, before it is halved: detail too fine for the smaller map would
+    come out as strokes that belong to its grid and crawl when the picture moves by less than its points."""
+    channels, side = x.shape[1], torch.full((3,), 0.25, dtype=x.dtype, device=x.device)
+    side[1:2] += 0.25
+    weight = (side[:, None] * side).expand(channels, 1, 3, 3)
+    x = functional.conv2d(x, weight, padding=1, groups=channels)
+    for line in (x[..., :1, :], x[..., -1:, :], x[..., :1], x[..., -1:]):
+        line *= 4 / 3  # a quarter of the binomial lay outside
+    return x
+
+
 def _double(x: Tensor, like: Tensor) -> Tensor:
     """Twice as large, cut to another map's size."""
     h, w = like.shape[-2:]
@@ -83,8 +95,11 @@ class SmallStyA2K(nn.Module):
     reach = 384  # pixels beyond a tile that may change it
     bytes_per_pixel = 700  # peak of one frame in float32
 
-    def __init__(self, widths: tuple[int, ...] = (12, 24, 48, 96, 96), kind: str = "all-to-key"):
+    def __init__(
+        self, widths: tuple[int, ...] = (12, 24, 48, 96, 96), kind: str = "all-to-key", soft: bool = True
+    ):
         super().__init__()
+        self.soft = soft
         full, half, quarter, eighth, last = widths
         how = Arithmetic(size=8, extra=0, scaled=True, overlap=True)
         self.widths, self.kind = tuple(widths), kind
@@ -126,10 +141,11 @@ class SmallStyA2K(nn.Module):
         x = images
         if h % 16 or w % 16:
             x = functional.pad(images, (0, -w % 16, 0, -h % 16), mode="replicate")
-        e2 = _active(_seen(self.down2, x))
-        e4 = self.encode4(_active(self.down4(e2)))
-        e8 = self.encode8(_active(self.down8(e4)))
-        e16 = self.encode16(_active(self.down16(e8)))
+        soft = _soft if self.soft else lambda y: y
+        e2 = _active(_seen(self.down2, soft(x)))
+        e4 = self.encode4(_active(self.down4(soft(e2))))
+        e8 = self.encode8(_active(self.down8(soft(e4))))
+        e16 = self.encode16(_active(self.down16(soft(e8))))
         maps = ((e2, 2), (e4, 4), (e8, 8), (e16, 16))
         return Content((h, w), images, tuple(m[..., : -(-h // s), : -(-w // s)] for m, s in maps))
 

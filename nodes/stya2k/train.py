@@ -64,7 +64,7 @@ def build(recipe: Recipe, perceptual: Perceptual | None = None) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         if recipe.size == "small":
-            return SmallStyA2K(kind=recipe.attention)
+            return SmallStyA2K(kind=recipe.attention, soft=recipe.halving == "soft")
         if recipe.size != "paper":
             raise ValueError(f"size {recipe.size!r} is not known: small or paper")
         if not isinstance(perceptual, VGG19):
@@ -370,8 +370,10 @@ class Trainer:
         if not path.is_file():
             return False
         old = json.loads((self.folder / "recipe.json").read_text())
-        for name in ("size", "attention", "seed", "batch", "crop", "held_styles", "held_contents"):
-            if old[name] != getattr(self.recipe, name):
+        if old["size"] == "small":
+            old = {"halving": "plain"} | old  # what runs of before did not say
+        for name in ("size", "attention", "halving", "seed", "batch", "crop", "held_styles", "held_contents"):
+            if name in old and old[name] != getattr(self.recipe, name):
                 raise ValueError(
                     f"the run in {self.folder.name!r} was started with {name} = {old[name]}, not "
                     f"{getattr(self.recipe, name)}: give the same, or another name"

@@ -1,10 +1,12 @@
 """Both networks: the official arithmetic where the official code runs, any shape elsewhere."""
 
+import cv2
+import numpy
 import pytest
 import torch
 
 from reelbrush.nodes.stya2k.attention import KINDS, MODES
-from reelbrush.nodes.stya2k.small import SmallStyA2K
+from reelbrush.nodes.stya2k.small import SmallStyA2K, _soft
 
 
 def planes(n, h, w, seed=0):
@@ -70,3 +72,30 @@ def test_the_modes_differ():
     for i, a in enumerate(outs):
         for b in outs[:i]:
             assert (a - b).abs().max() > 1e-4
+
+
+def test_a_softened_map_keeps_what_is_flat_up_to_its_borders():
+    flat = torch.arange(1.0, 4.0).view(1, 3, 1, 1).expand(1, 3, 2, 7)
+    torch.testing.assert_close(_soft(flat), flat)
+    x = planes(1, 9, 8)
+    want = cv2.sepFilter2D(x[0].permute(1, 2, 0).numpy(), -1, *[numpy.array([0.25, 0.5, 0.25])] * 2)
+    inside = slice(1, -1)  # OpenCV's borders are others
+    torch.testing.assert_close(
+        _soft(x)[0, :, inside, inside], torch.from_numpy(want).permute(2, 0, 1)[:, inside, inside]
+    )
+
+
+def test_softened_halving_moves_with_the_picture():
+    """A picture moved by one pixel, of which the first map has half: what comes out should move too."""
+    torch.manual_seed(0)
+    soft, hard = SmallStyA2K().train(False), SmallStyA2K(soft=False).train(False)
+    hard.load_state_dict(soft.state_dict())
+    large, inside = torch.rand(1, 3, 97, 97, generator=torch.Generator().manual_seed(1)), slice(24, -24)
+    missed = []
+    with torch.no_grad():
+        for network in (soft, hard):
+            code = network.encode_style(planes(1, 96, 96, 1))
+            here, moved = (network(x, code) for x in (large[..., :96, :96], large[..., 1:, 1:]))
+            here, moved = here[..., 1:, 1:][..., inside, inside], moved[..., :-1, :-1][..., inside, inside]
+            missed.append((here - moved).square().mean() / here.var())
+    assert missed[0] < 0.8 * missed[1]

@@ -1,6 +1,7 @@
 """Training: data without state, exact resume, falling losses."""
 
 import dataclasses
+import json
 import threading
 
 import cv2
@@ -336,6 +337,19 @@ def test_another_recipe_under_the_same_name_is_refused(folders, judge):
     trainer(folders, judge, steps=1).run(sheet_every=100)
     with pytest.raises(ValueError, match="attention = all-to-key"):
         trainer(folders, judge, attention="adain").load()
+
+
+def test_a_run_of_before_softening_goes_on_without_it_or_not_at_all(folders, judge):
+    trainer(folders, judge, "old", steps=1, halving="plain").run(sheet_every=100)
+    recipe = folders / "old" / "recipe.json"
+    old = json.loads(recipe.read_text())
+    del old["halving"]
+    recipe.write_text(json.dumps(old))
+    with pytest.raises(ValueError, match="halving = plain, not soft"):
+        trainer(folders, judge, "old").load()
+    again = trainer(folders, judge, "old", halving="plain")
+    assert again.load()
+    assert not again.averaged().soft
 
 
 def test_the_averages_start_at_the_weights_and_trail_them(folders, judge):
