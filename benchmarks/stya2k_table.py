@@ -140,15 +140,15 @@ def methods(models: dict[str, tuple[Path, Look]]) -> dict[str, Method]:
     return found
 
 
-def pictures_in(folder: Path) -> list[str]:
-    """The names of a folder's pictures, as a model's metadata has them."""
-    found = (p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS)
-    return sorted(p.relative_to(folder).as_posix() for p in found)
+def pictures_in(folder: Path, skipped: list[str]) -> list[str]:
+    """The names of a folder's pictures, as a model's metadata has them: less those that cannot be read."""
+    found = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in ENDINGS)
+    return sorted(set(found) - set(skipped))
 
 
-def unseen(folder: Path, names: list[str], side: int) -> list[Tensor]:
+def unseen(folder: Path, names: list[str], side: int, skipped: list[str]) -> list[Tensor]:
     """Those of the pictures that the folder holds only once."""
-    all_of = {name: picture(folder / name, side) for name in pictures_in(folder)}
+    all_of = {name: picture(folder / name, side) for name in pictures_in(folder, skipped)}
     found = []
     missing = [name for name in names if name not in all_of]
     if missing:
@@ -162,16 +162,16 @@ def unseen(folder: Path, names: list[str], side: int) -> list[Tensor]:
     return found
 
 
-def trained(folder: Path, held: list[str]) -> list[str]:
+def trained(folder: Path, held: list[str], skipped: list[str]) -> list[str]:
     """As many pictures that were not held out, spread over the folder."""
-    names = [name for name in pictures_in(folder) if name not in held]
+    names = [name for name in pictures_in(folder, skipped) if name not in held]
     return [names[i] for i in spread(len(names), len(held))]
 
 
 def trained_how(path: Path) -> dict:
-    """What a model's file says of its training."""
+    """What a model's file says of its training; nothing where it was not trained here."""
     with safe_open(path, "pt") as f:
-        return json.loads(f.metadata()["stya2k"])
+        return json.loads((f.metadata() or {}).get("stya2k", "{}"))
 
 
 def sheet(rows: list[list[Tensor]], path: Path, width: int = 192) -> None:
@@ -288,19 +288,22 @@ def main() -> None:
     if args.pictures < 1:
         parser.error("--pictures is at least 1")
     about, *others = (trained_how(path) for path, _ in models.values())
-    if any(other[held] != about[held] for other in others for held in HELD):
-        parser.error("the models held out different pictures: what one was judged on another was trained on")
+    if not all(held in about for held in HELD):
+        parser.error("the first model's file does not say what its training held out")
+    for held in HELD:
+        if any(set(about[held]) - set(other.get(held, about[held])) for other in others):
+            parser.error(f"a model was trained on what the first one held out ({held})")
     try:
         clips = opened(args.clips, args.frames) if args.clips else {}
     except ValueError as e:
         parser.error(str(e))
-    judge = load_perceptual(args.judge)
+    judge, skipped = load_perceptual(args.judge), about.get("skipped", [])
     names, looks = (
-        trained(folder, about[held]) if args.trained else about[held]
+        trained(folder, about[held], skipped) if args.trained else about[held]
         for folder, held in zip((args.contents, args.styles), HELD, strict=True)
     )
     contents = torch.cat([picture(args.contents / name, args.side) for name in names[: args.pictures]])
-    styles = unseen(args.styles, looks, args.side)
+    styles = unseen(args.styles, looks, args.side, skipped)
     if len(contents) < len(styles) and not args.all:
         parser.error(f"{len(contents)} contents do not go round {len(styles)} styles: give --all or more")
     args.out.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,6 @@
 """`reelbrush train stya2k` and `reelbrush convert-stya2k`; any path may be given here."""
 
 import argparse
-import json
 import logging
 import os
 import time
@@ -16,7 +15,7 @@ from . import checkpoint
 from .attention import KINDS
 from .data import Pictures
 from .perceptual import load_perceptual
-from .recipe import PAPER, Recipe, recipe_of
+from .recipe import HALVINGS, PAPER, Recipe, kept, recipe_of
 from .train import Report, Trainer
 
 log = logging.getLogger("reelbrush")
@@ -62,7 +61,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save-every", type=int, default=200, metavar="STEPS", help="between two states")
     parser.add_argument("--sheet-every", type=int, default=500, metavar="STEPS", help="between two sheets")
     parser.add_argument("--until", type=int, default=0, metavar="STEP", help="stop (and save) at this step")
-    choices = {"attention": KINDS, "halving": ("soft", "plain"), "schedule": ("linear", "constant", "paper")}
+    choices = {"attention": KINDS, "halving": HALVINGS, "schedule": ("linear", "constant", "paper")}
     for item in fields(Recipe):
         name, meaning = "--" + item.name.replace("_", "-"), item.metadata["help"]
         if item.type is bool:
@@ -78,10 +77,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     """Train until the recipe's last step; Ctrl-C leaves a state to go on from."""
-    old = args.folder / "recipe.json"
-    values = dict(PAPER) if args.preset == "paper" else {}
-    if old.is_file():
-        values |= json.loads(old.read_text())
+    values = (dict(PAPER) if args.preset == "paper" else {}) | kept(args.folder)
     given = {f.name: getattr(args, f.name, None) for f in fields(Recipe)}
     recipe = recipe_of(values | {name: value for name, value in given.items() if value is not None})
     if str(args.device).startswith("cuda"):  # one shape, thousands of times; a picture needs no 24 bits

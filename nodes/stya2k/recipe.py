@@ -1,7 +1,11 @@
 """What decides the outcome of a StyA2K training, and the paper's preset."""
 
+import json
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
+
+HALVINGS = ("soft", "plain")
 
 
 def _value(default: object, meaning: str) -> Any:
@@ -40,6 +44,8 @@ class Recipe:
         for name in ("color_share", "photo_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share, from 0 to 1: {getattr(self, name):g} is none")
+        if self.halving not in HALVINGS:
+            raise ValueError(f"halving {self.halving!r} is not known: {' or '.join(HALVINGS)}")
 
     def rate(self, step: int) -> float:
         """The learning rate's factor: the schedule, ours after a short warm-up."""
@@ -73,6 +79,15 @@ PAPER = {
     "color_share": 0.0,
     "schedule": "paper",
 }
+
+
+_OF_BEFORE = {"halving": "plain"}  # what the first runs did not say, because there was no choice
+
+
+def kept(folder: Path) -> dict:
+    """What the run in a folder was started with; nothing where there is none."""
+    file = Path(folder) / "recipe.json"
+    return _OF_BEFORE | json.loads(file.read_text()) if file.is_file() else {}
 
 
 def recipe_of(values: dict) -> Recipe:

@@ -59,7 +59,8 @@ def _active(x: Tensor) -> Tensor:
 
 def _soft(x: Tensor) -> Tensor:
     """Each channel through a 3 x 3 binomial, before it is halved: detail too fine for the smaller map would
-    come out as strokes that belong to its grid and crawl when the picture moves by less than its points."""
+    come out as strokes that belong to its grid and crawl when the picture moves by less than its points.
+    Flat stays flat up to the borders; a map is at least two points wide and high."""
     channels, side = x.shape[1], torch.full((3,), 0.25, dtype=x.dtype, device=x.device)
     side[1:2] += 0.25
     weight = (side[:, None] * side).expand(channels, 1, 3, 3)

@@ -39,7 +39,7 @@ from .losses import (
 from .network import PAPER as PAPER_SIZES
 from .network import StyA2K
 from .perceptual import VGG19, Perceptual
-from .recipe import Recipe
+from .recipe import Recipe, kept
 from .small import SmallStyA2K
 
 log = logging.getLogger("reelbrush")
@@ -140,7 +140,8 @@ class Trainer:
 
     def start_from(self, weights: nn.Module) -> None:
         """Begin with another network's weights instead of fresh ones; its widths must agree. Weights trained
-        with another attention lend all but that: the new one adds nothing until it has learned something."""
+        with another attention lend all but that: the new one adds nothing until it has learned something. Of
+        a network that halves its maps otherwise they serve as well, but do not make the same pictures."""
         state = weights.state_dict()
         wrong = [k for k, p in self.trained.items() if k not in state or state[k].shape != p.shape]
         if wrong:
@@ -151,6 +152,8 @@ class Trainer:
         with torch.no_grad():
             for name, p in self.trained.items():
                 p.copy_(state[name])
+        if self.recipe.size == "small" and weights.soft != (self.recipe.halving == "soft"):
+            log.warning("the weights to start from are of a network whose halving was not this run's")
         if weights.kind != self.recipe.attention:
             for module in self.network.modules():
                 if isinstance(module, A2K):
@@ -369,11 +372,10 @@ class Trainer:
         path = self.folder / "state.pt"
         if not path.is_file():
             return False
-        old = json.loads((self.folder / "recipe.json").read_text())
-        if old["size"] == "small":
-            old = {"halving": "plain"} | old  # what runs of before did not say
-        for name in ("size", "attention", "halving", "seed", "batch", "crop", "held_styles", "held_contents"):
-            if name in old and old[name] != getattr(self.recipe, name):
+        old = kept(self.folder)
+        names = ("size", "attention", "seed", "batch", "crop", "held_styles", "held_contents")
+        for name in (*names, "halving") if self.recipe.size == "small" else names:
+            if old[name] != getattr(self.recipe, name):
                 raise ValueError(
                     f"the run in {self.folder.name!r} was started with {name} = {old[name]}, not "
                     f"{getattr(self.recipe, name)}: give the same, or another name"

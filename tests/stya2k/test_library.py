@@ -89,12 +89,29 @@ def test_the_command_trains_stops_and_goes_on(arguments, tmp_path):
     assert checkpoint.load(target).kind == "all-to-key"
 
 
-def test_a_run_can_begin_with_other_weights(arguments, tmp_path):
+def test_a_run_of_before_softening_goes_on_as_it_began(arguments, tmp_path):
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    assert train.run(parser.parse_args([*arguments, "--halving", "plain", "--until", "1"])) == 0
+    recipe = tmp_path / "run" / "recipe.json"
+    old = json.loads(recipe.read_text())
+    assert old.pop("halving") == "plain"
+    recipe.write_text(json.dumps(old))
+    with pytest.raises(ValueError, match="halving = plain, not soft"):
+        train.run(parser.parse_args([*arguments, "--halving", "soft"]))
+    target = tmp_path / "mine.safetensors"
+    assert train.run(parser.parse_args([*arguments, "--save-as", str(target)])) == 0
+    assert not checkpoint.load(target).soft
+
+
+def test_a_run_can_begin_with_other_weights(arguments, tmp_path, caplog):
     parser = argparse.ArgumentParser()
     train.add_arguments(parser)
     start = ["--start-from", str(library.path(SHIPPED)), "--learning-rate", "0", "--until", "1"]
     target = tmp_path / "mine.safetensors"
     assert train.run(parser.parse_args([*arguments, *start, "--save-as", str(target)])) == 0
+    warned = "halving was not" in caplog.text
+    assert warned is not checkpoint.load(library.path(SHIPPED)).soft
     shipped, mine = (checkpoint.load(p).state_dict() for p in (library.path(SHIPPED), target))
     assert all(torch.equal(shipped[k], v) for k, v in mine.items())
 
@@ -155,6 +172,29 @@ def test_the_papers_size_in_the_node_means_the_papers_losses_and_schedule(home, 
         recipe = seen.value.args[0]
         assert (recipe.literal, recipe.steps) == (literal, 7)
         assert (recipe.gram_weight == 0) is literal
+
+
+def test_a_run_of_before_softening_goes_on_in_the_node_as_it_began(home, monkeypatch):
+    class SeenError(Exception):
+        """Far enough."""
+
+    def trainer(folder, recipe, *rest):
+        raise SeenError(recipe)
+
+    for kind in ("contents", "styles"):
+        (home / "input" / kind).mkdir()
+        cv2.imwrite(str(home / "input" / kind / "0.png"), numpy.zeros((70, 80, 3), numpy.uint8))
+    old = home / "output" / "stya2k" / ".old" / "recipe.json"
+    old.parent.mkdir(parents=True)
+    old.write_text('{"size": "small"}')
+    monkeypatch.setattr(train_node, "Trainer", trainer)
+    monkeypatch.setattr(train_node, "load_perceptual", lambda path: None)
+    monkeypatch.setattr(train_node.host, "model_path", lambda *names: None)
+    values = {"size": "small", "load_size": 64, "crop": 64, "steps": 7}
+    for name, halving in (("old", "plain"), ("new", "soft")):
+        with pytest.raises(SeenError) as seen:
+            train_node.train("contents", "styles", "", "judge", name, True, values)
+        assert seen.value.args[0].halving == halving
 
 
 def test_a_model_that_is_a_link_to_elsewhere_is_listed_and_loads(home, small_file):

@@ -7,9 +7,12 @@ import torch
 
 from reelbrush.nodes.stya2k import library
 from reelbrush.nodes.stya2k import stylize as stylize_module
+from reelbrush.nodes.stya2k.attention import A2K
 from reelbrush.nodes.stya2k.network import PAPER, StyA2K
+from reelbrush.nodes.stya2k.small import Block, SmallStyA2K
 from reelbrush.nodes.stya2k.style import Model, load_model, make_style, mix_styles
 from reelbrush.nodes.stya2k.stylize import LUMA, Look, Stylizer, stylize, stylize_video
+from reelbrush.nodes.stya2k.tiles import boxes
 from reelbrush.nodes.video.reel import LazyVideo
 
 
@@ -102,6 +105,32 @@ def test_tiles_start_on_the_grid_of_the_regions(style, frames, monkeypatch):
         gaps.append(float((tiled - whole).abs().max()))
     assert gaps[0] < 1e-4
     assert gaps[1] > 10 * gaps[0]
+
+
+@torch.inference_mode()
+def test_the_small_network_reaches_no_farther_than_it_says():
+    """In double precision, with nothing in it damped as it is at first: a tile cut with `reach` around it is
+    what the whole frame has there, one cut with 96 is not."""
+    torch.manual_seed(0)
+    network = SmallStyA2K((4, 8, 16, 32, 24)).double().train(False)
+    for module in network.modules():
+        if isinstance(module, Block):
+            module.b.weight.mul_(5)
+        if isinstance(module, A2K):
+            module.fusion1.weight.mul_(3)
+            module.fusion2.weight.mul_(3)
+    frame, code = torch.rand(1, 3, 32, 1056).double(), network.encode_style(torch.rand(1, 3, 48, 48).double())
+    content = network.encode(frame)
+    stats, gaps = network.measure(content), []
+    whole = network.decode(network.transfer(content, code, None, stats), content.size)
+    for reach in (network.reach, 96):
+        box = next(box for box in boxes((32, 1056), 96, reach, network.align) if box.x == 480)
+        part = network.encode(box.outer(frame))
+        made = network.decode(network.transfer(part, code, None, stats), part.size)
+        inner = slice(box.x - box.left, box.x - box.left + box.w)
+        gaps.append((made[..., inner] - whole[..., box.x : box.x + box.w]).abs().max())
+    assert gaps[0] < 1e-10
+    assert gaps[1] > 1e-3
 
 
 @torch.inference_mode()
