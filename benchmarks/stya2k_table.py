@@ -45,7 +45,7 @@ from torch.nn.functional import interpolate
 
 from reelbrush.nodes.flow.conventions import Convention
 from reelbrush.nodes.flow.measure import versions
-from reelbrush.nodes.stya2k.data import ENDINGS, twins
+from reelbrush.nodes.stya2k.data import pictures_in, twins
 from reelbrush.nodes.stya2k.losses import content_loss, moments_loss
 from reelbrush.nodes.stya2k.perceptual import Perceptual, load_perceptual
 from reelbrush.nodes.stya2k.style import Part, Picture, Style, load_model
@@ -140,15 +140,9 @@ def methods(models: dict[str, tuple[Path, Look]]) -> dict[str, Method]:
     return found
 
 
-def pictures_in(folder: Path, skipped: list[str]) -> list[str]:
-    """The names of a folder's pictures, as a model's metadata has them: less those that cannot be read."""
-    found = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in ENDINGS)
-    return sorted(set(found) - set(skipped))
-
-
-def unseen(folder: Path, names: list[str], side: int, skipped: list[str]) -> list[Tensor]:
-    """Those of the pictures that the folder holds only once."""
-    all_of = {name: picture(folder / name, side) for name in pictures_in(folder, skipped)}
+def unseen(folder: Path, there: list[str], names: list[str], side: int) -> list[Tensor]:
+    """Those of the pictures that the folder, where the names `there` are, holds only once."""
+    all_of = {name: picture(folder / name, side) for name in there}
     found = []
     missing = [name for name in names if name not in all_of]
     if missing:
@@ -162,9 +156,9 @@ def unseen(folder: Path, names: list[str], side: int, skipped: list[str]) -> lis
     return found
 
 
-def trained(folder: Path, held: list[str], skipped: list[str]) -> list[str]:
+def trained(there: list[str], held: list[str]) -> list[str]:
     """As many pictures that were not held out, spread over the folder."""
-    names = [name for name in pictures_in(folder, skipped) if name not in held]
+    names = [name for name in there if name not in held]
     return [names[i] for i in spread(len(names), len(held))]
 
 
@@ -297,13 +291,17 @@ def main() -> None:
         clips = opened(args.clips, args.frames) if args.clips else {}
     except ValueError as e:
         parser.error(str(e))
-    judge, skipped = load_perceptual(args.judge), about.get("skipped", [])
+    judge = load_perceptual(args.judge)
+    there = []
+    for folder in (args.contents, args.styles):
+        found = (p.relative_to(folder).as_posix() for p in pictures_in(folder))
+        there.append([name for name in found if name not in about.get("skipped", [])])
     names, looks = (
-        trained(folder, about[held], skipped) if args.trained else about[held]
-        for folder, held in zip((args.contents, args.styles), HELD, strict=True)
+        trained(all_of, about[held]) if args.trained else about[held]
+        for all_of, held in zip(there, HELD, strict=True)
     )
     contents = torch.cat([picture(args.contents / name, args.side) for name in names[: args.pictures]])
-    styles = unseen(args.styles, looks, args.side, skipped)
+    styles = unseen(args.styles, there[1], looks, args.side)
     if len(contents) < len(styles) and not args.all:
         parser.error(f"{len(contents)} contents do not go round {len(styles)} styles: give --all or more")
     args.out.mkdir(parents=True, exist_ok=True)

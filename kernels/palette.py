@@ -41,8 +41,8 @@ class Reference(NamedTuple):
 
 @cache
 def _bases(device: torch.device) -> tuple[Tensor, ...]:
-    """Three orthogonal bases, far from each other: the colour axes, and two turned against them. Made once:
-    a recorded training step (capture.py) may not bring anything to the device."""
+    """Three orthogonal bases, far from each other: the colour axes, and two turned against them. Made once
+    per device: a step that is recorded as a CUDA graph may not bring anything there."""
     third, half, sixth = 3**-0.5, 0.5**0.5, 6**-0.5
     opponent = torch.tensor([[third, third, third], [half, -half, 0], [sixth, sixth, -2 * sixth]])
     turned = torch.tensor([[2.0, 2, -1], [-1, 2, 2], [2, -1, 2]]) / 3

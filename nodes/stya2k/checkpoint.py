@@ -108,7 +108,7 @@ def build(weights: Weights, metadata: dict[str, str] | None = None) -> nn.Module
     kind = about.get("attention", "all-to-key")
     if identify(weights) == "small":
         widths = tuple(int(weights[f"{name}.weight"].shape[0]) for name in SMALL)
-        network: nn.Module = SmallStyA2K(widths, kind, soft=about.get("soft", False))
+        network: nn.Module = SmallStyA2K(widths, kind, halving=about.get("halving", "plain"))
     else:
         how = tuple(Arithmetic(**a) for a in about["arithmetic"]) if "arithmetic" in about else OFFICIAL
         network = StyA2K(VGG19("encoder.first.weight" in weights), how=how, kind=kind)
@@ -155,7 +155,7 @@ def save(network: nn.Module, path: Path, *, half: bool = True, about: dict | Non
     if isinstance(network, StyA2K):
         facts["arithmetic"] = [asdict(h) for h in network.how]
     if isinstance(network, SmallStyA2K):
-        facts["soft"] = network.soft
+        facts["halving"] = network.halving
     dtype = torch.float16 if half else torch.float32
     state = {k: v.detach().cpu().to(dtype).contiguous() for k, v in network.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)

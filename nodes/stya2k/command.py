@@ -15,7 +15,8 @@ from . import checkpoint
 from .attention import KINDS
 from .data import Pictures
 from .perceptual import load_perceptual
-from .recipe import HALVINGS, PAPER, Recipe, kept, recipe_of
+from .recipe import Recipe, recipe_in
+from .small import HALVINGS
 from .train import Report, Trainer
 
 log = logging.getLogger("reelbrush")
@@ -77,9 +78,9 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     """Train until the recipe's last step; Ctrl-C leaves a state to go on from."""
-    values = (dict(PAPER) if args.preset == "paper" else {}) | kept(args.folder)
     given = {f.name: getattr(args, f.name, None) for f in fields(Recipe)}
-    recipe = recipe_of(values | {name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in given.items() if value is not None}
+    recipe = recipe_in(args.folder, given, args.preset == "paper")
     if str(args.device).startswith("cuda"):  # one shape, thousands of times; a picture needs no 24 bits
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")

@@ -43,9 +43,14 @@ def _read(path: Path, side: int) -> np.ndarray | None:
     return np.ascontiguousarray(image[:h, :w, ::-1])
 
 
+def pictures_in(folder: Path) -> list[Path]:
+    """The picture files of a folder and of the folders in it, in one order."""
+    return sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in ENDINGS)
+
+
 def pack(folder: Path, file: Path, side: int) -> int:
     """Write `folder`'s pictures, short side `side`, into `file`. Returns how many could not be read."""
-    paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in ENDINGS)
+    paths = pictures_in(folder)
     pictures: dict[str, Tensor] = {}
     skipped = []
     for path in paths:
@@ -85,7 +90,7 @@ class Pictures:
             return self._use(folder)
         if not folder.is_dir():
             raise ValueError(f"{folder.name!r} is no folder of pictures")
-        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS)
+        paths = pictures_in(folder)
         if len(paths) * side * side * 4 > limit:  # three bytes a pixel, and most are not square
             self.names = [p.relative_to(folder).as_posix() for p in paths]
             return None

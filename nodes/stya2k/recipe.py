@@ -5,8 +5,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-HALVINGS = ("soft", "plain")
-
 
 def _value(default: object, meaning: str) -> Any:
     return field(default=default, metadata={"help": meaning})
@@ -44,8 +42,6 @@ class Recipe:
         for name in ("color_share", "photo_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share, from 0 to 1: {getattr(self, name):g} is none")
-        if self.halving not in HALVINGS:
-            raise ValueError(f"halving {self.halving!r} is not known: {' or '.join(HALVINGS)}")
 
     def rate(self, step: int) -> float:
         """The learning rate's factor: the schedule, ours after a short warm-up."""
@@ -86,8 +82,13 @@ _OF_BEFORE = {"halving": "plain"}  # what the first runs did not say, because th
 
 def kept(folder: Path) -> dict:
     """What the run in a folder was started with; nothing where there is none."""
-    file = Path(folder) / "recipe.json"
+    file = folder / "recipe.json"
     return _OF_BEFORE | json.loads(file.read_text()) if file.is_file() else {}
+
+
+def recipe_in(folder: Path, given: dict, paper: bool = False) -> Recipe:
+    """What is given, else what the run in the folder was started with, else the paper's preset or ours."""
+    return recipe_of((PAPER if paper else {}) | kept(folder) | given)
 
 
 def recipe_of(values: dict) -> Recipe:

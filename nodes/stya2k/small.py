@@ -19,6 +19,8 @@ from ...kernels.moments import moments
 from ...kernels.palette import Reference, describe, look_up, palette_table, sample
 from .attention import A2K, Code, Moments, rescale
 
+HALVINGS = ("soft", "plain")  # what a network's maps are halved by: `Soften` before, or as they are
+
 
 @dataclass(frozen=True)
 class Content:
@@ -57,17 +59,22 @@ def _active(x: Tensor) -> Tensor:
     return functional.leaky_relu(x, 0.2, inplace=True)
 
 
-def _soft(x: Tensor) -> Tensor:
+class Soften(nn.Module):
     """Each channel through a 3 x 3 binomial, before it is halved: detail too fine for the smaller map would
     come out as strokes that belong to its grid and crawl when the picture moves by less than its points.
     Flat stays flat up to the borders; a map is at least two points wide and high."""
-    channels, side = x.shape[1], torch.full((3,), 0.25, dtype=x.dtype, device=x.device)
-    side[1:2] += 0.25
-    weight = (side[:, None] * side).expand(channels, 1, 3, 3)
-    x = functional.conv2d(x, weight, padding=1, groups=channels)
-    for line in (x[..., :1, :], x[..., -1:, :], x[..., :1], x[..., -1:]):
-        line *= 4 / 3  # a quarter of the binomial lay outside
-    return x
+
+    def __init__(self):
+        super().__init__()
+        side = torch.tensor([0.25, 0.5, 0.25])
+        self.register_buffer("binomial", (side[:, None] * side)[None, None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        x = functional.conv2d(x, self.binomial.expand(channels, 1, 3, 3), padding=1, groups=channels)
+        for line in (x[..., :1, :], x[..., -1:, :], x[..., :1], x[..., -1:]):
+            line *= 4 / 3  # a quarter of the binomial lay outside
+        return x
 
 
 def _double(x: Tensor, like: Tensor) -> Tensor:
@@ -97,10 +104,15 @@ class SmallStyA2K(nn.Module):
     bytes_per_pixel = 700  # peak of one frame in float32
 
     def __init__(
-        self, widths: tuple[int, ...] = (12, 24, 48, 96, 96), kind: str = "all-to-key", soft: bool = True
+        self,
+        widths: tuple[int, ...] = (12, 24, 48, 96, 96),
+        kind: str = "all-to-key",
+        halving: str = HALVINGS[0],
     ):
         super().__init__()
-        self.soft = soft
+        if halving not in HALVINGS:
+            raise ValueError(f"halving {halving!r} is not known: {' or '.join(HALVINGS)}")
+        self.halving, self.soften = halving, Soften() if halving == "soft" else nn.Identity()
         full, half, quarter, eighth, last = widths
         how = Arithmetic(size=8, extra=0, scaled=True, overlap=True)
         self.widths, self.kind = tuple(widths), kind
@@ -142,11 +154,10 @@ class SmallStyA2K(nn.Module):
         x = images
         if h % 16 or w % 16:
             x = functional.pad(images, (0, -w % 16, 0, -h % 16), mode="replicate")
-        soft = _soft if self.soft else lambda y: y
-        e2 = _active(_seen(self.down2, soft(x)))
-        e4 = self.encode4(_active(self.down4(soft(e2))))
-        e8 = self.encode8(_active(self.down8(soft(e4))))
-        e16 = self.encode16(_active(self.down16(soft(e8))))
+        e2 = _active(_seen(self.down2, self.soften(x)))
+        e4 = self.encode4(_active(self.down4(self.soften(e2))))
+        e8 = self.encode8(_active(self.down8(self.soften(e4))))
+        e16 = self.encode16(_active(self.down16(self.soften(e8))))
         maps = ((e2, 2), (e4, 4), (e8, 8), (e16, 16))
         return Content((h, w), images, tuple(m[..., : -(-h // s), : -(-w // s)] for m, s in maps))
 

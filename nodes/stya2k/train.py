@@ -64,7 +64,7 @@ def build(recipe: Recipe, perceptual: Perceptual | None = None) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         if recipe.size == "small":
-            return SmallStyA2K(kind=recipe.attention, soft=recipe.halving == "soft")
+            return SmallStyA2K(kind=recipe.attention, halving=recipe.halving)
         if recipe.size != "paper":
             raise ValueError(f"size {recipe.size!r} is not known: small or paper")
         if not isinstance(perceptual, VGG19):
@@ -152,7 +152,7 @@ class Trainer:
         with torch.no_grad():
             for name, p in self.trained.items():
                 p.copy_(state[name])
-        if self.recipe.size == "small" and weights.soft != (self.recipe.halving == "soft"):
+        if self.recipe.size == "small" and weights.halving != self.recipe.halving:
             log.warning("the weights to start from are of a network whose halving was not this run's")
         if weights.kind != self.recipe.attention:
             for module in self.network.modules():
@@ -373,8 +373,7 @@ class Trainer:
         if not path.is_file():
             return False
         old = kept(self.folder)
-        names = ("size", "attention", "seed", "batch", "crop", "held_styles", "held_contents")
-        for name in (*names, "halving") if self.recipe.size == "small" else names:
+        for name in ("size", "attention", "halving", "seed", "batch", "crop", "held_styles", "held_contents"):
             if old[name] != getattr(self.recipe, name):
                 raise ValueError(
                     f"the run in {self.folder.name!r} was started with {name} = {old[name]}, not "

@@ -9,7 +9,7 @@ from ..video.plot import loss_plot
 from . import checkpoint, library
 from .data import Pictures
 from .perceptual import load_perceptual
-from .recipe import PAPER, kept, recipe_of
+from .recipe import recipe_in
 from .style import Model, load_model
 from .train import Report, Trainer
 
@@ -24,8 +24,7 @@ def train(
     folder = target.with_name(f".{target.stem}")  # hidden: a run is no model
     if not resume and (folder.exists() or target.exists()):
         raise ValueError(f"there is a run {name!r} already: set resume, or give another save_as")
-    same = {name: value for name, value in kept(folder).items() if name == "halving"}  # it has no input
-    recipe = recipe_of((PAPER if values["size"] == "paper" else {}) | same | values)  # what no input says
+    recipe = recipe_in(folder, values, values["size"] == "paper")
     # All of it with autograd on: what is loaded in a node's inference mode cannot take part in training.
     with host.gradients(), host.progress(recipe.steps, "Training StyA2K", "steps") as bar:
         sources = [

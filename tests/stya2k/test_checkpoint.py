@@ -9,7 +9,7 @@ from reelbrush.nodes.stya2k import checkpoint
 from reelbrush.nodes.stya2k.command import convert
 from reelbrush.nodes.stya2k.network import PAPER, StyA2K
 from reelbrush.nodes.stya2k.perceptual import VGG19, load_perceptual
-from reelbrush.nodes.stya2k.small import SmallStyA2K
+from reelbrush.nodes.stya2k.small import HALVINGS, SmallStyA2K
 
 
 def same(a, b):
@@ -51,17 +51,19 @@ def test_the_small_network_comes_back_with_its_widths_and_attention(widths, kind
     assert back.a2k8.how == network.a2k8.how
 
 
-@pytest.mark.parametrize("soft", [True, False])
-def test_how_the_small_network_halves_its_maps_is_kept(soft, tmp_path):
-    checkpoint.save(SmallStyA2K((4, 8, 16, 32, 24), soft=soft), tmp_path / "s.safetensors")
-    assert checkpoint.load(tmp_path / "s.safetensors").soft is soft
+@pytest.mark.parametrize("halving", HALVINGS)
+def test_how_the_small_network_halves_its_maps_is_kept(halving, tmp_path):
+    checkpoint.save(SmallStyA2K((4, 8, 16, 32, 24), halving=halving), tmp_path / "s.safetensors")
+    assert checkpoint.load(tmp_path / "s.safetensors").halving == halving
+    with pytest.raises(ValueError, match="soft or plain"):
+        SmallStyA2K(halving="Soft")
 
 
 def test_a_small_network_of_before_softening_is_what_it_was(tmp_path):
     weights = SmallStyA2K((4, 8, 16, 32, 24)).state_dict()
     save_file(weights, tmp_path / "s.safetensors", metadata={"stya2k": '{"attention": "adain"}'})
     back = checkpoint.load(tmp_path / "s.safetensors")
-    assert (back.soft, back.kind) == (False, "adain")
+    assert (back.halving, back.kind) == ("plain", "adain")
 
 
 def test_the_papers_arithmetic_is_kept(tmp_path):

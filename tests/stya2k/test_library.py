@@ -14,6 +14,7 @@ from reelbrush.nodes.stya2k import checkpoint, library, train_node
 from reelbrush.nodes.stya2k.command import train
 from reelbrush.nodes.stya2k.nodes import LoadStyA2K
 from reelbrush.nodes.stya2k.perceptual import SqueezeNet
+from reelbrush.nodes.stya2k.recipe import Recipe
 from reelbrush.nodes.stya2k.small import SmallStyA2K
 
 SHIPPED = "stya2k-small.safetensors"
@@ -101,7 +102,7 @@ def test_a_run_of_before_softening_goes_on_as_it_began(arguments, tmp_path):
         train.run(parser.parse_args([*arguments, "--halving", "soft"]))
     target = tmp_path / "mine.safetensors"
     assert train.run(parser.parse_args([*arguments, "--save-as", str(target)])) == 0
-    assert not checkpoint.load(target).soft
+    assert checkpoint.load(target).halving == "plain"
 
 
 def test_a_run_can_begin_with_other_weights(arguments, tmp_path, caplog):
@@ -111,7 +112,7 @@ def test_a_run_can_begin_with_other_weights(arguments, tmp_path, caplog):
     target = tmp_path / "mine.safetensors"
     assert train.run(parser.parse_args([*arguments, *start, "--save-as", str(target)])) == 0
     warned = "halving was not" in caplog.text
-    assert warned is not checkpoint.load(library.path(SHIPPED)).soft
+    assert warned == (checkpoint.load(library.path(SHIPPED)).halving != "soft")
     shipped, mine = (checkpoint.load(p).state_dict() for p in (library.path(SHIPPED), target))
     assert all(torch.equal(shipped[k], v) for k, v in mine.items())
 
@@ -150,8 +151,9 @@ def test_weights_of_other_widths_are_not_taken(arguments, tmp_path):
         train.run(parser.parse_args([*arguments, "--start-from", str(tmp_path / "thin.safetensors")]))
 
 
-def test_the_papers_size_in_the_node_means_the_papers_losses_and_schedule(home, monkeypatch):
-    """What the node has no input for comes from the preset, not from the small network's recipe."""
+@pytest.fixture
+def asked(home, monkeypatch):
+    """The recipe that the node would train the run `name` by."""
 
     class SeenError(Exception):
         """Far enough."""
@@ -165,36 +167,32 @@ def test_the_papers_size_in_the_node_means_the_papers_losses_and_schedule(home, 
     monkeypatch.setattr(train_node, "Trainer", trainer)
     monkeypatch.setattr(train_node, "load_perceptual", lambda path: None)
     monkeypatch.setattr(train_node.host, "model_path", lambda *names: None)
-    for size, literal in (("paper", True), ("small", False)):
+
+    def ask(name, size):
         with pytest.raises(SeenError) as seen:
             values = {"size": size, "load_size": 64, "crop": 64, "steps": 7}
-            train_node.train("contents", "styles", "", "judge", "mine", True, values)
-        recipe = seen.value.args[0]
+            train_node.train("contents", "styles", "", "judge", name, True, values)
+        return seen.value.args[0]
+
+    return ask
+
+
+def test_the_papers_size_in_the_node_means_the_papers_losses_and_schedule(asked):
+    """What the node has no input for comes from the preset, not from the small network's recipe."""
+    for size, literal in (("paper", True), ("small", False)):
+        recipe = asked("mine", size)
         assert (recipe.literal, recipe.steps) == (literal, 7)
         assert (recipe.gram_weight == 0) is literal
 
 
-def test_a_run_of_before_softening_goes_on_in_the_node_as_it_began(home, monkeypatch):
-    class SeenError(Exception):
-        """Far enough."""
-
-    def trainer(folder, recipe, *rest):
-        raise SeenError(recipe)
-
-    for kind in ("contents", "styles"):
-        (home / "input" / kind).mkdir()
-        cv2.imwrite(str(home / "input" / kind / "0.png"), numpy.zeros((70, 80, 3), numpy.uint8))
+def test_a_run_goes_on_in_the_node_with_what_the_node_has_no_input_for(home, asked):
+    """One of before softening, which does not say how its maps were halved, as it began."""
     old = home / "output" / "stya2k" / ".old" / "recipe.json"
     old.parent.mkdir(parents=True)
-    old.write_text('{"size": "small"}')
-    monkeypatch.setattr(train_node, "Trainer", trainer)
-    monkeypatch.setattr(train_node, "load_perceptual", lambda path: None)
-    monkeypatch.setattr(train_node.host, "model_path", lambda *names: None)
-    values = {"size": "small", "load_size": 64, "crop": 64, "steps": 7}
-    for name, halving in (("old", "plain"), ("new", "soft")):
-        with pytest.raises(SeenError) as seen:
-            train_node.train("contents", "styles", "", "judge", name, True, values)
-        assert seen.value.args[0].halving == halving
+    old.write_text('{"size": "small", "gram_weight": 2.5, "steps": 3}')
+    for name, halving, gram in (("old", "plain", 2.5), ("new", "soft", Recipe().gram_weight)):
+        recipe = asked(name, "small")
+        assert (recipe.halving, recipe.gram_weight, recipe.steps) == (halving, gram, 7)
 
 
 def test_a_model_that_is_a_link_to_elsewhere_is_listed_and_loads(home, small_file):

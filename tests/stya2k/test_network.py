@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from reelbrush.nodes.stya2k.attention import KINDS, MODES
-from reelbrush.nodes.stya2k.small import SmallStyA2K, _soft
+from reelbrush.nodes.stya2k.small import SmallStyA2K, Soften
 
 
 def planes(n, h, w, seed=0):
@@ -77,12 +77,12 @@ def test_the_modes_differ():
 
 def test_a_softened_map_keeps_what_is_flat_up_to_its_borders():
     flat = torch.arange(1.0, 4.0).view(1, 3, 1, 1).expand(1, 3, 2, 7)
-    torch.testing.assert_close(_soft(flat), flat)
+    torch.testing.assert_close(Soften()(flat), flat)
     x = planes(1, 9, 8)
     want = cv2.sepFilter2D(x[0].permute(1, 2, 0).numpy(), -1, *[numpy.array([0.25, 0.5, 0.25])] * 2)
     inside = slice(1, -1)  # OpenCV's borders are others
     torch.testing.assert_close(
-        _soft(x)[0, :, inside, inside], torch.from_numpy(want).permute(2, 0, 1)[:, inside, inside]
+        Soften()(x)[0, :, inside, inside], torch.from_numpy(want).permute(2, 0, 1)[:, inside, inside]
     )
 
 
@@ -90,7 +90,7 @@ def test_softened_maps_move_with_the_picture():
     """Moved by half a point of a map: it should be what lies between its points. Noise has all there is to
     go wrong; the bounds are halfway to what a network misses by whose map alone is halved as it is."""
     torch.manual_seed(0)
-    soft, plain = SmallStyA2K().train(False), SmallStyA2K(soft=False).train(False)
+    soft, plain = SmallStyA2K().train(False), SmallStyA2K(halving="plain").train(False)
     plain.load_state_dict(soft.state_dict())
     noise = torch.rand(1, 3, 392, 392, generator=torch.Generator().manual_seed(1))
     for level, most in enumerate((0.7, 0.5, 0.25, 0.1)):  # of what the plain one misses, at 1/2 to 1/16
