@@ -43,6 +43,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from reelbrush.nodes.common.contact_sheet import spread
 from reelbrush.nodes.flow.conventions import Convention
 from reelbrush.nodes.flow.measure import versions
 from reelbrush.nodes.stya2k.data import pictures_in, twins
@@ -51,7 +52,6 @@ from reelbrush.nodes.stya2k.perceptual import Perceptual, load_perceptual
 from reelbrush.nodes.stya2k.style import Part, Picture, Style, load_model
 from reelbrush.nodes.stya2k.stylize import Look, stylize
 from reelbrush.nodes.video.reel import LazyVideo
-from reelbrush.nodes.video.sheet import spread
 
 PROJECTIONS, SCALES, PATCH, STROKE = 128, 3, 5, 9
 

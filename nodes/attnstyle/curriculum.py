@@ -57,7 +57,7 @@ def at(weights: Weights, epoch: int, epochs: int) -> Weights:
 
 def plot(losses: dict[str, list[float]], applied: list[Weights], title: str) -> Tensor:
     """IMAGE: the weighted losses and, below, the weights of each epoch as shares of what was asked for."""
-    from ..video.plot import figure_to_image, new_figure
+    from ..common.plot import figure_to_image, new_figure
 
     figure = new_figure(8, 7)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, mse_loss
 
 from .. import host
-from ..video.plot import loss_plot
+from ..common.plot import loss_plot
 from . import unet
 from .autograd import Changes, dtype_of, gradients, held_bytes, picture, plain_attention, recomputed
 from .lora import KIND, LowRank, StyleLoRA, save

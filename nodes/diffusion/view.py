@@ -22,7 +22,7 @@ from torch.nn.functional import cosine_similarity, interpolate
 from ...kernels.attention import attend
 from ...kernels.reweight import reweighted_attention
 from .. import host
-from ..video.plot import figure_to_image, new_figure
+from ..common.plot import figure_to_image, new_figure
 from . import unet
 from .unet import Features
 

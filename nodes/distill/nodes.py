@@ -1,6 +1,6 @@
 """Attention Distillation nodes: declarations only. The methods are beside this file."""
 
-from ..video.plot import loss_plot
+from ..common.plot import loss_plot
 from . import run, texture_nodes
 from .guided import Guide, sampler
 from .inputs import CATEGORY, LAYERS, NULL, ON_NAN, SCALE, STYLE, STYLE_MASK, TARGET_MASK, number, seed

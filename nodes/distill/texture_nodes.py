@@ -1,6 +1,6 @@
 """Texture and VAE nodes of Attention Distillation: declarations only."""
 
-from ..video.plot import loss_plot
+from ..common.plot import loss_plot
 from . import run, texture
 from .expand import Canvas, Expansion
 from .inputs import CATEGORY, NULL, number, seed

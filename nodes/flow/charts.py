@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.flow import energy
-from ..video.plot import figure_to_image, new_figure
+from ..common.plot import figure_to_image, new_figure
 from .report import Report
 
 if TYPE_CHECKING:

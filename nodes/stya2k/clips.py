@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
+from ..common.contact_sheet import spread
 from ..flow.estimate import estimate
 from ..video.reel import LazyVideo
-from ..video.sheet import spread
 
 log = logging.getLogger("reelbrush")
 ENDINGS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif")

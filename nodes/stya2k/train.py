@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.palette import sample
-from ..video.plot import loss_plot
+from ..common.plot import loss_plot
 from .attention import A2K
 from .capture import Captured, ahead
 from .clips import ClipPairs

@@ -5,7 +5,7 @@ from pathlib import Path
 from torch import Tensor
 
 from .. import host
-from ..video.plot import loss_plot
+from ..common.plot import loss_plot
 from . import checkpoint, library
 from .data import Pictures
 from .perceptual import load_perceptual

@@ -1,11 +1,11 @@
 """Video nodes: declarations. Chains are in reel.py, saving in save.py, files in codec/."""
 
 from .. import host
+from ..common.contact_sheet import contact_sheet, spread
 from . import codec
 from . import vae as vae_room
 from .reel import LazyVideo
 from .save import Format, save
-from .sheet import contact_sheet, spread
 
 CATEGORY = "ReelBrush/Video"
 _MAX = 1 << 30

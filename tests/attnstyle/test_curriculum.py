@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reelbrush.nodes.attnstyle.curriculum import Weights, at, plot, ramp
-from reelbrush.nodes.video import plot as plotting
+from reelbrush.nodes.common import plot as plotting
 
 ASKED = Weights(
     classification=500,

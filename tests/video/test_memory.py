@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from reelbrush.nodes import host
+from reelbrush.nodes.host import memory
 from reelbrush.nodes.video import streams
 from reelbrush.nodes.video.reel import LazyVideo, Operation, operation
 
@@ -30,12 +31,12 @@ def resident():
 def trims(monkeypatch):
     """Counts the times that the heap is trimmed."""
     done = []
-    monkeypatch.setattr(host, "_malloc_trim", lambda: done.append)
-    monkeypatch.setattr(host, "_trimmed", -1e9)
+    monkeypatch.setattr(memory, "_malloc_trim", lambda: done.append)
+    monkeypatch.setattr(memory, "_last_trim", -1e9)
     return done
 
 
-@pytest.mark.skipif(host._malloc_trim() is None or not STATM.exists(), reason="needs glibc on Linux")
+@pytest.mark.skipif(memory._malloc_trim() is None or not STATM.exists(), reason="needs glibc on Linux")
 def test_holes_between_what_is_in_use_go_back():
     large = torch.ones(24 << 20, dtype=torch.uint8)
     del large  # from now on glibc takes pieces of such a size from its heap
@@ -70,5 +71,5 @@ def test_a_run_trims_when_it_ends(home, trims, monkeypatch):
 
 
 def test_without_glibc_nothing_happens(monkeypatch):
-    monkeypatch.setattr(host, "_malloc_trim", lambda: None)
+    monkeypatch.setattr(memory, "_malloc_trim", lambda: None)
     host.trim_heap()

@@ -1,0 +1,70 @@
+"""Declarations of inputs that nodes of several packages have in common."""
+
+from collections.abc import Sequence
+from typing import Any
+
+MAX_SEED = 2**64 - 1
+
+
+def connection(kind: str, tooltip: str) -> tuple:
+    """An input that only takes a connection: IMAGE, MODEL, VIDEO, ..."""
+    return (kind, {"tooltip": tooltip})
+
+
+def integer(
+    default: int, low: int, high: int, tooltip: str, step: int | None = None, **options: Any
+) -> tuple:
+    """An INT; without `step` the front end uses 1."""
+    return _number("INT", default, low, high, tooltip, step, options)
+
+
+def decimal(
+    default: float, low: float, high: float, tooltip: str, step: float | None = 0.01, **options: Any
+) -> tuple:
+    """A FLOAT."""
+    return _number("FLOAT", default, low, high, tooltip, step, options)
+
+
+def _number(kind, default, low, high, tooltip, step, options) -> tuple:
+    steps = {} if step is None else {"step": step}
+    return (kind, {"default": default, "min": low, "max": high, **steps, **options, "tooltip": tooltip})
+
+
+def text(default: str, tooltip: str, **options: Any) -> tuple:
+    """A STRING."""
+    return ("STRING", {"default": default, **options, "tooltip": tooltip})
+
+
+def switch(default: bool, tooltip: str, **options: Any) -> tuple:
+    """A BOOLEAN."""
+    return ("BOOLEAN", {"default": default, **options, "tooltip": tooltip})
+
+
+def choice(options: Sequence[str], tooltip: str, default: str | None = None) -> tuple:
+    """One of several texts; the first one unless `default` names another."""
+    return (list(options), {"default": options[0] if default is None else default, "tooltip": tooltip})
+
+
+def names(options: Sequence[str], tooltip: str) -> tuple:
+    """A file or folder from a list that is read from disk."""
+    return (list(options), {"tooltip": tooltip})
+
+
+def seed(tooltip: str) -> tuple:
+    """A seed, with the front end's control for the next run."""
+    return integer(0, 0, MAX_SEED, tooltip, control_after_generate=True)
+
+
+def strength(tooltip: str, default: float = 1.0) -> tuple:
+    """A strength from 0 (off) to 1."""
+    return decimal(default, 0.0, 1.0, tooltip, 0.05)
+
+
+def percent(default: float, tooltip: str) -> tuple:
+    """A position in the sampling schedule, as ComfyUI counts it: 0 is the noisiest level, 1 the end."""
+    return decimal(default, 0.0, 1.0, tooltip, 0.001)
+
+
+def max_side(tooltip: str, default: int = 0) -> tuple:
+    """The number of pixels of the longer side; 0 keeps the size."""
+    return integer(default, 0, 16384, tooltip, 8)

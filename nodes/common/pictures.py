@@ -1,0 +1,70 @@
+"""Reading and writing picture files with Pillow; OpenCV reads 16-bit and float pictures at their depth."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .files import replacing
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def read(path: Path) -> tuple[Tensor, Tensor | None]:
+    """A picture [H, W, 3] in 0..1 and its opacity [H, W] in 0..1, None where the file has none."""
+    import numpy
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as opened:
+            if _is_deep(opened):
+                return _read_deep(path)
+            picture = ImageOps.exif_transpose(opened)
+            transparent = picture.has_transparency_data
+            pixels = numpy.asarray(picture.convert("RGBA" if transparent else "RGB"))
+    except (OSError, SyntaxError, ValueError):  # Pillow does not know float TIFF
+        return _read_deep(path)
+    values = torch.from_numpy(pixels.astype(numpy.float32) / 255)
+    return values[..., :3], values[..., 3] if transparent else None
+
+
+def _is_deep(opened: Any) -> bool:
+    """True for a picture that Pillow would reduce to 8 bits per channel."""
+    return opened.mode in ("I", "F") or any(";16" in str(tile) for tile in opened.tile)
+
+
+def _read_deep(path: Path) -> tuple[Tensor, Tensor | None]:
+    import cv2
+    import numpy
+
+    data = numpy.frombuffer(path.read_bytes(), numpy.uint8)
+    raw = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    if raw is None:
+        raise ValueError(
+            f"the picture {path.name!r} cannot be read: choose a PNG, JPEG, WebP, BMP or TIFF file"
+        )
+    top = 65535 if raw.dtype == numpy.uint16 else 1 if raw.dtype == numpy.float32 else 255
+    opacity = None
+    if raw.ndim == 3 and raw.shape[2] == 4:
+        opacity = torch.from_numpy(raw[..., 3].astype(numpy.float32) / top)
+        raw = raw[..., :3]
+    else:  # IMREAD_UNCHANGED ignores the camera's orientation, IMREAD_COLOR applies it
+        depth = cv2.IMREAD_ANYDEPTH if top != 255 else 0
+        raw = cv2.imdecode(data, cv2.IMREAD_COLOR | depth)
+    return torch.from_numpy(raw[..., ::-1].astype(numpy.float32) / top), opacity
+
+
+def write(path: Path, picture: Tensor) -> Path:
+    """Write a picture [H, W, 1, 3 or 4]; float values in 0..1 are rounded to 8 bits. PNG without a suffix."""
+    from PIL import Image
+
+    if picture.is_floating_point():
+        picture = picture.detach().clamp(0, 1).mul(255).round().to("cpu", torch.uint8)
+    pixels = picture.numpy()
+    kind = Image.registered_extensions().get(path.suffix.lower(), "PNG")
+    with replacing(path) as temporary:
+        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(
+            temporary, kind, compress_level=4
+        )
+    return path

@@ -1,0 +1,165 @@
+"""Input, output and model folders, and the checks that a name from a graph stays inside them."""
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+
+from .comfyui import comfy, inside_comfyui
+
+_KINDS = ("input", "output", "temp")
+_trusted: ContextVar[tuple[Path, ...]] = ContextVar("trusted paths", default=())
+
+
+def home() -> Path:
+    """Outside ComfyUI: the folder that holds models/, input/ and output/."""
+    return Path(os.environ.get("REELBRUSH_HOME") or Path.cwd())
+
+
+def folder(kind: str) -> Path:
+    """The `input`, `output` or `temp` folder."""
+    if kind not in _KINDS:
+        raise ValueError(f"there is no folder {kind!r}: choose one of {', '.join(_KINDS)}")
+    if inside_comfyui():
+        return Path(getattr(comfy("folder_paths"), f"get_{kind}_directory")())
+    return home() / kind
+
+
+@contextmanager
+def trusting(paths: Iterable[str | os.PathLike]) -> Iterator[None]:
+    """Allow these paths in `inside`: arguments of the command line, never names from a graph."""
+    token = _trusted.set(_trusted.get() + tuple(Path(p).resolve() for p in paths))
+    try:
+        yield
+    finally:
+        _trusted.reset(token)
+
+
+def inside(base: Path, name: str, what: str = "file") -> Path:
+    """`base / name`, or an error when that is outside `base` (`..`, absolute, a link that leads out)."""
+    if "\0" in str(name):
+        raise ValueError(f"the {what} name contains a null character")
+    path = (base / name).resolve()
+    if path in _trusted.get() or any(p in path.parents for p in _trusted.get() if p.is_dir()):
+        return path
+    if not path.is_relative_to(base.resolve()):
+        raise ValueError(
+            f"the {what} {str(name)!r} leaves the {base.name} folder: give a name inside {base.name}/"
+        )
+    return base / name
+
+
+def input_path(name: str, what: str = "file") -> Path:
+    """An existing file or folder below `input/`; the name comes from a graph and is not trusted."""
+    name = name.removesuffix(" [input]")
+    path = inside(folder("input"), name, what)
+    if not path.exists():
+        raise ValueError(f"the {what} {name!r} is not in the input folder: copy it there, or choose another")
+    return path
+
+
+def _is_hidden(path: Path, base: Path) -> bool:
+    return any(name.startswith(".") for name in path.relative_to(base).parts)
+
+
+def input_names(extensions: Iterable[str] = (), *, folders: bool = False) -> list[str]:
+    """Names below `input/`: files with one of these extensions, or (folders=True) sub-folders."""
+    base = folder("input")
+    if not base.is_dir():
+        return []
+    endings = tuple(extensions)
+    paths = (p for p in base.rglob("*") if p.is_dir() == folders and not _is_hidden(p, base))
+    return sorted(
+        p.relative_to(base).as_posix()
+        for p in paths
+        if folders or not endings or p.name.lower().endswith(endings)
+    )
+
+
+def output_path(name: str, what: str = "file") -> Path:
+    """A path below `output/`; its folder is created. An error when it is outside the output folder."""
+    path = inside(folder("output"), name, what)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def numbered(prefix: str, suffix: str, size: tuple[int, int] = (0, 0)) -> tuple[Path, str]:
+    """The next free `prefix_00001_suffix` below `output/`, numbered as ComfyUI does, and its sub-folder.
+
+    `prefix` may contain %year%, %month%, %day%, %hour%, %minute%, %second%, %width% and %height%.
+    """
+    now = time.localtime()
+    values = {"width": size[0], "height": size[1], "year": now.tm_year}
+    two_digits = {
+        "month": now.tm_mon,
+        "day": now.tm_mday,
+        "hour": now.tm_hour,
+        "minute": now.tm_min,
+        "second": now.tm_sec,
+    }
+    values |= {key: f"{value:02}" for key, value in two_digits.items()}
+    for key, value in values.items():
+        prefix = prefix.replace(f"%{key}%", str(value))
+    if not Path(prefix).name:
+        raise ValueError("filename_prefix is empty: give the file a name")
+    first = output_path(prefix, "filename_prefix")
+    stem = first.name + "_"
+    names = (p.name.removeprefix(".") for p in first.parent.glob("*"))  # unfinished files have a dot
+    numbers = (name.removeprefix(stem).split("_")[0] for name in names if name.startswith(stem))
+    number = max((int(n) for n in numbers if n.isdecimal()), default=0) + 1
+    sub_folder = Path(prefix).parent.as_posix()
+    return first.parent / f"{stem}{number:05}_{suffix}", "" if sub_folder == "." else sub_folder
+
+
+def model_folders(kind: str) -> list[Path]:
+    """The folders with models of a kind, ComfyUI's first; `output/<kind>` holds what was trained here."""
+    trained = folder("output") / kind
+    if not inside_comfyui():
+        return [home() / "models" / kind, trained]
+    paths = comfy("folder_paths")
+    if kind not in paths.folder_names_and_paths:
+        paths.add_model_folder_path(kind, os.path.join(paths.models_dir, kind))
+        paths.add_model_folder_path(kind, str(trained))
+    folders = [Path(p) for p in paths.get_folder_paths(kind)]
+    return folders if trained in folders else [*folders, trained]
+
+
+def model_names(
+    kind: str, extensions: Iterable[str] = (".safetensors",), *, folders: bool = False
+) -> list[str]:
+    """The files of a kind of model, and the sub-folders when asked for."""
+    endings = tuple(extensions)
+    names: list[str] = []
+    for base in model_folders(kind):
+        for path in sorted(base.rglob("*")) if base.is_dir() else ():
+            if _is_hidden(path, base):
+                continue
+            if (path.is_dir() and folders) or (path.is_file() and path.name.lower().endswith(endings)):
+                names.append(path.relative_to(base).as_posix())
+    return list(dict.fromkeys(names))
+
+
+def model_path(kind: str, name: str) -> Path:
+    """The model `name` in the first folder of its kind that has it."""
+    bases = model_folders(kind)
+    for base in bases:
+        link = Path(os.path.normpath(base / name))  # a model may be a link to another disk
+        path = link if link.is_relative_to(base) else inside(base, name, f"{kind} model")
+        if path.exists():
+            return path
+    raise ValueError(f"the {kind} model {name!r} was not found: put it into {bases[0].parent.name}/{kind}/")
+
+
+def trained_path(kind: str, name: str, what: str = "save_as") -> Path:
+    """A file below `output/<kind>/`, which ComfyUI's own loaders of that kind then list."""
+    base = folder("output") / kind
+    if inside_comfyui():
+        comfy("folder_paths").add_model_folder_path(kind, str(base))
+    return inside(base, name, what)
+
+
+def keeps_metadata() -> bool:
+    """False when ComfyUI was started with --disable-metadata: no workflow is written into files."""
+    return not (inside_comfyui() and comfy("comfy.cli_args").args.disable_metadata)
