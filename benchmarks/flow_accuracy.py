@@ -18,7 +18,7 @@ from reelbrush.nodes.flow import measure
 from reelbrush.nodes.flow.conventions import convention
 from reelbrush.nodes.flow.estimate import Flow, estimate
 from reelbrush.nodes.flow.stabilize import Stabilizer, stabilize
-from reelbrush.nodes.video import sample
+from reelbrush.nodes.sample import scene as sample
 
 METHODS = ("dis-ultrafast", "dis-fast", "dis-medium", "farneback")
 log = logging.getLogger("flow_accuracy")

@@ -14,8 +14,8 @@ import torch
 from . import host
 from .graph import Definition, Graph, Input, Link, Node, Setting, apply_settings
 from .graphfile import read
+from .sample import files as sample
 from .uigraph import matches
-from .video import sample
 
 log = logging.getLogger("reelbrush")
 

@@ -19,7 +19,7 @@ from . import host
 from .graph import Definition, Graph, Setting, apply_settings
 from .graphfile import read
 from .headless import the_saver
-from .video import sample
+from .sample import files as sample
 from .websocket import WebSocket
 
 log = logging.getLogger("reelbrush")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...kernels.flow import invert, validity
 from .. import host
-from ..video import sample
+from ..sample import files as sample
 from .estimate import CONSISTENCY, Flow
 
 FOLDER = "flows"

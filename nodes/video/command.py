@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from .. import host
-from .sample import write_sample
+from ..sample.files import write_sample
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

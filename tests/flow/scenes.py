@@ -5,7 +5,7 @@ from functools import cache
 import torch
 
 from reelbrush.nodes.flow.estimate import Flow
-from reelbrush.nodes.video import sample
+from reelbrush.nodes.sample import scene as sample
 
 
 def texture(height, width, seed=0, soft=2):

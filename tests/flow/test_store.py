@@ -12,7 +12,7 @@ from reelbrush.kernels.flow import invert
 from reelbrush.nodes.flow import store
 from reelbrush.nodes.flow.conventions import soft_reliability
 from reelbrush.nodes.flow.nodes import LoadFlow
-from reelbrush.nodes.video import sample
+from reelbrush.nodes.sample import files as sample
 
 from .scenes import exact, occluder, sample_scene, uniform
 

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from reelbrush.nodes import server
-from reelbrush.nodes.video import sample
+from reelbrush.nodes.sample import files as sample
 from reelbrush.nodes.websocket import WebSocket
 
 KINDS = {

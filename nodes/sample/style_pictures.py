@@ -1,7 +1,7 @@
-"""Three style pictures painted by code: an oil of a swirling night, a woodblock of waves, a window of glass.
+"""Three style pictures painted by code: an oil painting, a woodblock print, a stained-glass window.
 
-They ship as the defaults of the workflows, so they must carry what style transfer looks at: strokes, lines,
-a strong palette, structure at several scales. Drawn on a square of 512 units, cropped to the wanted size.
+They are the default styles of the workflows, so they have what style transfer uses: strokes, lines, a
+strong palette, structure at several scales. Drawn on a square of 512 units, cropped to the wanted size.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from .canvas import Array, Canvas, Color, ellipse, mix, noise, polygon, ramp, smoothstep
+from .painting import Array, Color, Painting, ellipse, mix, noise, polygon, ramp, smoothstep
 
 UNITS = 512.0
 
@@ -17,11 +17,11 @@ UNITS = 512.0
 def paint(name: str, size: tuple[int, int] = (512, 512)) -> Array:
     """The style picture `name` as [H, W, 3]."""
     if name not in PAINTERS:
-        raise ValueError(f"there is no style picture {name!r}: one of {', '.join(PAINTERS)}")
+        raise ValueError(f"there is no style picture {name!r}: choose one of {', '.join(PAINTERS)}")
     scale = max(size) / UNITS
-    canvas = Canvas(0, 0, size[0] / scale, size[1] / scale, scale)
-    PAINTERS[name](canvas, np.random.default_rng(11))
-    return canvas.rgba[..., :3].clip(0, 1)
+    painting = Painting(0, 0, size[0] / scale, size[1] / scale, scale)
+    PAINTERS[name](painting, np.random.default_rng(11))
+    return painting.rgba[..., :3].clip(0, 1)
 
 
 # -- swirls: an oil painting ----------------------------------------------------------------------
@@ -41,7 +41,7 @@ VORTICES = ((238, 176, 92, 1.0), (352, 222, 62, -1.0))
 
 
 def _night(x: Array, y: Array, rng: np.random.Generator, scale: float) -> tuple[Array, Array]:
-    """The picture under the strokes, and the direction [H, W] that the brush follows."""
+    """The colours of the strokes, and their direction [H, W]."""
     grain = noise(rng, (y.size, x.size), 60 * scale, 4)
     u, v = 1.0 + 0.25 * grain, 0.35 * np.sin(x / 60 + 0.02 * y) + 0 * y
     tone = 0.42 + 0.16 * np.sin(y / 15 + 3.2 * np.sin(x / 95) + 0.8 * grain) + 0.08 * grain
@@ -101,13 +101,13 @@ def _night(x: Array, y: Array, rng: np.random.Generator, scale: float) -> tuple[
     )
 
 
-def swirls(canvas: Canvas, rng: np.random.Generator) -> None:
-    """Thick strokes that follow the swirl, large to small, then light from the left on their relief."""
-    scale = canvas.scale
-    color, flow = _night(canvas.x, canvas.y, rng, scale)
-    canvas.paint(color * 0.8 + 0.2 * np.float32((0.20, 0.13, 0.08)))
-    relief = np.zeros(canvas.shape, np.float32)
-    high, wide = canvas.shape
+def swirls(painting: Painting, rng: np.random.Generator) -> None:
+    """Thick strokes along the swirls, large to small, then light from the left on their relief."""
+    scale = painting.scale
+    color, flow = _night(painting.x, painting.y, rng, scale)
+    painting.paint(color * 0.8 + 0.2 * np.float32((0.20, 0.13, 0.08)))
+    relief = np.zeros(painting.shape, np.float32)
+    high, wide = painting.shape
     bristles = np.stack(
         [np.interp(np.linspace(0, 9, 64), np.arange(10), rng.uniform(0.35, 1, 10)) for _ in range(64)]
     )
@@ -115,11 +115,11 @@ def swirls(canvas: Canvas, rng: np.random.Generator) -> None:
     for length, breadth, count in ((17.0, 4.6, 2400), (11.5, 3.1, 3400), (6.5, 1.9, 2400)):
         for _ in range(int(count * area)):
             i, j = rng.integers(high), rng.integers(wide)
-            x, y = canvas.x[0, j], canvas.y[i, 0]
+            x, y = painting.x[0, j], painting.y[i, 0]
             angle = flow[i, j] + 0.12 * rng.standard_normal()
             c, s = np.cos(angle), np.sin(angle)
-            box = canvas.box(x, y, abs(c) * length + breadth, abs(s) * length + breadth)
-            px, py = canvas.x[:, box[1]] - x, canvas.y[box[0]] - y
+            box = painting.box(x, y, abs(c) * length + breadth, abs(s) * length + breadth)
+            px, py = painting.x[:, box[1]] - x, painting.y[box[0]] - y
             along, across = c * px + s * py, c * py - s * px
             across = across + rng.normal(0, 0.006) * along**2
             inside = np.clip(
@@ -133,11 +133,11 @@ def swirls(canvas: Canvas, rng: np.random.Generator) -> None:
             dry = np.clip(1.35 - 0.45 * (along / length + 1) * (1.3 - hair), 0, 1)
             tint = color[i, j] * rng.uniform(0.86, 1.16) + rng.normal(0, 0.022, 3)
             cover = inside * dry
-            canvas.paint(np.clip(tint * (0.88 + 0.16 * hair[..., None]), 0, 1), cover, box)
+            painting.paint(np.clip(tint * (0.88 + 0.16 * hair[..., None]), 0, 1), cover, box)
             relief[box] += cover * (0.55 * hair * breadth - relief[box]) * 0.8
     light = np.gradient(relief, axis=1) + np.gradient(relief, axis=0)
-    weave = np.sin(canvas.x * 2.2) * np.sin(canvas.y * 2.2)
-    canvas.shade(np.clip(1 + 0.16 * light * min(scale, 1.5) + 0.018 * weave, 0.6, 1.45))
+    weave = np.sin(painting.x * 2.2) * np.sin(painting.y * 2.2)
+    painting.shade(np.clip(1 + 0.16 * light * min(scale, 1.5) + 0.018 * weave, 0.6, 1.45))
 
 
 # -- waves: a woodblock print ---------------------------------------------------------------------
@@ -147,7 +147,7 @@ PAPER: Color = (0.94, 0.88, 0.75)
 
 
 def _curve(points: list[tuple[float, float]], steps: int = 6) -> list[tuple[float, float]]:
-    """A smooth line through points (Catmull-Rom)."""
+    """A Catmull-Rom curve through points."""
     p = np.array([points[0], *points, points[-1]], float)
     t = np.linspace(0, 1, steps, endpoint=False)[:, None]
     parts = [
@@ -157,8 +157,8 @@ def _curve(points: list[tuple[float, float]], steps: int = 6) -> list[tuple[floa
     return [tuple(q) for q in np.concatenate([*parts, p[-1:]])]
 
 
-def _foam(canvas: Canvas, rng: np.random.Generator, line: list[tuple[float, float]], size: float) -> None:
-    """Scalloped foam along a line: ink first, then white inside it, so that only the outer rim is inked."""
+def _foam(painting: Painting, rng: np.random.Generator, line: list[tuple[float, float]], size: float) -> None:
+    """Foam along a line: all ink circles first, then white ones, so that only the outer rim has ink."""
     rims = []
     for (ax, ay), (bx, by) in pairwise(line):
         for f in np.arange(0, 1, 0.9 * size / max(np.hypot(bx - ax, by - ay), 0.9 * size)):
@@ -171,31 +171,33 @@ def _foam(canvas: Canvas, rng: np.random.Generator, line: list[tuple[float, floa
                 )
             )
     for x, y, r in rims:
-        canvas.dab(x, y, (r + 1.5, r + 1.5), 0, INK)
+        painting.dab(x, y, (r + 1.5, r + 1.5), 0, INK)
     for x, y, r in rims:
-        canvas.dab(x, y, (r, r), 0, (0.97, 0.95, 0.88))
+        painting.dab(x, y, (r, r), 0, (0.97, 0.95, 0.88))
     for x, y, r in rims[::3]:
-        canvas.dab(x + 0.2 * r, y + 0.3 * r, (0.55 * r, 0.45 * r), 0, (0.68, 0.80, 0.86))
-        canvas.dab(x - 0.05 * r, y + 0.05 * r, (0.55 * r, 0.45 * r), 0, (0.97, 0.95, 0.88))
+        painting.dab(x + 0.2 * r, y + 0.3 * r, (0.55 * r, 0.45 * r), 0, (0.68, 0.80, 0.86))
+        painting.dab(x - 0.05 * r, y + 0.05 * r, (0.55 * r, 0.45 * r), 0, (0.97, 0.95, 0.88))
 
 
-def _body(canvas: Canvas, shape: list[tuple[float, float]], dark: Color, bright: Color, pitch: float) -> None:
-    """A wave: flat blues in stripes that follow its outline, and an inked edge."""
-    depth = -polygon(canvas.x, canvas.y, shape)
-    wobble = 1.6 * np.sin(canvas.x / 23) + 1.2 * np.sin(canvas.y / 19)
+def _body(
+    painting: Painting, shape: list[tuple[float, float]], dark: Color, bright: Color, pitch: float
+) -> None:
+    """A wave: blue stripes along its outline, and an ink edge."""
+    depth = -polygon(painting.x, painting.y, shape)
+    wobble = 1.6 * np.sin(painting.x / 23) + 1.2 * np.sin(painting.y / 19)
     stripe = (depth + wobble) / pitch
     band = smoothstep(0.30, 0.36, np.abs(stripe % 1 - 0.5) * (0.72 + 0.28 * np.sin(stripe * 0.7)))
     base = mix(bright, dark, smoothstep(0, 95, depth))
     color = mix(base, mix(PAPER, base, smoothstep(40, 150, depth) * 0.65), band)
-    canvas.fill(color, -depth)
-    canvas.fill(INK, np.abs(depth) - 1.3)
+    painting.fill(color, -depth)
+    painting.fill(INK, np.abs(depth) - 1.3)
 
 
-def waves(canvas: Canvas, rng: np.random.Generator) -> None:
-    """A great wave with claws of foam, a far mountain, a red sun; ink lines, flat color, wood grain."""
-    x, y, scale = canvas.x, canvas.y, canvas.scale
-    grain = noise(rng, canvas.shape, (3 * scale, 170 * scale), 3)
-    canvas.paint(
+def waves(painting: Painting, rng: np.random.Generator) -> None:
+    """A large wave, a far mountain and a red sun; ink lines, flat colors, wood grain."""
+    x, y, scale = painting.x, painting.y, painting.scale
+    grain = noise(rng, painting.shape, (3 * scale, 170 * scale), 3)
+    painting.paint(
         ramp(
             (y + 6 * np.sin(x / 80)) / UNITS,
             (0, (0.20, 0.33, 0.50)),
@@ -205,12 +207,12 @@ def waves(canvas: Canvas, rng: np.random.Generator) -> None:
         )
     )
     sun = ellipse(x, y, (384, 118), (46, 46))
-    canvas.fill(mix((0.80, 0.20, 0.13), (0.90, 0.42, 0.26), smoothstep(80, 165, y + 0 * x)), sun)
+    painting.fill(mix((0.80, 0.20, 0.13), (0.90, 0.42, 0.26), smoothstep(80, 165, y + 0 * x)), sun)
     for cx, cy, wide in ((300, 84, 120), (450, 150, 110), (430, 62, 80), (250, 170, 90)):
         for k in range(3):
             cloud = ellipse(x, y, (cx + 24 * k * (-1) ** k, cy + 9 * k), (wide - 22 * k, 4.5))
-            canvas.fill((0.96, 0.92, 0.82), cloud)
-            canvas.fill((0.45, 0.50, 0.56), np.abs(cloud) - 0.5)
+            painting.fill((0.96, 0.92, 0.82), cloud)
+            painting.fill((0.45, 0.50, 0.56), np.abs(cloud) - 0.5)
     mountain = [
         (250, 352),
         *_curve([(292, 322), (330, 282), (352, 254), (362, 251), (374, 254), (396, 284), (440, 326)]),
@@ -218,9 +220,9 @@ def waves(canvas: Canvas, rng: np.random.Generator) -> None:
     ]
     cone = polygon(x, y, mountain)
     cap = y - 281 - 7 * np.abs(np.sin(x / 5.5)) * np.sign(np.sin(x / 11))
-    canvas.fill(mix((0.30, 0.42, 0.56), (0.56, 0.64, 0.66), smoothstep(270, 345, y + 0 * x)), cone)
-    canvas.fill((0.97, 0.95, 0.90), np.maximum(cone, cap))
-    canvas.fill(INK, np.abs(cone) - 1.0)
+    painting.fill(mix((0.30, 0.42, 0.56), (0.56, 0.64, 0.66), smoothstep(270, 345, y + 0 * x)), cone)
+    painting.fill((0.97, 0.95, 0.90), np.maximum(cone, cap))
+    painting.fill(INK, np.abs(cone) - 1.0)
     far = _curve(
         [
             (-260, 350),
@@ -234,8 +236,8 @@ def waves(canvas: Canvas, rng: np.random.Generator) -> None:
             (760, 340),
         ]
     )
-    _body(canvas, [*far, (760, 760), (-260, 760)], (0.16, 0.30, 0.48), (0.50, 0.66, 0.74), 13)
-    _foam(canvas, rng, far, 3.2)
+    _body(painting, [*far, (760, 760), (-260, 760)], (0.16, 0.30, 0.48), (0.50, 0.66, 0.74), 13)
+    _foam(painting, rng, far, 3.2)
     great = _curve(
         [(-260, 560), (-30, 300), (20, 200), (84, 118), (160, 82), (226, 92), (262, 128), (268, 160)]
     )
@@ -254,19 +256,19 @@ def waves(canvas: Canvas, rng: np.random.Generator) -> None:
             (760, 430),
         ]
     )
-    _body(canvas, [*great, *under, (760, 760), (-260, 760)], (0.06, 0.16, 0.36), (0.23, 0.45, 0.66), 17)
-    _foam(canvas, rng, great[12:], 7.0)
-    _foam(canvas, rng, under[:21], 6.0)
-    for px, py in under[3:21:2]:  # claws reach down from the lip
+    _body(painting, [*great, *under, (760, 760), (-260, 760)], (0.06, 0.16, 0.36), (0.23, 0.45, 0.66), 17)
+    _foam(painting, rng, great[12:], 7.0)
+    _foam(painting, rng, under[:21], 6.0)
+    for px, py in under[3:21:2]:  # foam hangs down from the crest
         for reach in range(3):
-            canvas.dab(
+            painting.dab(
                 px + 7 * reach + rng.normal(0, 2),
                 py + 7 + 6 * reach,
                 (4.6 - 1.1 * reach, 4.6 - 1.1 * reach),
                 0,
                 INK,
             )
-            canvas.dab(
+            painting.dab(
                 px + 7 * reach,
                 py + 7 + 6 * reach,
                 (3.4 - 1.0 * reach, 3.4 - 1.0 * reach),
@@ -290,15 +292,15 @@ def waves(canvas: Canvas, rng: np.random.Generator) -> None:
             (760, 450),
         ]
     )
-    _body(canvas, [*swell, (760, 760), (-260, 760)], (0.05, 0.13, 0.30), (0.18, 0.40, 0.60), 12)
-    _foam(canvas, rng, swell, 5.0)
-    for _ in range(int(150 * canvas.shape[0] * canvas.shape[1] / (UNITS * scale) ** 2)):
+    _body(painting, [*swell, (760, 760), (-260, 760)], (0.05, 0.13, 0.30), (0.18, 0.40, 0.60), 12)
+    _foam(painting, rng, swell, 5.0)
+    for _ in range(int(150 * painting.shape[0] * painting.shape[1] / (UNITS * scale) ** 2)):
         sx, sy = 205 + 90 * rng.standard_normal(), 190 + 80 * rng.standard_normal()
         r = rng.uniform(0.8, 2.3)
-        canvas.dab(sx, sy, (r + 0.8, r + 0.8), 0, (0.30, 0.40, 0.52))
-        canvas.dab(sx, sy, (r, r), 0, (0.98, 0.96, 0.90))
-    fiber = noise(rng, canvas.shape, 2.4 * scale, 2)
-    canvas.shade(1 + 0.028 * grain + 0.022 * fiber)
+        painting.dab(sx, sy, (r + 0.8, r + 0.8), 0, (0.30, 0.40, 0.52))
+        painting.dab(sx, sy, (r, r), 0, (0.98, 0.96, 0.90))
+    fiber = noise(rng, painting.shape, 2.4 * scale, 2)
+    painting.shade(1 + 0.028 * grain + 0.022 * fiber)
 
 
 # -- glass: a window ------------------------------------------------------------------------------
@@ -307,9 +309,9 @@ def waves(canvas: Canvas, rng: np.random.Generator) -> None:
 def _cells(
     u: Array, v: Array, pitch: float, rng: np.random.Generator, around: int = 64
 ) -> tuple[Array, Array, Array, Array]:
-    """Voronoi cells of a jittered grid: each point's seed (u, v), cell, and distance to the cell's edge.
+    """Voronoi cells of a jittered grid: the seed (u, v) of each point, its cell, its distance to the edge.
 
-    `around` is after how many cells `v` closes on itself, which an angle does.
+    `around` is the number of cells after which `v` repeats, for an angle.
     """
     table = rng.uniform(0.12, 0.88, (64, 64, 2)).astype(np.float32)
     iu, iv = np.floor(u / pitch).astype(int), np.floor(v / pitch).astype(int)
@@ -333,9 +335,9 @@ def _cells(
     return seeds[0][..., 0], seeds[0][..., 1], number, (best[1] - best[0]) / (2 * np.maximum(apart, 1e-3))
 
 
-def glass(canvas: Canvas, rng: np.random.Generator) -> None:
-    """A sun over hills and a river in stained glass: jewel colors, lead lines, light through uneven panes."""
-    x, y = np.broadcast_arrays(canvas.x, canvas.y)
+def glass(painting: Painting, rng: np.random.Generator) -> None:
+    """A sun over hills and a river: strong colors, lead lines, uneven panes."""
+    x, y = np.broadcast_arrays(painting.x, painting.y)
     cx, cy = 300.0, 190.0
     hill = 330 - 36 * np.sin(x / 82 + 0.6) - 12 * np.sin(x / 37)
     field = 404 - 26 * np.sin(x / 70 + 2.4)
@@ -372,24 +374,24 @@ def glass(canvas: Canvas, rng: np.random.Generator) -> None:
             warm = np.clip(1.45 - (np.exp(seed_u / 96) - 18) / 135 + 0.5 * (pick[..., 0] - 0.5), 0, 1)
             which = np.where(warm > 0.55, 3 + (pick[..., 1] > 0.55), (pick[..., 0] * 3).astype(int))
         color = np.where((region == kind)[..., None], np.asarray(palette, np.float32)[which], color)
-    uneven = canvas.noise(rng, (26, 16), 4, 0.6)
-    streak = canvas.noise(rng, (5, 46), 3)
+    uneven = painting.noise(rng, (26, 16), 4, 0.6)
+    streak = painting.noise(rng, (5, 46), 3)
     lit = (
         (0.80 + 0.34 * pick[..., 1])
         * (1 + 0.10 * uneven + 0.05 * streak)
         * (0.80 + 0.26 * smoothstep(0, 9, edge))
     )
     lit *= 0.90 + 0.35 * np.exp(-away / 150)
-    canvas.paint(np.clip(color * lit[..., None] + 0.05 * smoothstep(1.2, 2.4, uneven)[..., None], 0, 1))
+    painting.paint(np.clip(color * lit[..., None] + 0.05 * smoothstep(1.2, 2.4, uneven)[..., None], 0, 1))
     came = np.minimum(
         np.minimum(edge - 1.4, lead - 2.3), np.minimum.reduce([x, y, x.max() - x, y.max() - y]) - 7
     )
     rounded = np.clip(-came / 2.2, 0, 1)
-    canvas.fill(mix((0.03, 0.03, 0.04), (0.25, 0.25, 0.28), smoothstep(0.45, 1, rounded) * 0.7), came)
-    canvas.paint((0.02, 0.02, 0.03), 0.35 * np.exp(-np.maximum(came, 0) / 2.2))
+    painting.fill(mix((0.03, 0.03, 0.04), (0.25, 0.25, 0.28), smoothstep(0.45, 1, rounded) * 0.7), came)
+    painting.paint((0.02, 0.02, 0.03), 0.35 * np.exp(-np.maximum(came, 0) / 2.2))
 
 
-PAINTERS: dict[str, Callable[[Canvas, np.random.Generator], None]] = {
+PAINTERS: dict[str, Callable[[Painting, np.random.Generator], None]] = {
     "swirls": swirls,
     "waves": waves,
     "glass": glass,

@@ -1,4 +1,4 @@
-"""The sample knows the truth about its own motion: checked by moving pixels, not by asking it."""
+"""The flow of the sample is exact: checked by moving pixels along it."""
 
 from fractions import Fraction
 from functools import partial
@@ -7,19 +7,20 @@ import pytest
 import torch
 from torch.nn.functional import grid_sample
 
-from reelbrush.nodes.video import codec, sample
+from reelbrush.nodes.sample import camera, files, scene, scenery, style_pictures
+from reelbrush.nodes.video import codec
 
 SMALL = (192, 108)
 
 
 @pytest.fixture(scope="module")
 def main():
-    return sample.scene(4, SMALL)
+    return scene.scene(4, SMALL)
 
 
 @pytest.fixture(scope="module")
 def still():
-    return sample.scene(12, SMALL, "still")
+    return scene.scene(12, SMALL, "still")
 
 
 def moved(frame, flow):
@@ -34,7 +35,7 @@ def moved(frame, flow):
 def test_frames_are_pictures_and_the_same_every_time(main):
     assert main.frames.shape == (4, 108, 192, 3) and main.frames.dtype == torch.float32
     assert main.frames.min() >= 0 and main.frames.max() <= 1 and main.frames.std() > 0.15
-    assert torch.equal(main.frames[:2], sample.scene(2, SMALL, flow=False).frames)
+    assert torch.equal(main.frames[:2], scene.scene(2, SMALL, flow=False).frames)
 
 
 @pytest.mark.parametrize("way", ["forward", "backward"])
@@ -73,7 +74,7 @@ def test_a_still_camera_leaves_the_background_as_it_is_bit_for_bit(still):
 
 
 def test_nothing_is_seen_across_the_cut():
-    cut = sample.scene(4, SMALL, "cut")
+    cut = scene.scene(4, SMALL, "cut")
     assert cut.occluded_forward[1].all() and cut.occluded_backward[1].all()
     assert not cut.occluded_forward[0].all() and not cut.occluded_forward[2].all()
     within, across = ((cut.frames[i] - cut.frames[i + 1]).abs().mean() for i in (0, 1))
@@ -81,37 +82,37 @@ def test_nothing_is_seen_across_the_cut():
 
 
 def test_a_long_clip_stays_inside_the_painted_world():
-    late = sample.scene(1, SMALL, flow=False)
-    shot = sample.Shot(SMALL, sample.scenery.NOON, 7, sample._there_and_back)
-    assert torch.equal(late.frames[0], torch.from_numpy(shot.frame(0)))
+    late = scene.scene(1, SMALL, flow=False)
+    view = camera.Camera(SMALL, scenery.NOON, 7, scene.pan)
+    assert torch.equal(late.frames[0], torch.from_numpy(view.frame(0)))
     for t in (47, 95, 200, 299):
-        assert shot.frame(t).min(-1).mean() > 0.05  # no black holes at the sides
-        assert (shot.frame(t).max(-1) == 0).mean() == 0
+        assert view.frame(t).min(-1).mean() > 0.05  # no black holes at the sides
+        assert (view.frame(t).max(-1) == 0).mean() == 0
 
 
 def test_dis_finds_the_motion_of_the_full_sample():
     cv2 = pytest.importorskip("cv2")
-    scene = sample.scene(2)
-    grey = [cv2.cvtColor((f.numpy() * 255).astype("uint8"), cv2.COLOR_RGB2GRAY) for f in scene.frames]
-    found = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None)
-    seen = ~scene.occluded_forward[0]
-    assert scene.forward[0].norm(dim=-1)[seen].mean() > 2
-    assert (torch.from_numpy(found) - scene.forward[0]).norm(dim=-1)[seen].mean() < 0.5
+    full = scene.scene(2)
+    grey = [cv2.cvtColor((f.numpy() * 255).astype("uint8"), cv2.COLOR_RGB2GRAY) for f in full.frames]
+    estimate = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None)
+    visible = ~full.occluded_forward[0]
+    assert full.forward[0].norm(dim=-1)[visible].mean() > 2
+    assert (torch.from_numpy(estimate) - full.forward[0]).norm(dim=-1)[visible].mean() < 0.5
 
 
-def test_wrong_requests_are_refused_in_words():
+def test_wrong_requests_are_error_messages():
     with pytest.raises(ValueError, match="no variant 'night'"):
-        sample.scene(variant="night")
-    with pytest.raises(ValueError, match="1 frame and 16 pixels"):
-        sample.scene(0)
+        scene.scene(variant="night")
+    with pytest.raises(ValueError, match="1 frame and 16 pixels or more"):
+        scene.scene(0)
     with pytest.raises(ValueError, match="no style picture 'cubes'"):
-        sample.style("cubes")
+        scene.style("cubes")
     with pytest.raises(ValueError, match="no file 'x"):
-        sample.write_sample(".", ["x.mp4"])
+        files.write_sample(".", ["x.mp4"])
 
 
-def test_the_tune_wanders_from_left_to_right():
-    left, right = sample.tune(2.0, 22050)
+def test_the_tune_moves_from_left_to_right():
+    left, right = scene.tune(2.0, 22050)
     assert left.shape == (44100,) and max(abs(left).max(), abs(right).max()) <= 1
     half = len(left) // 2
     balance = [
@@ -120,24 +121,24 @@ def test_the_tune_wanders_from_left_to_right():
     assert balance[1] > 2 * balance[0]
 
 
-@pytest.mark.parametrize("name", sample.style_pictures.NAMES)
+@pytest.mark.parametrize("name", style_pictures.NAMES)
 def test_style_pictures_are_rich_and_the_same_every_time(name):
     size = (64, 48)
-    picture = sample.style(name, size)
+    picture = scene.style(name, size)
     assert picture.shape == (48, 64, 3) and picture.min() >= 0 and picture.max() <= 1
     assert picture.std(dim=(0, 1)).min() > 0.08
-    assert name == "swirls" or torch.equal(picture, sample.style(name, size))  # 8000 strokes: once is enough
+    assert name == "swirls" or torch.equal(picture, scene.style(name, size))  # 8000 strokes: once is enough
 
 
 def test_files_are_whole_and_have_sound_and_truth(tmp_path, monkeypatch):
-    small = partial(sample.scene, 4, SMALL)
-    monkeypatch.setattr(sample, "scene", small)
-    monkeypatch.setattr(sample, "style", lambda name: torch.rand(8, 8, 3))
-    paths = sample.write_sample(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(sample.FILES) and len(paths) == len(
-        sample.FILES
+    small = partial(scene.scene, 4, SMALL)
+    monkeypatch.setattr(files, "scene", small)
+    monkeypatch.setattr(files, "style", lambda name: torch.rand(8, 8, 3))
+    paths = files.write_sample(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(files.FILES) and len(paths) == len(
+        files.FILES
     )
-    info = codec.probe(tmp_path / sample.CLIP, count=True)
+    info = codec.probe(tmp_path / files.CLIP, count=True)
     assert (info.width, info.height, info.frame_count, info.fps) == (
         192,
         108,
@@ -145,6 +146,6 @@ def test_files_are_whole_and_have_sound_and_truth(tmp_path, monkeypatch):
         Fraction(24),
     ) and info.has_audio
     store = pytest.importorskip("reelbrush.nodes.flow.store")
-    loaded, truth = store.load(tmp_path / sample.FLOW), small()
+    loaded, truth = store.load(tmp_path / files.FLOW), small()
     torch.testing.assert_close(loaded.forward, truth.forward.permute(0, 3, 1, 2), atol=5e-3, rtol=1e-3)
     assert torch.equal(loaded.backward_valid, ~truth.occluded_backward)

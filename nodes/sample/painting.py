@@ -1,7 +1,6 @@
-"""Drawing tools of the sample: smooth noise, a premultiplied RGBA canvas, shapes by signed distance.
+"""Drawing tools of the sample: smooth noise, shapes by signed distance, a premultiplied RGBA painting.
 
-Only numpy. Everything is measured in *units* (a frame of the sample is 288 units high) so that the same
-scene can be drawn at any size; a canvas knows how many of its pixels make a unit.
+All lengths are in *units*: a frame of the sample is 288 units high, so the scene can be drawn at any size.
 """
 
 import numpy as np
@@ -32,7 +31,7 @@ def ramp(x: Array, *stops: tuple[float, Color]) -> Array:
 
 
 def _spline(count: int, cell: float, offset: float) -> tuple[NDArray[np.intp], Array]:
-    """Cubic B-spline weights: which four grid points each of `count` pixels mixes, and how."""
+    """Cubic B-spline interpolation: the four grid points of each of `count` pixels, and their weights."""
     at = (np.arange(count) + 0.5) / cell + offset
     base = np.floor(at).astype(np.intp)
     f = (at - base).astype(np.float32)
@@ -82,7 +81,7 @@ def polygon(x: Array, y: Array, points: list[tuple[float, float]]) -> Array:
     return np.where(inside, -distance, distance).astype(np.float32)
 
 
-class Canvas:
+class Painting:
     """A premultiplied RGBA picture whose corner is at (`left`, `top`) in units."""
 
     def __init__(self, left: float, top: float, width: float, height: float, scale: float):
@@ -99,14 +98,14 @@ class Canvas:
     def noise(
         self, rng: np.random.Generator, cell: float | tuple[float, float], octaves: int = 4, gain: float = 0.5
     ) -> Array:
-        """Fractal noise over the canvas; `cell` in units."""
+        """Fractal noise over the painting; `cell` in units."""
         high, wide = cell if isinstance(cell, tuple) else (cell, cell)
         return noise(rng, self.shape, (high * self.scale, wide * self.scale), octaves, gain)
 
     def paint(
         self, color: Array | Color, cover: Array | float = 1.0, box: tuple[slice, slice] | None = None
     ) -> None:
-        """Lay a color over what is there, where `cover` is above 0."""
+        """Blend a color over the painting; `cover` is its opacity."""
         target = self.rgba[box] if box else self.rgba
         color, a = np.asarray(color, np.float32), np.asarray(cover, np.float32)
         if a.ndim:
@@ -119,11 +118,11 @@ class Canvas:
             target[..., 3:] += a
 
     def fill(self, color: Array | Color, distance: Array) -> None:
-        """Lay a color inside a shape given by its distance, with a smooth edge one pixel wide."""
+        """Fill a shape, given by its signed distance, with a smooth edge one pixel wide."""
         self.paint(color, np.clip(0.5 - distance * self.scale, 0, 1))
 
     def shade(self, light: Array | float) -> None:
-        """Multiply the colors, not the cover."""
+        """Multiply the colors, not the opacity."""
         light = np.broadcast_to(np.asarray(light, np.float32), self.shape)[..., None]
         self.rgba[..., :3] = np.minimum(self.rgba[..., :3] * light, self.rgba[..., 3:])
 
@@ -137,7 +136,7 @@ class Canvas:
         )
 
     def ball(self, x: float, y: float, radius: float, dark: Color, bright: Color) -> None:
-        """A round thing lit from the upper left."""
+        """A sphere lit from the upper left."""
         box = self.box(x, y, radius)
         px, py = (self.x[:, box[1]] - x) / radius, (self.y[box[0]] - y) / radius
         if not px.size or not py.size:
@@ -147,7 +146,7 @@ class Canvas:
         self.paint(mix(dark, bright, np.clip(light, 0, 1)), edge, box)
 
     def dab(self, x: float, y: float, radii: tuple[float, float], angle: float, color: Color) -> None:
-        """One elliptic touch of the brush."""
+        """One elliptic brush stroke."""
         box = self.box(x, y, max(radii))
         px, py = self.x[:, box[1]] - x, self.y[box[0]] - y
         if not px.size or not py.size:
