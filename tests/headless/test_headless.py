@@ -8,7 +8,8 @@ import torch
 
 from reelbrush.nodes import headless, standins
 from reelbrush.nodes.graphfile import parse
-from reelbrush.nodes.video import codec, sample
+from reelbrush.nodes.sample import files as sample
+from reelbrush.nodes.video import codec
 from reelbrush.nodes.video.reel import LazyVideo
 
 CLIP = {
