@@ -150,10 +150,13 @@ def save(clip: Path, name: str, container: str) -> int:
 
 def render(clip: Path, graph: str) -> int:
     """A whole graph with the clip in its Load Video; the frames in the file that it saved."""
-    from reelbrush.nodes import graphfile, headless
+    from reelbrush.nodes.headless import run
+    from reelbrush.nodes.headless.catalog import local_catalog
+    from reelbrush.nodes.headless.read import read
 
-    loaders = [n for n in graphfile.read(graph, headless.definition).nodes.values() if n.kind == "LoadVideo"]
-    files = headless.render(graph, [f"{node.id}.file={clip}" for node in loaders])
+    nodes = read(graph, local_catalog()).nodes.values()
+    loaders = [node for node in nodes if node.class_type == "LoadVideo"]
+    files = run.render(graph, [f"{node.id}.file={clip}" for node in loaders])
     saved = next(file for file in files if file.suffix in (".mp4", ".mkv", ".webm", ".mov"))
     return codec.probe(saved, count=True).frame_count
 

@@ -1,4 +1,4 @@
-"""The `reelbrush` command: what it prints and how it ends."""
+"""The `reelbrush` command: its output and its exit codes."""
 
 import json
 import logging
@@ -7,23 +7,25 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from reelbrush import __main__ as command
-from reelbrush.nodes import render
+from reelbrush.nodes.video.reel import LazyVideo
 
 
 @pytest.fixture
-def stub(monkeypatch):
-    """A sub-command that does what the test says."""
+def subcommand(monkeypatch):
+    """Adds a subcommand `extra` that calls a function of the test."""
 
-    def install(run):
-        module = SimpleNamespace(add_arguments=lambda p: p.add_argument("--n", type=int), run=run)
-        monkeypatch.setattr(command, "_command", lambda name: module)
+    def add(run):
+        module = SimpleNamespace(add_arguments=lambda parser: parser.add_argument("--n", type=int), run=run)
+        monkeypatch.setitem(command.COMMANDS, "extra", "for a test")
+        monkeypatch.setitem(sys.modules, "reelbrush.nodes.headless.commands.extra", module)
 
-    return install
+    return add
 
 
-def test_without_arguments_it_says_what_it_can(capsys):
+def test_without_arguments_the_commands_are_listed(capsys):
     assert command.main([]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in command.COMMANDS)
@@ -31,43 +33,58 @@ def test_without_arguments_it_says_what_it_can(capsys):
     assert capsys.readouterr().out.startswith("reelbrush 0.")
 
 
-def test_a_sub_command_gets_its_arguments_and_gives_the_exit_code(stub):
-    stub(lambda args: args.n)
-    assert command.main(["sample", "--n", "3"]) == 3
+def test_a_subcommand_gets_its_arguments_and_returns_the_exit_code(subcommand):
+    subcommand(lambda args: args.n)
+    assert command.main(["extra", "--n", "3"]) == 3
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "words"),
+    ("error", "code", "message"),
     [
         (ValueError("a is b"), 1, "reelbrush: a is b\n"),
         (OSError(2, "No such file", "x"), 1, "reelbrush: [Errno 2] No such file: 'x'\n"),
-        (TypeError("odd"), 1, "reelbrush: TypeError: odd (--debug shows where)\n"),
+        (TypeError("odd"), 1, "reelbrush: TypeError: odd (--debug shows the traceback)\n"),
         (KeyboardInterrupt(), 130, "\ninterrupted\n"),
     ],
 )
-def test_errors_are_a_sentence_and_a_code(stub, capsys, error, code, words):
+def test_an_error_is_one_sentence_and_an_exit_code(subcommand, capsys, error, code, message):
     def run(args):
         raise error
 
-    stub(run)
-    assert command.main(["sample"]) == code
-    assert capsys.readouterr().err == words
+    subcommand(run)
+    assert command.main(["extra"]) == code
+    assert capsys.readouterr().err == message
 
 
-def test_debug_shows_where_an_error_comes_from(stub):
+def test_debug_shows_the_traceback(subcommand):
     def run(args):
         raise ValueError("here")
 
-    stub(run)
+    subcommand(run)
     with pytest.raises(ValueError, match="here"):
-        command.main(["sample", "--debug"])
+        command.main(["extra", "--debug"])
     logging.getLogger().setLevel(logging.WARNING)
 
 
-def test_render_prints_what_it_saved(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(render, "render", lambda graph, settings, out: [tmp_path / graph, *settings, out])
-    assert command.main(["render", "g.json", "--set", "a.b=1", "--set", "c.d=2", "--out", "x.mp4"]) == 0
-    assert capsys.readouterr().out.split() == [str(tmp_path / "g.json"), "a.b=1", "c.d=2", "x.mp4"]
+def test_render_prints_the_files_that_it_saved(home, capsys):
+    LazyVideo.from_frames(torch.rand(4, 16, 16, 3), 12).save_to(str(home / "input" / "a.mp4"))
+    save = {"video": ["1", 0], "filename_prefix": "b", "format": "auto", "codec": "auto"}
+    graph = {
+        "1": {"class_type": "LoadVideo", "inputs": {"file": "nothing.mp4"}},
+        "2": {"class_type": "SaveVideo", "inputs": save},
+    }
+    (home / "g.json").write_text(json.dumps(graph))
+    arguments = ["render", str(home / "g.json"), "--set", "Load Video.file=a.mp4"]
+    assert command.main([*arguments, "--set", "2.filename_prefix=c/d"]) == 0
+    assert capsys.readouterr().out == f"{home / 'output' / 'c' / 'd_00001_.mp4'}\n"
+    assert command.main([*arguments, "--out", str(home / "x.mkv")]) == 0
+    assert capsys.readouterr().out == f"{home / 'x.mkv'}\n" and (home / "x.mkv").exists()
+
+
+def test_render_of_a_missing_file_is_one_sentence(home, capsys):
+    assert command.main(["render", "nothing.json"]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("reelbrush: there is no graph file nothing.json") and message.count("\n") == 1
 
 
 def test_nodes_are_listed(capsys):
@@ -85,13 +102,7 @@ def test_asking_for_help_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
 
 
-def test_every_command_is_there():
-    missing = []
+def test_every_command_has_a_module():
     for name in command.COMMANDS:
-        try:
-            found = command._command(name)
-        except ModuleNotFoundError:
-            missing.append(name)
-        else:
-            assert callable(found.add_arguments) and callable(found.run)
-    assert not missing
+        module = command.load_command(name)
+        assert callable(module.add_arguments) and callable(module.run)

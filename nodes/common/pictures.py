@@ -1,5 +1,6 @@
 """Reading and writing picture files with Pillow; OpenCV reads 16-bit and float pictures at their depth."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +56,23 @@ def _read_deep(path: Path) -> tuple[Tensor, Tensor | None]:
     return torch.from_numpy(raw[..., ::-1].astype(numpy.float32) / top), opacity
 
 
-def write(path: Path, picture: Tensor) -> Path:
-    """Write a picture [H, W, 1, 3 or 4]; float values in 0..1 are rounded to 8 bits. PNG without a suffix."""
+def write(path: Path, picture: Tensor, text: Mapping[str, str] | None = None) -> Path:
+    """Write a picture [H, W, 1, 3 or 4]; float values in 0..1 are rounded to 8 bits.
+
+    The suffix chooses the format, PNG where there is none. `text` is metadata of a PNG file.
+    """
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
     if picture.is_floating_point():
         picture = picture.detach().clamp(0, 1).mul(255).round().to("cpu", torch.uint8)
     pixels = picture.numpy()
-    kind = Image.registered_extensions().get(path.suffix.lower(), "PNG")
+    options: dict[str, Any] = {"format": Image.registered_extensions().get(path.suffix.lower(), "PNG")}
+    if options["format"] == "PNG":
+        info = PngInfo()
+        for key, value in (text or {}).items():
+            info.add_text(key, value)
+        options |= {"compress_level": 4, "pnginfo": info}
     with replacing(path) as temporary:
-        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(
-            temporary, kind, compress_level=4
-        )
+        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(temporary, **options)
     return path

@@ -1,12 +1,13 @@
-"""API-format graphs: reading, ordering, and inputs set from the command line."""
+"""API-format graphs: reading, ordering, and inputs that the command line sets."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from reelbrush.nodes.graph import Definition, Link, apply_settings
-from reelbrush.nodes.graphfile import SHIPPED, parse, read, shipped
+from reelbrush.nodes.headless.graph import Definition, Link
+from reelbrush.nodes.headless.read import SHIPPED, graph_file, parse, read
+from reelbrush.nodes.headless.settings import apply_settings
 
 TYPES = {
     "required": {
@@ -20,7 +21,8 @@ TYPES = {
     }
 }
 KINDS = {
-    kind: Definition.of(kind, f"A {kind}", TYPES, ["VIDEO"], kind == "Save") for kind in ("Work", "Save")
+    kind: Definition.from_declaration(kind, f"A {kind}", TYPES, ["VIDEO"], kind == "Save")
+    for kind in ("Work", "Save")
 }
 
 
@@ -41,15 +43,36 @@ def test_every_node_comes_after_what_it_needs_and_only_what_is_needed_comes():
     assert order[0] == "d" and order[-1] == "a"
 
 
-def test_a_long_chain_needs_no_recursion():
-    names = [f"n{i}" for i in range(3000)]
-    found = graph(**dict(zip(names, [*names[1:], ""], strict=True)))
-    assert [n.id for n in found.order(["n0"])] == names[::-1]
+def test_a_chain_of_20000_nodes_needs_no_recursion():
+    names = [f"n{i}" for i in range(20_000)]
+    chain = graph(**dict(zip(names, [*names[1:], ""], strict=True)))
+    assert [n.id for n in chain.order(["n0"])] == names[::-1]
 
 
-def test_a_circle_is_named():
-    with pytest.raises(ValueError, match=r"circle: .*node c.* > .*node b"):
+def test_the_order_of_100000_nodes_takes_linear_time():
+    """Every node reads from the two before it: any search per node would take hours."""
+    names = [f"n{i}" for i in range(100_000)]
+    ladder = graph(**{name: " ".join(names[max(0, i - 2) : i]) for i, name in enumerate(names)})
+    assert [n.id for n in ladder.order([names[-1]])] == names
+
+
+def test_a_branch_is_finished_before_the_next_one_begins():
+    order = [
+        n.id for n in graph(end="a3 b3", a3="a2", a2="a1", a1="", b3="b2", b2="b1", b1="").order(["end"])
+    ]
+    assert order in (["a1", "a2", "a3", "b1", "b2", "b3", "end"], ["b1", "b2", "b3", "a1", "a2", "a3", "end"])
+
+
+def test_a_cycle_is_named():
+    with pytest.raises(ValueError, match=r"cycle: .*node c.* > .*node b"):
         graph(a="b", b="c", c="b").order(["a"])
+
+
+def test_the_message_about_a_long_cycle_is_short():
+    names = [f"n{i}" for i in range(20_000)]
+    with pytest.raises(ValueError, match=r"cycle: .* > \.\.\.;") as caught:
+        graph(**dict(zip(names, [*names[1:], names[0]], strict=True))).order(["n0"])
+    assert len(str(caught.value)) < 500
 
 
 def test_a_link_from_nowhere_is_named():
@@ -66,20 +89,20 @@ def test_the_api_format_survives_a_round_trip():
         },
         "1": {"class_type": "Other", "inputs": {}, "_meta": {"title": "Other"}},
     }
-    found = parse(data, KINDS.get)
-    assert found.nodes["3"].inputs == {"source": Link("1", 0), "steps": 2, "list": ["a", 1]}
-    assert found.to_api() == data
+    parsed = parse(data, KINDS.get)
+    assert parsed.nodes["3"].inputs == {"source": Link("1", 0), "steps": 2, "list": ["a", 1]}
+    assert parsed.to_api() == data
     assert parse({"prompt": data, "client_id": "x"}, KINDS.get).to_api() == data
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"a": 1}', '{"a": {"inputs": {}}}', "not json", "\udcff"])
-def test_what_is_no_graph_is_refused_in_words(tmp_path, text):
+def test_what_is_no_graph_is_an_error_message(tmp_path, text):
     (tmp_path / "g.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(ValueError, match=r"g\.json (is no JSON file|holds no graph)"):
+    with pytest.raises(ValueError, match=r"g\.json (is not a JSON file|contains no graph)"):
         read(tmp_path / "g.json", KINDS.get)
 
 
-def test_a_missing_file_is_refused_in_words(tmp_path):
+def test_a_missing_file_is_an_error_message(tmp_path):
     with pytest.raises(ValueError, match="no graph file"):
         read(tmp_path / "nix.json", KINDS.get)
 
@@ -108,16 +131,16 @@ WORK = {
     ],
 )
 def test_settings(setting, node, name, value):
-    found = parse(json.loads(json.dumps(WORK)), KINDS.get)
-    apply_settings(found, [setting], KINDS.get)
-    assert found.nodes[node].inputs[name] == value and type(found.nodes[node].inputs[name]) is type(value)
+    work = parse(json.loads(json.dumps(WORK)), KINDS.get)
+    apply_settings(work, [setting], KINDS.get)
+    assert work.nodes[node].inputs[name] == value and type(work.nodes[node].inputs[name]) is type(value)
 
 
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("steps=5", "not of the form"),
-        ("Twin.steps=5", r"2 nodes are called 'Twin': name one by its id \(2, 3\)"),
+        ("steps=5", "does not have the form"),
+        ("Twin.steps=5", r"2 nodes are called 'Twin': use one of their ids \(2, 3\)"),
         ("Nobody.steps=5", r"no node 'Nobody': it has First one \(node 1\)"),
         ("1.stops=5", "no input 'stops': its inputs are source, steps"),
         ("1.steps=five", "steps is a whole number, not 'five'"),
@@ -126,7 +149,7 @@ def test_settings(setting, node, name, value):
         ("1.source=x", "takes a connection of type VIDEO"),
     ],
 )
-def test_settings_that_cannot_be(setting, words):
+def test_settings_that_are_errors(setting, words):
     with pytest.raises(ValueError, match=words):
         apply_settings(parse(WORK, KINDS.get), [setting], KINDS.get)
 
@@ -134,19 +157,19 @@ def test_settings_that_cannot_be(setting, words):
 def test_a_path_that_exists_becomes_absolute_and_text_stays_text(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "clip.mp4").touch()
-    found = parse(json.loads(json.dumps(WORK)), KINDS.get)
-    file, text = apply_settings(found, ["1.file=clip.mp4", "1.text=clip.mp4"], KINDS.get)
-    assert (
-        found.nodes["1"].inputs["file"] == str(tmp_path / "clip.mp4") and file.path == tmp_path / "clip.mp4"
-    )
-    assert found.nodes["1"].inputs["text"] == "clip.mp4" and text.path is None
+    work = parse(json.loads(json.dumps(WORK)), KINDS.get)
+    file, text = apply_settings(work, ["1.file=clip.mp4", "1.text=clip.mp4"], KINDS.get)
+    assert work.nodes["1"].inputs["file"] == str(tmp_path / "clip.mp4") and file.path == tmp_path / "clip.mp4"
+    assert work.nodes["1"].inputs["text"] == "clip.mp4" and text.path is None
 
 
 def test_a_shipped_workflow_goes_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = SHIPPED / "flow_error_report.json"
     assert file.exists()
-    assert shipped(Path("flow_error_report")) == shipped(Path("flow_error_report.json")) == file
-    assert shipped(Path("../flow_error_report")) == Path("../flow_error_report")
+    assert graph_file(Path("flow_error_report")) == graph_file(Path("flow_error_report.json")) == file
+    assert graph_file(Path("../flow_error_report")) == Path("../flow_error_report")
     (tmp_path / "flow_error_report.json").touch()
-    assert shipped(Path("flow_error_report.json")) == Path("flow_error_report.json")  # one's own comes first
+    assert graph_file(Path("flow_error_report.json")) == Path(
+        "flow_error_report.json"
+    )  # the user's own file comes first

@@ -1,18 +1,22 @@
-"""`--server` against a small ComfyUI look-alike: the real wire formats, over real sockets."""
+"""`--server` against a small stand-in for a ComfyUI server, over real connections."""
 
-import base64
-import hashlib
+import asyncio
 import json
+import os
+import signal
+import sys
 import threading
-import time
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from reelbrush.nodes import server
+from reelbrush.nodes.headless import server as connection
+from reelbrush.nodes.headless import server_run
+from reelbrush.nodes.headless.server_run import render_on
 from reelbrush.nodes.sample import files as sample
-from reelbrush.nodes.websocket import WebSocket
+
+aiohttp = pytest.importorskip("aiohttp")
+from aiohttp import web  # noqa: E402
 
 KINDS = {
     "LoadVideo": {
@@ -39,108 +43,106 @@ DONE = [
     ("execution_start", {}),
     ("executing", {"node": "2"}),
     ("progress", {"node": "2", "value": 1, "max": 2}),
+    ("executing", {"node": None}),
 ]
-DONE += [("executing", {"node": None})]
 
 
-def frame(payload, opcode=1, final=True):
-    """A server's (unmasked) websocket frame."""
-    size = len(payload)
-    head = bytes([(0x80 if final else 0) | opcode])
-    if size < 126:
-        return head + bytes([size]) + payload
-    if size < 65536:
-        return head + bytes([126]) + size.to_bytes(2, "big") + payload
-    return head + bytes([127]) + size.to_bytes(8, "big") + payload
-
-
-class Fake(ThreadingHTTPServer):
-    """What a test says it answers, and what it was sent."""
-
-    daemon_threads = True
+class Fake:
+    """Answers what a test sets, and records what it receives."""
 
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.events, self.frames = list(DONE), None
+        self.events, self.record, self.queued = list(DONE), {}, True
         self.outputs = {
             "2": {"images": [{"filename": "v_00001_.mp4", "subfolder": "video", "type": "output"}]}
         }
-        self.refuses, self.status, self.queued, self.sent = None, {}, True, []
-        self.posted = threading.Event()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}"
+        self.rejection, self.view, self.on_prompt = None, web.Response, lambda: None
+        self.received: list[tuple[str, bytes | dict]] = []
+        self.url = ""
+        self._posted: asyncio.Event | None = None
 
     def got(self, path):
-        return [body for where, body in self.sent if where == path]
+        return [body for where, body in self.received if where == path]
 
+    def start(self):
+        ready = threading.Event()
 
-class Handler(BaseHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
+        def serve():
+            self._loop = asyncio.new_event_loop()
+            self._loop.run_until_complete(self._listen())
+            ready.set()
+            self._loop.run_forever()
 
-    def answer(self, content, code=200):
-        body = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(code)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        self._thread = threading.Thread(target=serve, daemon=True)
+        self._thread.start()
+        ready.wait(10)
 
-    def do_GET(self):
-        path = self.path.split("?")[0]
-        if path == "/ws":
-            return self.websocket()
-        if path == "/object_info":
-            return self.answer(KINDS)
-        if path == "/view":
-            self.server.sent.append(("/view", self.path))
-            return self.answer(b"the clip")
-        if path == "/queue":
-            waiting = [[0, "run-7"]] if self.server.queued else []
-            return self.answer({"queue_running": waiting, "queue_pending": []})
-        record = {"outputs": self.server.outputs, "status": self.server.status}
-        return self.answer({} if self.server.outputs is None else {"run-7": record})
+    async def _listen(self):
+        app = web.Application()
+        app.router.add_get("/ws", self._websocket)
+        app.router.add_get("/object_info", self._json(lambda: KINDS))
+        app.router.add_get("/queue", self._json(self._queue))
+        app.router.add_get("/history/{id}", self._json(self._history))
+        app.router.add_get("/view", self._view)
+        app.router.add_post("/{path:.*}", self._post)
+        self._posted = asyncio.Event()
+        self.runner = web.AppRunner(app, shutdown_timeout=0)
+        await self.runner.setup()
+        site = web.TCPSite(self.runner, "127.0.0.1", 0)
+        await site.start()
+        self.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
 
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.sent.append((self.path, body))
-        if self.path == "/upload/image":
-            return self.answer({"name": "sent.mp4", "subfolder": "", "type": "input"})
-        if self.path == "/prompt" and self.server.refuses:
-            return self.answer(self.server.refuses, 400)
-        if self.path == "/prompt":
-            self.server.posted.set()
-            return self.answer({"prompt_id": "run-7"})
-        return self.answer(b"")
+    def stop(self):
+        asyncio.run_coroutine_threadsafe(self.runner.cleanup(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
 
-    def websocket(self):
-        key = self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-        self.send_response(101)
-        self.send_header(
-            "Sec-WebSocket-Accept", base64.b64encode(hashlib.sha1(key.encode()).digest()).decode()
-        )
-        self.end_headers()
-        self.close_connection = True
-        if self.server.frames is not None:
-            for piece in self.server.frames:
-                self.wfile.write(piece)
-            self.server.sent.append(("pong", self.connection.recv(64)))
-            return
-        self.server.posted.wait(5)
-        self.wfile.write(frame(b"\0\0\0\1picture", opcode=2))
-        for kind, data in self.server.events:
-            note = {"type": kind, "data": {"prompt_id": "run-7", **data}}
-            self.wfile.write(frame(json.dumps(note).encode()))
-        time.sleep(0.5)
+    @staticmethod
+    def _json(content):
+        async def answer(request):
+            return web.json_response(content())
+
+        return answer
+
+    def _queue(self):
+        return {"queue_running": [[0, "run-7"]] if self.queued else [], "queue_pending": []}
+
+    def _history(self):
+        return {} if self.outputs is None else {"run-7": {"outputs": self.outputs, "status": self.record}}
+
+    async def _view(self, request):
+        self.received.append(("/view", dict(request.query)))
+        return self.view(body=b"the clip")
+
+    async def _post(self, request):
+        self.received.append((request.path, await request.read()))
+        if request.path == "/upload/image":
+            return web.json_response({"name": "sent.mp4", "subfolder": "", "type": "input"})
+        if request.path == "/prompt":
+            self._posted.set()
+            if self.rejection:
+                return web.json_response(self.rejection, status=400)
+            self.on_prompt()
+            return web.json_response({"prompt_id": "run-7"})
+        return web.Response()
+
+    async def _websocket(self, request):
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await self._posted.wait()
+        self._posted.clear()
+        await socket.send_bytes(b"\0\0\0\1picture")
+        for event, data in self.events:
+            await socket.send_json({"type": event, "data": {"prompt_id": "run-7", **data}})
+        await socket.receive()
+        return socket
 
 
 @pytest.fixture
 def comfy():
-    with Fake() as fake:
-        threading.Thread(target=fake.serve_forever, args=(0.05,), daemon=True).start()
-        yield fake
-        fake.shutdown()
+    fake = Fake()
+    fake.start()
+    yield fake
+    fake.stop()
 
 
 @pytest.fixture
@@ -151,29 +153,30 @@ def graph(home):
 
 
 @contextmanager
-def refused(words):
+def error_message(words):
     with pytest.raises((ValueError, RuntimeError), match=words) as caught:
         yield
     assert "\n" not in str(caught.value)
 
 
-def test_a_graph_is_sent_and_its_result_brought_here(comfy, graph, home):
-    (file,) = server.render_on(comfy.url, graph)
-    assert file == home / "output" / "video" / "v_00001_.mp4" and file.read_bytes() == b"the clip"
+def test_a_graph_is_sent_and_its_result_is_downloaded(comfy, graph, home):
+    (file,) = render_on(comfy.url, graph)
+    folder = home / "output" / "server" / "video"
+    assert file == folder / "v_00001_.mp4" and file.read_bytes() == b"the clip"
     (sent,) = map(json.loads, comfy.got("/prompt"))
     assert sent["prompt"] == GRAPH and sent["client_id"]
-    assert comfy.got("/view") == ["/view?filename=v_00001_.mp4&subfolder=video&type=output"]
-    assert server.render_on(comfy.url, graph)[0].name == "v_00002_.mp4"  # the first is not overwritten
+    assert comfy.got("/view") == [{"filename": "v_00001_.mp4", "subfolder": "video", "type": "output"}]
+    assert render_on(comfy.url, graph)[0].name == "v_00002_.mp4"  # the first is not overwritten
 
 
 def test_out_names_the_result(comfy, graph, tmp_path):
-    assert server.render_on(comfy.url, graph, out=str(tmp_path / "a" / "r.mp4")) == [tmp_path / "a" / "r.mp4"]
+    assert render_on(comfy.url, graph, out=str(tmp_path / "a" / "r.mp4")) == [tmp_path / "a" / "r.mp4"]
     assert not list((tmp_path / "a").glob(".*"))
 
 
 def test_files_of_set_are_uploaded(comfy, graph, tmp_path):
     (tmp_path / "mine.mp4").write_bytes(b"my clip")
-    server.render_on(comfy.url, graph, [f"Load Video.file={tmp_path / 'mine.mp4'}", "2.filename_prefix=w"])
+    render_on(comfy.url, graph, [f"Load Video.file={tmp_path / 'mine.mp4'}", "2.filename_prefix=w"])
     (upload,) = comfy.got("/upload/image")
     assert b'filename="mine.mp4"' in upload and b"my clip" in upload
     prompt = json.loads(comfy.got("/prompt")[0])["prompt"]
@@ -188,95 +191,126 @@ def test_the_sample_is_uploaded_where_it_is_missing(comfy, graph, home, monkeypa
 
     monkeypatch.setattr(sample, "write_sample", write)
     graph.write_text(json.dumps(GRAPH).replace("there.mp4", sample.CLIP))
-    server.render_on(comfy.url, graph)
+    render_on(comfy.url, graph)
     assert b"the sample" in comfy.got("/upload/image")[0]
 
 
-def test_faults_are_one_sentence_that_names_the_node(comfy, graph):
+def test_errors_are_one_sentence_that_names_the_node(comfy, graph):
     comfy.events = [
         ("execution_error", {"node_id": "2", "node_type": "SaveVideo", "exception_message": "full\n"})
     ]
-    with refused(r"^SaveVideo \(node 2\): full$"):
-        server.render_on(comfy.url, graph)
+    with error_message(r"^SaveVideo \(node 2\): full$"):
+        render_on(comfy.url, graph)
     comfy.events = [("execution_interrupted", {"node_id": "2"})]
-    with refused("cancelled on the server, at node 2"):
-        server.render_on(comfy.url, graph)
+    with error_message("cancelled on the server, at node 2"):
+        render_on(comfy.url, graph)
     wrong = {"message": "Value not in list", "details": "file: 'x' not in []"}
-    comfy.refuses = {
+    comfy.rejection = {
         "error": {"message": "invalid"},
         "node_errors": {"1": {"class_type": "LoadVideo", "errors": [wrong]}},
     }
-    with refused(r"refuses LoadVideo \(node 1\): Value not in list: file: 'x'"):
-        server.render_on(comfy.url, graph)
-    comfy.refuses = {"error": {"message": "Prompt has no outputs", "details": ""}, "node_errors": []}
-    with refused("refuses the graph: Prompt has no outputs$"):
-        server.render_on(comfy.url, graph)
+    with error_message(r"rejects LoadVideo \(node 1\): Value not in list: file: 'x'"):
+        render_on(comfy.url, graph)
+    comfy.rejection = {"error": {"message": "Prompt has no outputs", "details": ""}, "node_errors": []}
+    with error_message("rejects the graph: Prompt has no outputs$"):
+        render_on(comfy.url, graph)
     graph.write_text(json.dumps(GRAPH).replace("LoadVideo", "ReelBrushNew"))
-    with refused(r"does not have ReelBrushNew \(node 1\): install the pack"):
-        server.render_on(comfy.url, graph)
+    with error_message(r"has no ReelBrushNew \(node 1\): install the node pack"):
+        render_on(comfy.url, graph)
 
 
-def test_a_server_that_is_not_there_is_one_sentence(comfy, graph):
-    comfy.server_close()
-    with refused("no ComfyUI answers at http://127.0.0.1:1 "):
-        server.render_on("127.0.0.1:1", graph)
-    with refused("is no web address"):
-        server.render_on("ftp://127.0.0.1", graph)
+def test_a_server_that_is_not_there_is_one_sentence(graph):
+    with error_message("no ComfyUI answers at http://127.0.0.1:1 "):
+        render_on("127.0.0.1:1", graph)
+    with error_message("is not a web address"):
+        render_on("ftp://127.0.0.1", graph)
 
 
-def test_ctrl_c_cancels_this_run_there(comfy, graph, monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
+def test_control_characters_of_the_server_never_reach_the_terminal(comfy, graph, capsys):
+    comfy.outputs = {"2": {"text": ["one\ntwo\x1b[2J\u202e"]}}
+    render_on(comfy.url, graph)
+    assert capsys.readouterr().out == "one\ntwo [2J\n"
+    comfy.events = [
+        ("execution_error", {"node_id": "2", "node_type": "\x1b]0;x", "exception_message": "a\rb"})
+    ]
+    with error_message(r"^\]0;x \(node 2\): a b$"):
+        render_on(comfy.url, graph)
 
-    monkeypatch.setattr(server, "_watch", interrupt)
+
+@pytest.mark.parametrize("name", ["", "../v.mp4", "/etc/passwd", ".bashrc", "a\x1b.mp4", "a/b.mp4"])
+def test_the_server_does_not_choose_the_folder_of_a_result(comfy, graph, home, name):
+    comfy.outputs["2"]["images"][0]["filename"] = name
+    with error_message("is not accepted"):
+        render_on(comfy.url, graph)
+    comfy.outputs["2"]["images"][0] |= {"filename": "v.mp4", "subfolder": "../.."}
+    with error_message("leaves the server folder"):
+        render_on(comfy.url, graph)
+    assert not [p for p in (home / "output").rglob("*") if p.is_file()]
+
+
+def test_a_download_that_breaks_off_leaves_no_file(comfy, graph, home, monkeypatch):
+    monkeypatch.setattr(connection, "ANSWER_TIME", 1)
+
+    def cut(body):
+        return web.Response(body=body, headers={"Content-Length": "100"})
+
+    comfy.view = cut
+    with error_message("no ComfyUI answers|incomplete"):
+        render_on(comfy.url, graph)
+    assert not [p for p in (home / "output").rglob("*") if p.is_file()]
+
+
+def test_answers_downloads_and_messages_are_limited(comfy, graph, home, monkeypatch):
+    monkeypatch.setattr(connection, "MAX_DOWNLOAD", 4)
+    with error_message("v_00001_.mp4 has more than"):
+        render_on(comfy.url, graph)
+    assert not [p for p in (home / "output").rglob("*") if p.is_file()]
+    monkeypatch.setattr(connection, "MAX_MESSAGE", 8)
+    with error_message("closed the connection"):
+        render_on(comfy.url, graph)
+    monkeypatch.setattr(connection, "MAX_ANSWER", 8)
+    with error_message("answer has more than"):
+        render_on(comfy.url, graph)
+
+
+def test_an_answer_that_is_not_json_is_an_error_message(comfy, graph):
+    with error_message("is it a ComfyUI"):
+        render_on(comfy.url + "/view?", graph)
+
+
+def test_ctrl_c_cancels_the_run_on_the_server(comfy, graph):
+    comfy.events = [("execution_start", {})]
+    comfy.on_prompt = lambda: threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
-        server.render_on(comfy.url, graph)
+        render_on(comfy.url, graph)
     assert json.loads(comfy.got("/queue")[0]) == {"delete": ["run-7"]}
     assert json.loads(comfy.got("/interrupt")[0]) == {"prompt_id": "run-7"}
 
 
-def test_when_messages_get_lost_the_history_is_asked(comfy, graph, monkeypatch):
-    monkeypatch.setattr(server, "QUIET", 0.1)
+def test_a_run_that_takes_too_long_is_cancelled(comfy, graph, monkeypatch):
+    monkeypatch.setattr(server_run, "MAX_RUN", 0.3)
     comfy.events = []
-    assert len(server.render_on(comfy.url, graph)) == 1
-    comfy.status = {
+    with error_message("the run took more than"):
+        render_on(comfy.url, graph)
+    assert comfy.got("/interrupt")
+
+
+def test_the_history_is_asked_when_messages_are_lost(comfy, graph, monkeypatch):
+    monkeypatch.setattr(server_run, "QUIET", 0.1)
+    comfy.events = []
+    assert len(render_on(comfy.url, graph)) == 1
+    comfy.record = {
         "status_str": "error",
         "messages": [["execution_error", {"node_id": "2", "node_type": "S", "exception_message": "late"}]],
     }
-    with refused(r"S \(node 2\): late"):
-        server.render_on(comfy.url, graph)
+    with error_message(r"S \(node 2\): late"):
+        render_on(comfy.url, graph)
     comfy.outputs, comfy.queued = None, False
-    with refused("no longer knows this run"):
-        server.render_on(comfy.url, graph)
+    with error_message("no longer has this run"):
+        render_on(comfy.url, graph)
 
 
-def test_the_websocket_reads_every_kind_of_frame(comfy):
-    long, longer = b"x" * 300, b"y" * 70000
-    comfy.frames = [
-        frame(b"hel", final=False) + frame(b"ping!", opcode=9) + frame("lö".encode(), opcode=0),
-        frame(long, opcode=2)[:50],
-        frame(long, opcode=2)[50:] + frame(longer, opcode=2) + frame(b"", opcode=8),
-    ]
-    with WebSocket(comfy.url.replace("http", "ws") + "/ws?clientId=a", timeout=5) as socket:
-        assert socket.receive() == "hellö"
-        assert socket.receive() == long and socket.receive() == longer
-        with pytest.raises(ConnectionError, match="closed"):
-            socket.receive()
-    time.sleep(0.1)
-    (pong,) = comfy.got("pong")
-    assert pong[0] == 0x8A and bytes(b ^ pong[2 + i % 4] for i, b in enumerate(pong[6:11])) == b"ping!"
-
-
-def test_a_timeout_in_the_middle_of_a_frame_loses_nothing(comfy):
-    class Slow(list):
-        def __iter__(self):
-            yield frame(b"half and half")[:7]
-            time.sleep(0.4)
-            yield frame(b"half and half")[7:]
-
-    comfy.frames = Slow()
-    with WebSocket(comfy.url.replace("http", "ws") + "/ws?", timeout=0.15) as socket:
-        with pytest.raises(TimeoutError):
-            socket.receive()
-        time.sleep(0.5)
-        assert socket.receive() == "half and half"
+def test_without_aiohttp_the_message_says_how_to_install_it(graph, monkeypatch):
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    with error_message("--server needs aiohttp: install it with `pip install aiohttp`"):
+        render_on("http://127.0.0.1:1", graph)

@@ -1,14 +1,14 @@
-"""The shipped workflows, as the headless runner reads them: every value is one that its node takes."""
+"""The shipped workflows: every node exists and accepts the values of the file."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from reelbrush.nodes import headless
-from reelbrush.nodes.graph import Link
-from reelbrush.nodes.graphfile import parse
-from reelbrush.nodes.uigraph import matches
+from reelbrush.nodes.headless.catalog import local_catalog
+from reelbrush.nodes.headless.check import checked_value
+from reelbrush.nodes.headless.graph import Link, types_match
+from reelbrush.nodes.headless.read import parse
 
 FOLDER = Path(__file__).parents[2] / "workflows"
 FILES = sorted(FOLDER.glob("*.json"))
@@ -19,32 +19,34 @@ def data(request):
     return json.loads(request.param.read_text(encoding="utf-8"))
 
 
-def test_every_reelbrush_node_is_there_and_takes_what_it_is_given(data, home):
-    graph = parse(data, headless.definition)
-    ours = [node for node in graph.nodes.values() if node.kind.startswith("ReelBrush")]
+def test_every_reelbrush_node_exists_and_accepts_its_inputs(data, home):
+    catalog = local_catalog()
+    graph = parse(data, catalog)
+    ours = [node for node in graph.nodes.values() if node.class_type.startswith("ReelBrush")]
     assert ours
     for node in ours:
-        known = headless.definition(node.kind)
-        assert known is not None, node
-        assert set(node.inputs) <= set(known.inputs), node
-        for given in known.inputs.values():
-            value = node.inputs.get(given.name)
+        definition = catalog(node.class_type)
+        assert definition is not None, node
+        assert set(node.inputs) <= set(definition.inputs), node
+        for declared in definition.inputs.values():
+            value = node.inputs.get(declared.name)
             if value is None:
-                assert not given.required, f"{node}: {given.name} is not connected"
+                assert not declared.required, f"{node}: {declared.name} is not connected"
             elif isinstance(value, Link):
-                origin = headless.definition(graph.nodes[value.node].kind)
-                gives = origin.outputs[value.slot] if origin else "*"
-                assert matches(gives, given.type), f"{node}: {given.name} takes {given.type}, not {gives}"
-            elif not (given.choices is not None and Path(str(value)).suffix):  # a file that is not here
-                headless._checked(node, given, value, free=False)
+                origin = catalog(graph.nodes[value.node].class_type)
+                output = origin.outputs[value.slot] if origin else "*"
+                assert types_match(output, declared.type), f"{node}: {declared.name} takes {declared.type}"
+            elif not (declared.choices is not None and Path(str(value)).suffix):  # a file that is not here
+                checked_value(node, declared, value)
 
 
-def test_everything_that_runs_is_in_order_and_something_is_saved_or_shown(data, home):
-    graph = parse(data, headless.definition)
+def test_all_nodes_can_be_ordered_and_something_is_saved_or_shown(data, home):
+    catalog = local_catalog()
+    graph = parse(data, catalog)
     assert {node.id for node in graph.order(graph.nodes)} == set(graph.nodes)
-    assert any((d := headless.definition(node.kind)) and d.is_output for node in graph.nodes.values())
+    assert any((d := catalog(node.class_type)) and d.is_output for node in graph.nodes.values())
 
 
-def test_a_note_says_what_it_does(data):
+def test_a_note_describes_it(data):
     notes = [node for node in data["nodes"] if node["type"] == "MarkdownNote"]
     assert notes and any(len(str(note["widgets_values"])) > 100 for note in notes)

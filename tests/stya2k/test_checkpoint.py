@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from reelbrush.kernels.all_to_key import Arithmetic
+from reelbrush.nodes.headless.commands import convert_stya2k as convert
 from reelbrush.nodes.stya2k import checkpoint
-from reelbrush.nodes.stya2k.command import convert
 from reelbrush.nodes.stya2k.network import PAPER, StyA2K
 from reelbrush.nodes.stya2k.perceptual import VGG19, load_perceptual
 from reelbrush.nodes.stya2k.small import HALVINGS, SmallStyA2K

@@ -10,8 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from reelbrush.nodes.headless.commands import train
 from reelbrush.nodes.stya2k import checkpoint, library, train_node
-from reelbrush.nodes.stya2k.command import train
 from reelbrush.nodes.stya2k.nodes import LoadStyA2K
 from reelbrush.nodes.stya2k.perceptual import SqueezeNet
 from reelbrush.nodes.stya2k.recipe import Recipe

@@ -1,29 +1,30 @@
-"""`reelbrush flow-error STYLIZED --content CONTENT`: the optical-flow error on the command line."""
+"""`reelbrush flow-error STYLIZED --content CONTENT`: measures the optical-flow error of a clip."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
 
-from torch import Tensor
-
-from ..video.reel import LazyVideo
-from . import measure, store
-from .charts import error_heatmap, error_plot
-from .conventions import CHOICES, PRESETS, convention
-from .estimate import METHODS
+from ...common import pictures
+from ...flow import measure, store
+from ...flow.charts import error_heatmap, error_plot
+from ...flow.conventions import CHOICES, PRESETS, convention
+from ...flow.estimate import METHODS
+from ...video.reel import LazyVideo
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("stylized", help="the clip to judge: a video file or a folder of PNG frames")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--content", help="the clip before it was stylized")
-    what.add_argument("--flow", help="its flow instead: a saved flow, or a folder of .flo files")
+    parser.add_argument("stylized", help="the clip to measure: a video file or a folder of PNG frames")
+    motion = parser.add_mutually_exclusive_group(required=True)
+    motion.add_argument("--content", help="the clip before it was stylized")
+    motion.add_argument(
+        "--flow", help="instead of the content, its flow: a saved flow or a folder of .flo files"
+    )
     parser.add_argument(
         "--preset", default="custom", choices=PRESETS, metavar="NAME", help=", ".join(PRESETS)
     )
-    parser.add_argument("--method", default="dis-medium", choices=METHODS, help="how motion is estimated")
-    parser.add_argument("--strides", default="1", help='how far apart compared frames are, such as "1,8"')
+    parser.add_argument("--method", default="dis-medium", choices=METHODS, help="how the motion is estimated")
+    parser.add_argument("--strides", default="1", help='the distances between compared frames, such as "1,8"')
     for name, allowed in CHOICES.items():
         parser.add_argument(f"--{name}", default=allowed[0], choices=allowed)
     parser.add_argument("--table", metavar="FILE.csv", help="write the table")
@@ -43,14 +44,14 @@ def run(args: argparse.Namespace) -> int:
     if args.table:
         Path(args.table).write_text(report.table(), encoding="utf-8")
     if args.plot:
-        _write(Path(args.plot), error_plot(report))
+        pictures.write(Path(args.plot), error_plot(report)[0])
     if args.heatmap:
-        _write(Path(args.heatmap), error_heatmap(report, stylized.height, stylized.width))
-    sys.stdout.write(_as_json(report) if args.json else _in_words(report))
+        pictures.write(Path(args.heatmap), error_heatmap(report, stylized.height, stylized.width)[0])
+    sys.stdout.write(_as_json(report) if args.json else _as_text(report))
     return 0
 
 
-def _in_words(report: measure.Report) -> str:
+def _as_text(report: measure.Report) -> str:
     lines = [f"optical-flow error {report.error:.6g}"]
     lines += [f"  {key}: {value}" for key, value in report.words().items()]
     counted = sum(pair.counts for pair in report.pairs)
@@ -70,10 +71,3 @@ def _as_json(report: measure.Report) -> str:
     ]
     about = {**report.words(), "frames": report.frames, "cuts": report.cuts}
     return json.dumps({"error": finite(report.error), **about, "pairs": pairs}, indent=2) + "\n"
-
-
-def _write(path: Path, image: Tensor) -> None:
-    import cv2
-
-    pixels = image[0].clamp(0, 1).mul(255).round().byte().numpy()[..., ::-1]
-    path.write_bytes(cv2.imencode(path.suffix or ".png", pixels)[1].tobytes())

@@ -1,11 +1,10 @@
-"""Small stand-ins for the core nodes of video graphs, so that such graphs run without ComfyUI.
+"""Our versions of the ComfyUI core nodes that video graphs use, for running such graphs without ComfyUI.
 
-Same ids, inputs and outputs as ComfyUI's; what a graph with one of these saves is what ComfyUI saves. All
-other core nodes (checkpoints, samplers, ...) need ComfyUI.
+Ids, inputs, outputs and results are ComfyUI's. All other core nodes (checkpoints, samplers, ...) need
+ComfyUI.
 """
 
 import json
-import logging
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -15,14 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from . import host
-from .video.codec.pictures import insert_text
-from .video.reel import LazyVideo
-
-log = logging.getLogger("reelbrush")
+from .. import host
+from ..common import pictures
+from ..video.reel import LazyVideo
 
 
-class LoadImage:
+class CoreLoadImage:
     RETURN_TYPES = ("IMAGE", "MASK")
     FUNCTION = "load"
 
@@ -35,10 +32,12 @@ class LoadImage:
         return _in_input(image, "picture")
 
     def load(self, image):
-        return read_picture(host.input_path(image, "picture"))
+        picture, opacity = pictures.read(host.input_path(image, "picture"))
+        mask = torch.zeros(64, 64) if opacity is None else 1 - opacity
+        return picture[None], mask[None]
 
 
-class LoadVideo:
+class CoreLoadVideo:
     RETURN_TYPES = ("VIDEO",)
     FUNCTION = "load"
 
@@ -54,7 +53,7 @@ class LoadVideo:
         return (LazyVideo.from_file(host.input_path(file, "clip")),)
 
 
-class GetVideoComponents:
+class CoreGetVideoComponents:
     RETURN_TYPES = ("IMAGE", "AUDIO", "FLOAT")
     FUNCTION = "split"
 
@@ -67,7 +66,7 @@ class GetVideoComponents:
         return parts.images, parts.audio, float(parts.frame_rate)
 
 
-class CreateVideo:
+class CoreCreateVideo:
     RETURN_TYPES = ("VIDEO",)
     FUNCTION = "create"
 
@@ -82,7 +81,7 @@ class CreateVideo:
         return (LazyVideo.from_frames(images, Fraction(fps), audio),)
 
 
-class SaveVideo:
+class CoreSaveVideo:
     RETURN_TYPES = ()
     OUTPUT_NODE = True
     FUNCTION = "save"
@@ -107,7 +106,7 @@ class SaveVideo:
         return {"ui": _shown([path], subfolder, "output")}
 
 
-class SaveImage:
+class CoreSaveImage:
     RETURN_TYPES = ()
     OUTPUT_NODE = True
     FUNCTION = "save"
@@ -120,18 +119,18 @@ class SaveImage:
         }
 
     def save(self, images, filename_prefix, prompt=None, extra_pnginfo=None):
-        words = {key: json.dumps(value) for key, value in {"prompt": prompt, **(extra_pnginfo or {})}.items()}
+        metadata = {"prompt": prompt, **(extra_pnginfo or {})}
+        text = {key: json.dumps(value) for key, value in metadata.items()}
         size = images.shape[2], images.shape[1]
         paths, subfolder = [], ""
         for image in images:
             path, subfolder = host.numbered(filename_prefix, ".png", size)
-            path.write_bytes(insert_text(png(image), words))
-            paths.append(path)
+            paths.append(pictures.write(path, _whole_numbers(image), text))
         return {"ui": _shown(paths, subfolder, "output")}
 
 
-class PreviewImage:
-    """ComfyUI shows these; here they are left in the temp folder."""
+class CorePreviewImage:
+    """Writes the pictures into the temp folder."""
 
     RETURN_TYPES = ()
     OUTPUT_NODE = True
@@ -142,16 +141,15 @@ class PreviewImage:
         return {"required": {"images": ("IMAGE",)}, "hidden": {"node": "UNIQUE_ID"}}
 
     def preview(self, images, node=None):
-        folder = host.folder("temp")
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = []
-        for number, image in enumerate(images, 1):
-            paths.append(folder / f"preview_{str(node).replace(':', '_')}_{number:05}_.png")
-            paths[-1].write_bytes(png(image))
+        stem = f"preview_{str(node).replace(':', '_')}"
+        paths = [
+            pictures.write(host.folder("temp") / f"{stem}_{number:05}_.png", _whole_numbers(image))
+            for number, image in enumerate(images, 1)
+        ]
         return {"ui": _shown(paths, "", "temp")}
 
 
-class MaskPreview(PreviewImage):
+class CoreMaskPreview(CorePreviewImage):
     @classmethod
     def INPUT_TYPES(cls):
         return {"required": {"mask": ("MASK",)}, "hidden": {"node": "UNIQUE_ID"}}
@@ -160,7 +158,7 @@ class MaskPreview(PreviewImage):
         return super().preview(mask[..., None].expand(-1, -1, -1, 3), node)
 
 
-class PreviewAny:
+class CorePreviewAny:
     RETURN_TYPES = ()
     OUTPUT_NODE = True
     FUNCTION = "show"
@@ -175,7 +173,7 @@ class PreviewAny:
         return {"ui": {"text": (text,)}}
 
 
-class ImageScale:
+class CoreImageScale:
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "scale"
 
@@ -201,21 +199,27 @@ class ImageScale:
             height or max(1, round(high * width / wide)),
         )
         if crop == "center":
-            narrower = (width / height) / (wide / high)  # as ComfyUI divides: ties round the same way
+            narrower = (width / height) / (wide / high)  # rounds ties as ComfyUI does
             x = round((wide - wide * narrower) / 2) if narrower < 1 else 0
             y = round((high - high * ((wide / high) / (width / height))) / 2) if narrower > 1 else 0
             image = image[:, y : high - y, x : wide - x]
         planes = image.permute(0, 3, 1, 2)
-        if upscale_method in ("bilinear", "bicubic", "lanczos"):  # lanczos needs Pillow, which ComfyUI has
-            mode = "bilinear" if upscale_method == "bilinear" else "bicubic"
-            smooth = upscale_method == "lanczos"
-            out = interpolate(planes, (height, width), mode=mode, antialias=smooth)
-        else:
-            out = interpolate(planes, (height, width), mode=upscale_method)
+        if upscale_method == "lanczos":
+            return (torch.stack([_lanczos(picture, width, height) for picture in image]),)
+        out = interpolate(planes, (height, width), mode=upscale_method)
         return (out.clamp(0, 1).permute(0, 2, 3, 1).contiguous(),)
 
 
-class ImageBatch:
+def _lanczos(image: Tensor, width: int, height: int) -> Tensor:
+    """One picture [H, W, C] resized in 8 bits by Pillow, as ComfyUI does it."""
+    import numpy
+    from PIL import Image
+
+    resized = Image.fromarray(_whole_numbers(image).numpy()).resize((width, height), Image.Resampling.LANCZOS)
+    return torch.from_numpy(numpy.asarray(resized, numpy.float32) / 255)
+
+
+class CoreImageBatch:
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "batch"
 
@@ -225,12 +229,12 @@ class ImageBatch:
 
     def batch(self, image1, image2):
         if image1.shape[1:3] != image2.shape[1:3]:
-            (image2,) = ImageScale().scale(image2, "bilinear", image1.shape[2], image1.shape[1], "center")
+            (image2,) = CoreImageScale().scale(image2, "bilinear", image1.shape[2], image1.shape[1], "center")
         channels = min(image1.shape[3], image2.shape[3])
         return (torch.cat([image1[..., :channels], image2[..., :channels]]),)
 
 
-class ImageFromBatch:
+class CoreImageFromBatch:
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "take"
 
@@ -258,24 +262,24 @@ def _primitive(kind: str, **options: Any) -> type:
         "FUNCTION": "give",
         "INPUT_TYPES": classmethod(types),
         "give": lambda self, value: (value,),
-        "__doc__": f"A {kind} typed by a person.",
+        "__doc__": f"A {kind} that is typed in.",
     }
     return type(f"Primitive{kind.title()}", (), members)
 
 
-STANDINS: dict[str, tuple[type, str]] = {
-    "LoadImage": (LoadImage, "Load Image"),
-    "LoadVideo": (LoadVideo, "Load Video"),
-    "GetVideoComponents": (GetVideoComponents, "Get Video Components"),
-    "CreateVideo": (CreateVideo, "Create Video"),
-    "SaveVideo": (SaveVideo, "Save Video"),
-    "SaveImage": (SaveImage, "Save Image"),
-    "PreviewImage": (PreviewImage, "Preview Image"),
-    "MaskPreview": (MaskPreview, "Preview Mask"),
-    "PreviewAny": (PreviewAny, "Preview Any"),
-    "ImageScale": (ImageScale, "Upscale Image"),
-    "ImageBatch": (ImageBatch, "Batch Images"),
-    "ImageFromBatch": (ImageFromBatch, "ImageFromBatch"),
+CORE_NODES: dict[str, tuple[type, str]] = {
+    "LoadImage": (CoreLoadImage, "Load Image"),
+    "LoadVideo": (CoreLoadVideo, "Load Video"),
+    "GetVideoComponents": (CoreGetVideoComponents, "Get Video Components"),
+    "CreateVideo": (CoreCreateVideo, "Create Video"),
+    "SaveVideo": (CoreSaveVideo, "Save Video"),
+    "SaveImage": (CoreSaveImage, "Save Image"),
+    "PreviewImage": (CorePreviewImage, "Preview Image"),
+    "MaskPreview": (CoreMaskPreview, "Preview Mask"),
+    "PreviewAny": (CorePreviewAny, "Preview Any"),
+    "ImageScale": (CoreImageScale, "Upscale Image"),
+    "ImageBatch": (CoreImageBatch, "Batch Images"),
+    "ImageFromBatch": (CoreImageFromBatch, "ImageFromBatch"),
     "PrimitiveInt": (_primitive("INT", control_after_generate=True), "Int"),
     "PrimitiveFloat": (_primitive("FLOAT"), "Float"),
     "PrimitiveString": (_primitive("STRING"), "String"),
@@ -285,7 +289,7 @@ STANDINS: dict[str, tuple[type, str]] = {
 
 
 def _in_input(name: str, what: str) -> bool | str:
-    """True, or what is wrong with the file, before anything runs."""
+    """True, or the error message about a file name; ComfyUI asks for it before anything runs."""
     try:
         host.input_path(name, what)
     except ValueError as error:
@@ -293,39 +297,10 @@ def _in_input(name: str, what: str) -> bool | str:
     return True
 
 
-# -- pictures --------------------------------------------------------------------------------------
-
-
 def _shown(paths: list[Path], subfolder: str, kind: str) -> dict[str, list]:
     return {"images": [{"filename": p.name, "subfolder": subfolder, "type": kind} for p in paths]}
 
 
-def read_picture(path: Path) -> tuple[Tensor, Tensor]:
-    """A picture file as IMAGE and MASK; the mask is where it is transparent, as ComfyUI has it."""
-    import cv2
-    import numpy
-
-    data = numpy.frombuffer(path.read_bytes(), numpy.uint8)
-    raw = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
-    if raw is None:
-        raise ValueError(
-            f"the picture {path.name!r} cannot be read: choose a PNG, JPEG, WebP, BMP or TIFF file"
-        )
-    top = 65535 if raw.dtype == numpy.uint16 else 1 if raw.dtype == numpy.float32 else 255
-    mask = torch.zeros(1, 64, 64)
-    if raw.ndim == 3 and raw.shape[2] == 4:
-        mask = 1 - torch.from_numpy(raw[None, ..., 3].astype(numpy.float32) / top)
-        raw = raw[..., :3]
-    else:  # decoded once more: this way round the camera's orientation is applied
-        depth = cv2.IMREAD_ANYDEPTH if top == 65535 else 0
-        raw = cv2.imdecode(data, cv2.IMREAD_COLOR | depth)
-    return torch.from_numpy(raw[None, ..., ::-1].astype(numpy.float32) / top), mask
-
-
-def png(image: Tensor) -> bytes:
-    """One picture [H, W, 1, 3 or 4] in 0..1 as a PNG file, 8 bits; cut to whole numbers as ComfyUI does."""
-    import cv2
-
-    pixels = image.detach().cpu().clamp(0, 1).mul(255).to(torch.uint8).numpy()
-    order = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[pixels.shape[-1]]
-    return cv2.imencode(".png", pixels[..., order], [cv2.IMWRITE_PNG_COMPRESSION, 4])[1].tobytes()
+def _whole_numbers(image: Tensor) -> Tensor:
+    """A picture in 0..1 as 8 bits, cut to whole numbers as ComfyUI does."""
+    return image.detach().cpu().clamp(0, 1).mul(255).to(torch.uint8)

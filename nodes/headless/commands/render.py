@@ -1,10 +1,10 @@
-"""`reelbrush render`: a saved graph, run here or on a ComfyUI server."""
+"""`reelbrush render`: runs a saved graph here or on a ComfyUI server."""
 
 import argparse
 import sys
 
-from .headless import render
-from .server import render_on
+from ..run import render
+from ..server_run import render_on
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,11 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NODE.INPUT=VALUE",
-        help="change an input; NODE is a title or an id, a path may be anywhere",
+        help="change an input; NODE is a title or an id, and a file may be anywhere on this machine",
     )
-    parser.add_argument("--out", metavar="FILE", help="where the result goes; the ending chooses the format")
+    parser.add_argument("--out", metavar="FILE", help="the file to write; its suffix chooses the format")
     parser.add_argument(
-        "--server", metavar="URL", help="run in a ComfyUI that is running, e.g. http://127.0.0.1:8188"
+        "--server", metavar="URL", help="use a running ComfyUI (needs aiohttp), e.g. http://127.0.0.1:8188"
     )
 
 

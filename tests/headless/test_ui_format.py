@@ -1,16 +1,16 @@
-"""UI-format files as the front end writes them, and what it would queue for them."""
+"""UI-format files as the front end writes them, and the graph that it would queue."""
 
 import pytest
 
-from reelbrush.nodes.graph import Definition, Link
-from reelbrush.nodes.graphfile import parse
+from reelbrush.nodes.headless.graph import Definition, Link
+from reelbrush.nodes.headless.read import parse
 
 INT, SEED = ("INT", {"default": 7}), ("INT", {"default": 0, "control_after_generate": True})
 KINDS = {
-    "Load": Definition.of(
+    "Load": Definition.from_declaration(
         "Load", "Load It", {"required": {"file": (["a", "b"], {"video_upload": True})}}, ["VIDEO"], False
     ),
-    "Work": Definition.of(
+    "Work": Definition.from_declaration(
         "Work",
         "Work Hard",
         {
@@ -20,7 +20,7 @@ KINDS = {
         ["VIDEO", "IMAGE"],
         False,
     ),
-    "Save": Definition.of(
+    "Save": Definition.from_declaration(
         "Save", "Save It", {"required": {"video": ("VIDEO",), "name": ("STRING", {})}}, [], True
     ),
 }
@@ -62,7 +62,7 @@ def chain(middle, links=None, form=list, **more):
 
 
 def queued(data):
-    return {n.id: (n.kind, n.inputs) for n in parse(data, KINDS.get).nodes.values()}
+    return {n.id: (n.class_type, n.inputs) for n in parse(data, KINDS.get).nodes.values()}
 
 
 @pytest.mark.parametrize("form", [list, dict], ids=["links as arrays", "links as objects"])
@@ -92,11 +92,11 @@ def test_stored_values(values, expected):
 
 
 def test_a_muted_node_is_left_out_with_its_links():
-    found = queued(chain([node(5, "Work", [("video", "VIDEO", 1)], [], mode=2)]))
-    assert "5" not in found and found["9"] == ("Save", {"name": "out"})
+    graph = queued(chain([node(5, "Work", [("video", "VIDEO", 1)], [], mode=2)]))
+    assert "5" not in graph and graph["9"] == ("Save", {"name": "out"})
 
 
-def test_a_bypassed_node_hands_its_input_on_by_type():
+def test_a_bypassed_node_passes_on_an_input_of_the_type():
     work = node(
         5, "Work", [("mask", "MASK", None), ("video", "VIDEO", 1)], [], mode=4, outputs=("VIDEO", "IMAGE")
     )
@@ -105,24 +105,32 @@ def test_a_bypassed_node_hands_its_input_on_by_type():
     assert "video" not in queued(chain([masked]))["9"][1]  # no VIDEO goes in, so none comes out
 
 
-def test_reroutes_are_followed_and_a_ring_of_them_is_refused():
+def test_reroutes_are_followed_and_a_cycle_of_them_is_an_error():
     turns = [node(5, "Reroute", [("", "*", 1)]), node(6, "Reroute", [("", "*", 3)])]
     links = [(1, 1, 0, 5, 0, "*"), (3, 5, 0, 6, 0, "*"), (2, 6, 0, 9, 0, "*")]
     assert queued(chain(turns, links))["9"][1]["video"] == Link("1", 0)
-    ring = [(1, 6, 0, 5, 0, "*"), (3, 5, 0, 6, 0, "*"), (2, 6, 0, 9, 0, "*")]
-    with pytest.raises(ValueError, match=r"circle through .*Reroute"):
-        queued(chain(turns, ring))
+    cycle = [(1, 6, 0, 5, 0, "*"), (3, 5, 0, 6, 0, "*"), (2, 6, 0, 9, 0, "*")]
+    with pytest.raises(ValueError, match=r"cycle through .*Reroute"):
+        queued(chain(turns, cycle))
+
+
+def test_a_chain_of_20000_reroutes_needs_no_recursion():
+    ids = range(100, 20_100)
+    turns = [node(i, "Reroute", [("", "*", i)]) for i in ids]
+    links = [(i, i - 1 if i > 100 else 1, 0, i, 0, "*") for i in ids]
+    graph = queued(chain(turns, [*links, (2, 20_099, 0, 9, 0, "*")]))
+    assert graph["9"][1]["video"] == Link("1", 0)
 
 
 def test_a_primitive_gives_its_value_to_every_input_it_is_connected_to():
     work = node(5, "Work", [("video", "VIDEO", 1), ("steps", "INT", 3, "widget")], [1, "fixed", 2, "slow"])
     many = node(6, "PrimitiveNode", values=[44, "fixed"], outputs=("INT",))
     links = [(1, 1, 0, 5, 0, "VIDEO"), (2, 5, 0, 9, 0, "VIDEO"), (3, 6, 0, 5, 1, "INT")]
-    found = queued(chain([many, work], links))
-    assert found["5"][1]["steps"] == 44 and "6" not in found
+    graph = queued(chain([many, work], links))
+    assert graph["5"][1]["steps"] == 44 and "6" not in graph
 
 
-def test_notes_and_groups_are_nothing_to_run():
+def test_notes_and_groups_are_left_out():
     notes = [
         node(5, "Work", [("video", "VIDEO", 1)], []),
         node(7, "Note", values=["hi"]),
@@ -136,7 +144,7 @@ def test_notes_and_groups_are_nothing_to_run():
 
 
 def subgraph(kind="inner", nodes=None, links=None, name="A Part"):
-    """video in > Work (52) > video out, with Work's steps promoted to the face."""
+    """video in > Work (52) > video out, with Work's steps promoted to the instance."""
     return {
         "id": kind,
         "name": name,
@@ -164,14 +172,14 @@ def with_subgraph(instance, *definitions):
     return chain([instance], definitions={"subgraphs": list(definitions or [subgraph()])})
 
 
-def test_a_subgraph_is_unfolded_and_the_value_on_its_face_counts():
-    found = queued(with_subgraph(node(5, "inner", [("video", "VIDEO", 1)], [99])))
-    assert set(found) == {"1", "5:52", "9"}
-    assert found["5:52"][1] == {"video": Link("1", 0), "seed": 5, "steps": 99, "mode": "slow", "note": "none"}
-    assert found["9"][1]["video"] == Link("5:52", 0)
+def test_a_subgraph_is_expanded_and_the_value_of_the_instance_counts():
+    graph = queued(with_subgraph(node(5, "inner", [("video", "VIDEO", 1)], [99])))
+    assert set(graph) == {"1", "5:52", "9"}
+    assert graph["5:52"][1] == {"video": Link("1", 0), "seed": 5, "steps": 99, "mode": "slow", "note": "none"}
+    assert graph["9"][1]["video"] == Link("5:52", 0)
 
 
-def test_without_a_value_on_the_face_the_inner_one_counts():
+def test_without_a_value_of_the_instance_the_inner_one_counts():
     assert queued(with_subgraph(node(5, "inner", [("video", "VIDEO", 1)], [])))["5:52"][1]["steps"] == 6
 
 
@@ -179,9 +187,9 @@ def test_two_instances_of_one_subgraph_keep_their_own_values():
     data = with_subgraph(node(5, "inner", [("video", "VIDEO", 1)], [11]))
     data["nodes"].insert(1, node(6, "inner", [("video", "VIDEO", 3)], [22]))
     data["links"] = [wire(1, 1, 0, 5, 0, "V"), wire(3, 5, 0, 6, 0, "V"), wire(2, 6, 0, 9, 0, "V")]
-    found = queued(data)
-    assert (found["5:52"][1]["steps"], found["6:52"][1]["steps"]) == (11, 22)
-    assert found["6:52"][1]["video"] == Link("5:52", 0) and found["9"][1]["video"] == Link("6:52", 0)
+    graph = queued(data)
+    assert (graph["5:52"][1]["steps"], graph["6:52"][1]["steps"]) == (11, 22)
+    assert graph["6:52"][1]["video"] == Link("5:52", 0) and graph["9"][1]["video"] == Link("6:52", 0)
 
 
 def test_a_subgraph_in_a_subgraph():
@@ -190,30 +198,30 @@ def test_a_subgraph_in_a_subgraph():
     )
     for link in outer["links"]:
         link.update({key: 3 for key in ("origin_id", "target_id") if link[key] == 52})
-    found = queued(with_subgraph(node(5, "outer", [("video", "VIDEO", 1)], [77]), outer, subgraph()))
-    assert found["5:3:52"][1]["video"] == Link("1", 0) and found["5:3:52"][1]["steps"] == 77
-    assert found["9"][1]["video"] == Link("5:3:52", 0)
+    graph = queued(with_subgraph(node(5, "outer", [("video", "VIDEO", 1)], [77]), outer, subgraph()))
+    assert graph["5:3:52"][1]["video"] == Link("1", 0) and graph["5:3:52"][1]["steps"] == 77
+    assert graph["9"][1]["video"] == Link("5:3:52", 0)
 
 
 @pytest.mark.parametrize(("mode", "arrives"), [(4, True), (2, False)], ids=["bypassed", "muted"])
-def test_a_subgraph_that_is_off(mode, arrives):
-    found = queued(with_subgraph(node(5, "inner", [("video", "VIDEO", 1)], [99], mode=mode)))
-    assert set(found) == {"1", "9"}
-    assert found["9"][1].get("video") == (Link("1", 0) if arrives else None)
+def test_a_subgraph_that_is_switched_off(mode, arrives):
+    graph = queued(with_subgraph(node(5, "inner", [("video", "VIDEO", 1)], [99], mode=mode)))
+    assert set(graph) == {"1", "9"}
+    assert graph["9"][1].get("video") == (Link("1", 0) if arrives else None)
 
 
-def test_a_subgraph_that_contains_itself_is_refused():
+def test_a_subgraph_that_contains_itself_is_an_error():
     loop = subgraph(nodes=[node(52, "inner", [("video", "VIDEO", 85)])])
     with pytest.raises(ValueError, match="contains itself"):
         queued(with_subgraph(node(5, "inner", [("video", "VIDEO", 1)]), loop))
 
 
-def test_an_old_group_node_is_refused_in_words():
+def test_an_old_group_node_is_an_error_message():
     with pytest.raises(ValueError, match=r"node 5.* group node .* convert it to a subgraph"):
         queued(chain([node(5, "workflow>mine", [("video", "VIDEO", 1)])]))
 
 
-def test_titles_are_what_a_person_sees():
+def test_titles_are_those_of_the_front_end():
     data = with_subgraph(node(5, "inner", [("video", "VIDEO", 1)], title="My part"))
     data["nodes"][0]["title"] = "The clip"
     graph = parse(data, KINDS.get)
@@ -247,6 +255,6 @@ def test_every_template_that_comfyui_ships_is_read_and_ordered():
     ],
     ids=["no type", "short link", "no node"],
 )
-def test_a_broken_graph_gets_a_sentence(broken):
+def test_a_broken_graph_is_an_error_message(broken):
     with pytest.raises(ValueError, match=r"save it again in ComfyUI|LoadVideo"):
         parse(broken, lambda kind: None, "broken.json")

@@ -1,73 +1,78 @@
-"""The stand-ins give what ComfyUI's own nodes give."""
+"""Our core nodes give what ComfyUI's give."""
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from reelbrush.nodes import standins
-from reelbrush.nodes.graph import Definition
+from reelbrush.nodes.common import pictures
+from reelbrush.nodes.headless import core_nodes
+from reelbrush.nodes.headless.graph import Definition
 from reelbrush.nodes.video.codec.pictures import read_text
 
 
 def define(kind):
-    cls, name = standins.STANDINS[kind]
-    return Definition.of(kind, name, cls.INPUT_TYPES(), cls.RETURN_TYPES, getattr(cls, "OUTPUT_NODE", False))
+    cls, name = core_nodes.CORE_NODES[kind]
+    return Definition.from_declaration(
+        kind, name, cls.INPUT_TYPES(), cls.RETURN_TYPES, getattr(cls, "OUTPUT_NODE", False)
+    )
 
 
 def test_a_picture_and_its_transparency(home):
     pixels = np.zeros((2, 3, 4), np.uint8)
     pixels[0, 0] = (255, 128, 0, 255)  # blue, green, red, alpha
     cv2.imwrite(str(home / "input" / "a.png"), pixels)
-    image, mask = standins.LoadImage().load("a.png")
+    image, mask = core_nodes.CoreLoadImage().load("a.png")
     assert image.shape == (1, 2, 3, 3) and image.dtype == torch.float32
     torch.testing.assert_close(image[0, 0, 0], torch.tensor([0, 128 / 255, 1]))
     assert mask[0, 0, 0] == 0 and mask[0, 1, 1] == 1
     cv2.imwrite(str(home / "input" / "b.jpg"), pixels[..., :3])
-    assert standins.LoadImage().load("b.jpg")[1].shape == (1, 64, 64)
+    assert core_nodes.CoreLoadImage().load("b.jpg")[1].shape == (1, 64, 64)
 
 
 def test_sixteen_bits_and_grey(home):
     cv2.imwrite(str(home / "input" / "deep.png"), np.full((2, 2, 3), 32768, np.uint16))
     cv2.imwrite(str(home / "input" / "grey.png"), np.full((2, 2), 51, np.uint8))
-    assert abs(standins.LoadImage().load("deep.png")[0].mean() - 32768 / 65535) < 1e-6
-    assert standins.LoadImage().load("grey.png")[0].shape == (1, 2, 2, 3)
+    assert abs(core_nodes.CoreLoadImage().load("deep.png")[0].mean() - 32768 / 65535) < 1e-6
+    assert core_nodes.CoreLoadImage().load("grey.png")[0].shape == (1, 2, 2, 3)
 
 
-def test_what_is_no_picture_is_refused_in_words(home):
+def test_what_is_no_picture_is_an_error_message(home):
     for name, content in (("empty.png", b""), ("text.png", b"hello")):
         (home / "input" / name).write_bytes(content)
         with pytest.raises(ValueError, match=f"the picture '{name}' cannot be read"):
-            standins.LoadImage().load(name)
+            core_nodes.CoreLoadImage().load(name)
 
 
 def test_saved_pictures_carry_the_graph(home):
     images = torch.rand(2, 4, 5, 3)
-    shown = standins.SaveImage().save(images, "x/y", {"1": "é"}, {"workflow": {"nodes": []}})["ui"]["images"]
+    shown = core_nodes.CoreSaveImage().save(images, "x/y", {"1": "é"}, {"workflow": {"nodes": []}})["ui"][
+        "images"
+    ]
     assert [entry["filename"] for entry in shown] == ["y_00001_.png", "y_00002_.png"]
     path = home / "output" / "x" / "y_00001_.png"
     assert read_text(path) == {"prompt": '{"1": "\\u00e9"}', "workflow": '{"nodes": []}'}
-    assert (standins.read_picture(path)[0] - images[:1]).abs().max() <= 1 / 255
+    assert (pictures.read(path)[0] - images[0]).abs().max() <= 1 / 255
 
 
 def test_text_is_shown(capsys):
-    standins.PreviewAny().show("a,b\n1,2\n")
-    standins.PreviewAny().show({"a": 1})
+    core_nodes.CorePreviewAny().show("a,b\n1,2\n")
+    core_nodes.CorePreviewAny().show({"a": 1})
     assert capsys.readouterr().out == 'a,b\n1,2\n{\n  "a": 1\n}\n'
 
 
 @pytest.mark.parametrize("method", ["nearest-exact", "bilinear", "area", "bicubic", "lanczos"])
 def test_scaling_keeps_the_picture(method):
     image = torch.full((2, 8, 16, 3), 0.25)
-    (out,) = standins.ImageScale().scale(image, method, 8, 8, "center")
+    (out,) = core_nodes.CoreImageScale().scale(image, method, 8, 8, "center")
     assert out.shape == (2, 8, 8, 3)
-    torch.testing.assert_close(out, torch.full_like(out, 0.25))
-    assert standins.ImageScale().scale(image, method, 4, 0, "disabled")[0].shape == (2, 2, 4, 3)
+    torch.testing.assert_close(out, torch.full_like(out, 0.25), atol=1 / 255, rtol=0)  # lanczos: 8 bits
+    assert core_nodes.CoreImageScale().scale(image, method, 4, 0, "disabled")[0].shape == (2, 2, 4, 3)
 
 
-# -- beside the real ones ----------------------------------------------------------------------------
+# -- compared to ComfyUI -----------------------------------------------------------------------------
 
-# Core nodes that are declared in ComfyUI's new style have their V1 face computed.
+# ComfyUI computes the V1 declaration of core nodes in the new style.
 WHERE = {
     "LoadVideo": "comfy_extras.nodes_video",
     "SaveVideo": "comfy_extras.nodes_video",
@@ -95,11 +100,11 @@ def core(kind):
 
 
 @pytest.mark.comfyui
-@pytest.mark.parametrize("kind", [k for k in standins.STANDINS if k in WHERE or k in CLASSIC])
-def test_a_stand_in_takes_and_gives_what_the_core_node_does(kind, home):
+@pytest.mark.parametrize("kind", [k for k in core_nodes.CORE_NODES if k in WHERE or k in CLASSIC])
+def test_our_node_has_the_inputs_and_outputs_of_the_core_node(kind, home):
     real, mine = core(kind), define(kind)
     shows = bool(getattr(real, "OUTPUT_NODE", False))
-    theirs = Definition.of(kind, kind, real.INPUT_TYPES(), real.RETURN_TYPES, shows)
+    theirs = Definition.from_declaration(kind, kind, real.INPUT_TYPES(), real.RETURN_TYPES, shows)
     assert list(mine.inputs) == list(theirs.inputs)
     assert [i.required for i in mine.inputs.values()] == [i.required for i in theirs.inputs.values()]
     assert mine.outputs == theirs.outputs and mine.is_output == theirs.is_output
@@ -109,14 +114,14 @@ def test_a_stand_in_takes_and_gives_what_the_core_node_does(kind, home):
 
 
 @pytest.mark.comfyui
-@pytest.mark.parametrize("method", ["nearest-exact", "bilinear", "area", "bicubic"])
+@pytest.mark.parametrize("method", ["nearest-exact", "bilinear", "area", "bicubic", "lanczos"])
 @pytest.mark.parametrize(
     ("size", "crop"), [((20, 10), "disabled"), ((10, 10), "center"), ((7, 0), "disabled")]
 )
 def test_scaling_is_the_core_node_s(method, size, crop):
     image = torch.rand(2, 12, 17, 3, generator=torch.Generator().manual_seed(1))
     (real,) = core("ImageScale")().upscale(image, method, *size, crop)
-    (mine,) = standins.ImageScale().scale(image, method, *size, crop)
+    (mine,) = core_nodes.CoreImageScale().scale(image, method, *size, crop)
     torch.testing.assert_close(mine, real.clamp(0, 1))
 
 
@@ -126,9 +131,9 @@ def test_loading_and_batching_pictures_is_the_core_nodes(home):
     for name, shape in (("a.png", (5, 7, 4)), ("b.png", (6, 6, 3)), ("c.png", (6, 6))):
         cv2.imwrite(str(home / "input" / name), rng.integers(0, 256, shape, np.uint8))
         for real, mine in zip(
-            core("LoadImage")().load_image(name), standins.LoadImage().load(name), strict=True
+            core("LoadImage")().load_image(name), core_nodes.CoreLoadImage().load(name), strict=True
         ):
             torch.testing.assert_close(mine, real)
     a, b = torch.rand(1, 6, 6, 3), torch.rand(2, 9, 12, 3)
-    (real,), (mine,) = core("ImageBatch")().batch(a, b), standins.ImageBatch().batch(a, b)
+    (real,), (mine,) = core("ImageBatch")().batch(a, b), core_nodes.CoreImageBatch().batch(a, b)
     torch.testing.assert_close(mine, real)

@@ -1,4 +1,4 @@
-"""Graphs run from the terminal: a clip comes out, or one sentence that names the node."""
+"""Graphs that run without ComfyUI: the saved files, and error messages that name the node."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from reelbrush.nodes import headless, standins
-from reelbrush.nodes.graphfile import parse
+from reelbrush.nodes.common import pictures
+from reelbrush.nodes.headless import core_nodes, out_file
+from reelbrush.nodes.headless.catalog import local_catalog
+from reelbrush.nodes.headless.read import parse
+from reelbrush.nodes.headless.run import render
 from reelbrush.nodes.sample import files as sample
 from reelbrush.nodes.video import codec
 from reelbrush.nodes.video.reel import LazyVideo
@@ -53,12 +56,12 @@ def graph(home):
 
 
 def test_a_clip_goes_in_and_a_clip_comes_out(graph, home):
-    (file,) = headless.render(graph())
+    (file,) = render(graph())
     assert file == home / "output" / "video" / "a_00001_.mp4"
     info = codec.probe(file, count=True)
     assert (info.width, info.height, info.frame_count, info.fps) == (48, 32, 3, 12)
     assert json.loads(info.metadata["prompt"])["3"]["class_type"] == "SaveVideo"
-    assert headless.render(graph())[0].name == "a_00002_.mp4"
+    assert render(graph())[0].name == "a_00002_.mp4"
 
 
 def test_the_ui_format_runs_too_and_travels_in_the_metadata(graph, home):
@@ -72,14 +75,14 @@ def test_the_ui_format_runs_too_and_travels_in_the_metadata(graph, home):
         ],
         "links": link,
     }
-    (file,) = headless.render(graph(data=data))
+    (file,) = render(graph(data=data))
     assert file.parent == home / "output" / "v"
     assert json.loads(codec.probe(file).metadata["workflow"])["links"] == link
 
 
 def test_out_takes_the_result_and_its_ending_chooses_the_format(graph, home, tmp_path):
     target = tmp_path / "far" / "result.webm"
-    assert headless.render(graph(), out=target) == [target]
+    assert render(graph(), out=target) == [target]
     assert codec.probe(target, count=True).frame_count == 3
     assert not list((home / "output").rglob("*.webm")) and not list(target.parent.glob(".*"))
 
@@ -88,10 +91,10 @@ def test_set_reaches_any_file_that_the_command_line_names(graph, home, tmp_path)
     away = tmp_path / "away"
     away.mkdir()
     (home / "input" / "clip.mp4").rename(away / "other.mp4")
-    (file,) = headless.render(graph(), [f"Load Video.file={away / 'other.mp4'}", "The middle.frames=2"])
+    (file,) = render(graph(), [f"Load Video.file={away / 'other.mp4'}", "The middle.frames=2"])
     assert codec.probe(file, count=True).frame_count == 2
     with pytest.raises(ValueError, match=r"Load Video \(node 1\): the clip .* leaves the input folder"):
-        headless.render(graph({"1": {"inputs": {"file": str(away / "other.mp4")}}}))
+        render(graph({"1": {"inputs": {"file": str(away / "other.mp4")}}}))
 
 
 def test_pictures_are_saved_and_numbered_by_out(graph, home):
@@ -101,10 +104,10 @@ def test_pictures_are_saved_and_numbered_by_out(graph, home):
         "2": parts,
         "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "p"}},
     }
-    assert [f.name for f in headless.render(graph(data=data))] == [f"p_{i:05}_.png" for i in range(1, 7)]
-    files = headless.render(graph(data=data), out=home / "x.png")
+    assert [f.name for f in render(graph(data=data))] == [f"p_{i:05}_.png" for i in range(1, 7)]
+    files = render(graph(data=data), out=home / "x.png")
     assert [f.name for f in files] == [f"x_{i:05}.png" for i in range(1, 7)]
-    assert standins.read_picture(files[0])[0].shape == (1, 32, 48, 3)
+    assert pictures.read(files[0])[0].shape == (32, 48, 3)
 
 
 def test_a_float_from_a_clip_feeds_another_node(graph):
@@ -114,7 +117,7 @@ def test_a_float_from_a_clip_feeds_another_node(graph):
         "3": {"class_type": "CreateVideo", "inputs": {"images": ["2", 0], "fps": ["2", 2]}},
         "4": CLIP["3"] | {"inputs": CLIP["3"]["inputs"] | {"video": ["3", 0]}},
     }
-    (file,) = headless.render(graph(data=data))
+    (file,) = render(graph(data=data))
     info = codec.probe(file, count=True)
     assert (info.fps, info.frame_count) == (12, 6)
 
@@ -123,25 +126,25 @@ def test_a_float_from_a_clip_feeds_another_node(graph):
     ("changes", "words"),
     [
         ({"2": {"class_type": "KSampler"}}, r"KSampler \(The middle \(node 2\)\): these nodes run in"),
-        ({"2": {"class_type": "ReelBrushNix"}}, "no node ReelBrushNix.* update ReelBrush"),
+        ({"2": {"class_type": "ReelBrushNix"}}, "no node ReelBrushNix; update it"),
         ({"3": None}, "saves and shows nothing"),
         (load(file="nix.mp4"), r"Load Video \(node 1\): the clip 'nix.mp4' is not in the input folder"),
         (load(file="../g.json"), r"\(node 1\): the clip '../g.json' leaves the input folder"),
-        ({"1": {"class_type": "PrimitiveInt", "inputs": {"value": 1}}}, r"takes VIDEO, and Int \(node 1\)"),
+        ({"1": {"class_type": "PrimitiveInt", "inputs": {"value": 1}}}, r"takes VIDEO, but Int \(node 1\)"),
         (trim(video=["1", 3]), "output 3 of Load Video .* has 1"),
         (trim(video=5), "video needs a connection of type VIDEO, not 5"),
-        (trim(every_nth=0), "every_nth is 0, and 1 is the least"),
-        (trim(max_side=1e9), "16384 is the most"),
+        (trim(every_nth=0), "every_nth is 0, but the minimum is 1"),
+        (trim(max_side=1e9), "the maximum is 16384"),
         (trim(start="soon"), "start is 'soon', which is no INT"),
         ({"2": {"inputs": {"video": ["1", 0]}}}, r"The middle \(node 2\): its input start is missing"),
-        (save(format="vhs"), "format is 'vhs', and it can be auto, mp4"),
+        (save(format="vhs"), "format is 'vhs', but it can be auto, mp4"),
         (save(filename_prefix="../a"), r"node 3\).*leaves the output"),
-        (save(video=["3", 0]), r"circle: Save Video \(node 3\)"),
+        (save(video=["3", 0]), r"cycle: Save Video \(node 3\)"),
     ],
 )
 def test_what_cannot_run_is_one_sentence_that_names_the_node(graph, home, changes, words):
     with pytest.raises((ValueError, RuntimeError), match=words) as caught:
-        headless.render(graph(changes))
+        render(graph(changes))
     assert "\n" not in str(caught.value)
     assert not list((home / "output").rglob("*.mp4"))
 
@@ -153,10 +156,18 @@ def test_what_cannot_run_is_one_sentence_that_names_the_node(graph, home, change
         ({"4": CLIP["3"]}, "a.mp4", r"saves with Save Video \(node 3\), Save Video \(node 4\)"),
     ],
 )
-def test_out_that_cannot_be_is_refused_before_anything_runs(graph, home, changes, out, words):
+def test_a_wrong_out_is_an_error_before_anything_runs(graph, home, changes, out, words):
     with pytest.raises(ValueError, match=words):
-        headless.render(graph(changes), out=home / out)
+        render(graph(changes), out=home / out)
     assert not list((home / "output").rglob("*.mp4"))
+
+
+def test_declarations_are_read_once_per_run(graph, monkeypatch):
+    calls = []
+    declare = core_nodes.CoreLoadVideo.INPUT_TYPES
+    monkeypatch.setattr(core_nodes.CoreLoadVideo, "INPUT_TYPES", lambda: calls.append(1) or declare())
+    render(graph())
+    assert len(calls) == 1
 
 
 def test_the_sample_is_written_when_the_graph_names_it_and_it_is_missing(graph, home, monkeypatch, caplog):
@@ -165,11 +176,11 @@ def test_the_sample_is_written_when_the_graph_names_it_and_it_is_missing(graph, 
 
     monkeypatch.setattr(sample, "write_sample", write)
     with caplog.at_level("INFO"):
-        (file,) = headless.render(graph({"1": {"inputs": {"file": sample.CLIP}}}))
+        (file,) = render(graph({"1": {"inputs": {"file": sample.CLIP}}}))
     assert file.exists() and caplog.text.count("writing the sample") == 1
 
 
-def test_nodes_run_under_inference_mode_with_what_they_hide(graph, monkeypatch):
+def test_nodes_run_in_inference_mode_with_their_hidden_inputs(graph, monkeypatch):
     seen = {}
 
     class Look:
@@ -184,9 +195,9 @@ def test_nodes_run_under_inference_mode_with_what_they_hide(graph, monkeypatch):
             seen.update(mode=torch.is_inference_mode_enabled(), prompt=prompt, info=info, me=me)
             return {}
 
-    monkeypatch.setattr(headless, "classes", lambda: {**standins.STANDINS, "Look": (Look, "Look")})
+    monkeypatch.setitem(core_nodes.CORE_NODES, "Look", (Look, "Look"))
     data = {"1": CLIP["1"], "7": {"class_type": "Look", "inputs": {"video": ["1", 0]}}}
-    assert headless.render(graph(data=data)) == []
+    assert render(graph(data=data)) == []
     assert seen["mode"] and seen["me"] == "7" and seen["info"] == {}
     assert seen["prompt"]["7"]["inputs"]["video"] == ["1", 0]
     assert not torch.is_inference_mode_enabled()
@@ -197,18 +208,18 @@ def test_an_error_inside_a_node_names_it_and_an_interrupt_passes(graph, monkeypa
         def load(self, file):
             raise error
 
-        monkeypatch.setattr(standins.LoadVideo, "load", load)
+        monkeypatch.setattr(core_nodes.CoreLoadVideo, "load", load)
 
     fail(RuntimeError("no more film"))
     with pytest.raises(RuntimeError, match=r"^Load Video \(node 1\): no more film$"):
-        headless.render(graph())
+        render(graph())
     fail(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        headless.render(graph())
+        render(graph())
 
 
 @pytest.mark.parametrize(
-    ("given", "ending", "expected"),
+    ("saved", "ending", "expected"),
     [
         (("auto", "auto"), "mp4", ("auto", "auto")),
         (("mp4", "h264"), "mp4", ("mp4", "h264")),
@@ -217,8 +228,9 @@ def test_an_error_inside_a_node_names_it_and_an_interrupt_passes(graph, monkeypa
         (("auto", "h264"), "mkv", ("mkv", "auto")),
     ],
 )
-def test_the_format_changes_only_where_the_ending_needs_it(graph, given, ending, expected):
-    data = json.loads(graph(save(format=given[0], codec=given[1])).read_text())
-    nodes = list(parse(data, headless.definition).nodes.values())
-    saver = headless.redirect(nodes, Path(f"x.{ending}"))
+def test_the_format_changes_only_where_the_ending_needs_it(graph, saved, ending, expected):
+    data = json.loads(graph(save(format=saved[0], codec=saved[1])).read_text())
+    catalog = local_catalog()
+    nodes = list(parse(data, catalog).nodes.values())
+    saver = out_file.redirect(nodes, Path(f"x.{ending}"), catalog)
     assert (saver.inputs["format"], saver.inputs["codec"]) == expected

@@ -1,0 +1,1 @@
+"""Running a saved graph without ComfyUI, or on a ComfyUI server; the subcommands of `reelbrush`."""
