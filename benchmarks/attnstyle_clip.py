@@ -36,7 +36,7 @@ from reelbrush.nodes.attnstyle.style import TextStyle, load, save
 from reelbrush.nodes.attnstyle.train import Settings, train
 from reelbrush.nodes.flow.estimate import estimator
 from reelbrush.nodes.stya2k.perceptual import load_perceptual
-from reelbrush.nodes.video.reel import LazyVideo
+from reelbrush.nodes.video.lazy_video import LazyVideo
 
 log = logging.getLogger("attnstyle_clip")
 NEAR = 0.005  # scores that differ by less are equal

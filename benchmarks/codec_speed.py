@@ -26,7 +26,7 @@ import torch
 
 from reelbrush.nodes.video import codec
 from reelbrush.nodes.video.codec import formats
-from reelbrush.nodes.video.reel import LazyVideo
+from reelbrush.nodes.video.lazy_video import LazyVideo
 
 ACCURATE = 0x2 | 0x2000 | 0x40000  # the flags of ours
 

@@ -37,7 +37,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
 from reelbrush.nodes.video import codec
-from reelbrush.nodes.video.reel import LazyVideo, Operation, Window, operation
+from reelbrush.nodes.video.lazy_video import LazyVideo, Operation, Window, operation
 
 LIMIT = 1.10
 

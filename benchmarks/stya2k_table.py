@@ -51,7 +51,7 @@ from reelbrush.nodes.stya2k.losses import content_loss, moments_loss
 from reelbrush.nodes.stya2k.perceptual import Perceptual, load_perceptual
 from reelbrush.nodes.stya2k.style import Part, Picture, Style, load_model
 from reelbrush.nodes.stya2k.stylize import Look, stylize
-from reelbrush.nodes.video.reel import LazyVideo
+from reelbrush.nodes.video.lazy_video import LazyVideo
 
 PROJECTIONS, SCALES, PATCH, STROKE = 128, 3, 5, 9
 

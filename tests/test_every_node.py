@@ -17,7 +17,7 @@ import torch
 import reelbrush
 from reelbrush import nodes
 from reelbrush.nodes import host
-from reelbrush.nodes.video.reel import LazyVideo
+from reelbrush.nodes.video.lazy_video import LazyVideo
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from reelbrush import __main__ as command
-from reelbrush.nodes.video.reel import LazyVideo
+from reelbrush.nodes.video.lazy_video import LazyVideo
 
 
 @pytest.fixture

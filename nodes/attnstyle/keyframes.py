@@ -4,7 +4,7 @@ from torch import Tensor
 
 from .. import host
 from ..flow.cuts import CutDetector
-from ..video.reel import LazyVideo
+from ..video.lazy_video import LazyVideo
 
 CHUNK = 8
 

@@ -1,7 +1,7 @@
 """AttnStyle nodes: declarations. Training is in fit.py and train.py, what was trained in style.py."""
 
 from .. import host
-from ..video.reel import LazyVideo
+from ..video.lazy_video import LazyVideo
 from . import judge_nodes, keyframes, perceptual, style
 from .curriculum import Weights
 from .fit import fit
@@ -298,9 +298,8 @@ class AttnStyleApplyVideo:
         trained, clip = style.checked(model), LazyVideo.of(video)
         if strength == 0:
             return (clip,)
-        params = {"strength": float(strength), "about": trained.about}
         name = "Apply AttnStyle to Video"
-        return (clip.then("attnstyle.apply", params, tensors=trained.tensors, node=name),)
+        return (clip.then(style.ApplyTextStyle, trained.tensors, trained.about, float(strength), node=name),)
 
 
 class SaveAttnStyle:

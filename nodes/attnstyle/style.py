@@ -1,7 +1,6 @@
 """A trained text style: what travels between nodes, in a file, and in a chain of clip operations."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import host
-from ..video.chain import Clip, Operation, Window, operation
+from ..video.operation import Operation, Worker, operation
 from .network import AttnStyleNet
 
 KIND = "attnstyle"
@@ -90,12 +89,10 @@ def changed(kind: str, name: str) -> str:
     return str([(p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in files])
 
 
-def portions(count: int, height: int, width: int) -> Iterator[slice]:
-    """Slices of a batch whose working memory fits into half of what is free."""
+def batch(height: int, width: int) -> int:
+    """Frames per call whose working memory fits into half of what is free."""
     fits = int(host.free_memory() * 0.5 / (BYTES_PER_PIXEL * height * width))
-    size = max(1, min(16, fits))
-    for first in range(0, count, size):
-        yield slice(first, first + size)
+    return max(1, min(16, fits))
 
 
 def stylize(network: AttnStyleNet, frames: Tensor, strength: float = 1.0) -> Tensor:
@@ -114,27 +111,23 @@ def apply(style: TextStyle, images: Tensor, strength: float = 1.0) -> Tensor:
     network = host.managed(style.network()).load()
     parts = []
     with host.progress(len(images), "AttnStyle") as bar:
-        for part in portions(*images.shape[:3]):
-            parts.append(stylize(network, images[part], strength))
+        for part in images.split(batch(*images.shape[1:3])):
+            parts.append(stylize(network, part, strength))
             bar.step(len(parts[-1]), preview=parts[-1][0, ..., :3])
     return torch.cat(parts)
 
 
 @operation("attnstyle.apply")
-class Apply(Operation):
+class ApplyTextStyle(Operation):
     """A text style on every frame, each frame by itself."""
 
-    def start(self, clip: Clip) -> None:
-        if self.params["strength"]:
-            style = TextStyle(self.tensors, self.params["about"])
-            self._network = host.managed(style.network()).load()
+    source: Operation
+    tensors: dict[str, Tensor]
+    about: dict[str, Any]
+    strength: float
 
-    def run(self, frames: Tensor, *others: Tensor, window: Window) -> Tensor:
-        strength = self.params["strength"]
-        if not strength:
-            return frames
-        parts = [stylize(self._network, frames[p], strength) for p in portions(*frames.shape[:3])]
-        return torch.cat(parts)
-
-    def stop(self) -> None:
-        self._network = None
+    def start(self) -> Worker:
+        network = host.managed(TextStyle(self.tensors, self.about).network()).load()
+        worker = Worker(lambda frames: stylize(network, frames, self.strength))
+        worker.batch, worker.device = batch(self.clip.height, self.clip.width), host.device()
+        return worker

@@ -1,6 +1,6 @@
 """Nodes that measure: declarations. The conventions are in conventions.py, the measuring in report.py."""
 
-from ..video.reel import LazyVideo
+from ..video.lazy_video import LazyVideo
 from . import measure
 from .charts import comparison, error_heatmap, error_plot
 from .conventions import CHOICES, PRESETS, convention

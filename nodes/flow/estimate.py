@@ -225,9 +225,9 @@ def raft_weights(method: str) -> Path:
     )
 
 
-def method_files(method: str) -> dict[str, Path]:
+def method_files(method: str) -> tuple[Path, ...]:
     """The files that a method's result depends on."""
-    return {"weights": raft_weights(method)} if method.startswith("raft") else {}
+    return (raft_weights(method),) if method.startswith("raft") else ()
 
 
 def estimator(method: str) -> Estimator:

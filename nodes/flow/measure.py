@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .. import host
-from ..video.reel import LazyVideo, lockstep
+from ..video.lazy_video import LazyVideo, in_step
 from .conventions import Convention
 from .estimate import Flow
 from .report import Meter, Report, measure_with_flow
@@ -46,7 +46,7 @@ def stream(stylized: LazyVideo, content: LazyVideo, rule: Convention, method: st
     report = Report(rule, f"{method} on the content")
     meter = Meter([report], method)
     with host.progress(stylized.frame_count, "Optical-flow error") as bar:
-        for frames, shown in lockstep([stylized, content], CHUNK):
+        for frames, shown in in_step([stylized, content], CHUNK):
             for pair in zip(frames, shown, strict=True):
                 meter.push(pair[:1], pair[1])
                 bar.step()

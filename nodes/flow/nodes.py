@@ -1,10 +1,10 @@
 """Flow nodes: declarations. Estimation is in estimate.py, files in store.py, stabilising in stabilize.py."""
 
-from ..video.reel import LazyVideo
+from ..video.lazy_video import LazyVideo
 from . import batch, error_nodes, store
 from .cuts import find_cuts
 from .estimate import CONSISTENCY, METHODS, estimate, estimator, method_files
-from .stabilize import stabilize, stabilize_with_flow
+from .stabilize import StabilizeFrames, stabilize, stabilize_with_flow
 
 CATEGORY = "ReelBrush/Flow"
 METHOD = (
@@ -248,9 +248,12 @@ class StabilizeVideo:
         if strength == 0:
             return (video,)
         estimator(method)  # what is missing is said now, not when the clip is saved
-        params = {"strength": strength, "method": method}
         files = method_files(method)
-        return (video.then("flow.stabilize", params, files=files, others=(shown,), node="Stabilize Video"),)
+        return (
+            video.then(
+                StabilizeFrames, shown.operation, float(strength), method, files, node="Stabilize Video"
+            ),
+        )
 
 
 NODES = {

@@ -14,6 +14,7 @@ the content agrees as well without moving, nothing is moved.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from torch.nn.functional import avg_pool2d
 
 from ...kernels.flow import energy, resize_flow, resize_weights, validity, warp
 from .. import host
-from ..video.reel import Clip, Operation, Window, operation
+from ..video.operation import Operation, Window, Worker, operation
 from .cuts import CutDetector
 from .estimate import Flow, estimator
 
@@ -74,8 +75,8 @@ def blend(stylized: Tensor, output: Tensor, trusted: Trust, strength: float) -> 
     return stylized + weight * (past.clamp(0, 1) - stylized)
 
 
-class Stabilizer:
-    """Feeds frames [H, W, 3] through one by one and carries the last output and content."""
+class Stabilizer(Worker):
+    """Stabilizes frames [H, W, 3] one by one. Its state is the last output and the last content."""
 
     def __init__(self, strength: float, method: str):
         self.strength = strength
@@ -84,6 +85,9 @@ class Stabilizer:
         self._output: Tensor | None = None
         self._content: Tensor | None = None
         self._ready: object = None
+
+    def __call__(self, stylized: Tensor, content: Tensor, *, window: Window) -> Tensor:
+        return torch.stack([self.push(*pair) for pair in zip(stylized, content, strict=True)])
 
     def push(self, stylized: Tensor, content: Tensor) -> Tensor:
         """The stabilised frame [H, W, 3]."""
@@ -154,22 +158,16 @@ def stabilize_with_flow(stylized: Tensor, flow: Flow, content: Tensor | None, st
 
 
 @operation("flow.stabilize")
-class StabilizeVideo(Operation):
-    """The stylized clip first, its content second; nothing is kept but the last frame of both."""
+class StabilizeFrames(Operation):
+    """A stylized clip, stabilized by the motion of its content."""
+
+    stylized: Operation
+    content: Operation
+    strength: float
+    method: str
+    files: tuple[Path, ...] = ()  # what the method loads
 
     sequential = True
 
-    def start(self, clip: Clip) -> None:
-        self._run = Stabilizer(float(self.params["strength"]), str(self.params["method"]))
-
-    def run(self, frames: Tensor, *others: Tensor, window: Window) -> Tensor:
-        return torch.stack([self._run.push(*pair) for pair in zip(frames, others[0], strict=True)])
-
-    def state(self) -> dict[str, Tensor]:
-        return self._run.state()
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        self._run.restore(state)
-
-    def stop(self) -> None:
-        del self._run
+    def start(self) -> Worker:
+        return Stabilizer(self.strength, self.method)

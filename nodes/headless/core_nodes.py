@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate
 
 from .. import host
 from ..common import pictures
-from ..video.reel import LazyVideo
+from ..video.lazy_video import LazyVideo
 
 
 class CoreLoadImage:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from ..common.contact_sheet import spread
 from ..flow.estimate import estimate
-from ..video.reel import LazyVideo
+from ..video.lazy_video import LazyVideo
 
 log = logging.getLogger("reelbrush")
 ENDINGS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif")

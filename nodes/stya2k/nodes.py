@@ -1,7 +1,7 @@
 """StyA2K nodes: declarations. Files are in checkpoint.py, stylizing in stylize.py, training in train.py."""
 
 from .. import host
-from ..video.reel import LazyVideo
+from ..video.lazy_video import LazyVideo
 from . import library
 from .attention import KINDS, MODES
 from .style import PRECISIONS, load_model, make_style, mix_styles

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import host
+from ..video.operation import tensor_digest
 from . import checkpoint
 
 log = logging.getLogger("reelbrush")
@@ -86,26 +87,26 @@ def _compiled(plain: Callable) -> Callable:
     return call
 
 
-class Picture:
-    """A style picture [1, h, w, 3] and, once it was needed, what a model keeps of it."""
+_encoded: WeakKeyDictionary[Model, dict[str, Any]] = WeakKeyDictionary()
+_ENCODED = 16  # pictures kept per model
 
-    def __init__(self, image: Tensor):
-        self.image = image
-        self._codes: WeakKeyDictionary[Model, Any] = WeakKeyDictionary()  # mixing may bring another model
 
-    def code(self, model: Model, network: torch.nn.Module) -> Any:
-        """The picture encoded, once for all frames and all mixes."""
-        if model not in self._codes:
-            planes = self.image.permute(0, 3, 1, 2).to(host.device(), model.dtype)
-            self._codes[model] = network.encode_style(planes.contiguous(memory_format=torch.channels_last))
-        return self._codes[model]
+def encoded(model: Model, network: torch.nn.Module, picture: Tensor) -> Any:
+    """A style picture [1, h, w, 3] as the network needs it. Encoded once, for all clips and mixes."""
+    kept, key = _encoded.setdefault(model, {}), tensor_digest(picture)
+    if key not in kept:
+        planes = picture.permute(0, 3, 1, 2).to(host.device(), model.dtype)
+        kept[key] = network.encode_style(planes.contiguous(memory_format=torch.channels_last))
+        if len(kept) > _ENCODED:
+            del kept[next(iter(kept))]
+    return kept[key]
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A style picture, its weight, and where (mask [1 or N, H, W])."""
+    """A style picture [1, h, w, 3], its weight, and where it applies (mask [1 or N, H, W])."""
 
-    picture: Picture
+    picture: Tensor
     weight: float = 1.0
     mask: Tensor | None = None
 
@@ -145,7 +146,7 @@ def make_style(model: Model, pictures: Tensor, weights: str = "", size: int = 51
     return Style(
         model,
         tuple(
-            Part(Picture(fit_picture(p[None], size)), share / sum(shares))
+            Part(fit_picture(p[None], size), share / sum(shares))
             for p, share in zip(pictures, shares, strict=True)
             if share > 0
         ),

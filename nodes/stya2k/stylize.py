@@ -7,6 +7,7 @@ decoder loses of the content: 0 is the input, 1 is the method, no jump between.
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import host
-from ..video.reel import Clip, Operation, Window, operation
+from ..video.lazy_video import LazyVideo
+from ..video.operation import Operation, Window, Worker, operation
 from . import tiles
 from .attention import MODES
-from .style import Part, Picture, Style, load_model, resize_mask
+from .style import Part, Style, encoded, load_model, resize_mask
 
 log = logging.getLogger("reelbrush")
 LUMA = (0.2126, 0.7152, 0.0722)
@@ -32,15 +34,16 @@ class Look:
     attention: str | None = None
 
 
-class Stylizer:
-    """A style at work on frames of one size; networks are loaded when it is made."""
+class Stylizer(Worker):
+    """Stylizes frames of one size. The network is loaded when it is made."""
 
     def __init__(self, style: Style, look: Look, size: tuple[int, int], tile: int = 0):
         if look.attention not in (None, *MODES):
             raise ValueError(f"attention {look.attention!r} is not known: one of {', '.join(MODES)}")
         self.style, self.look, self.size, self.tile = style, look, size, tile
         self.network = style.model.load()
-        self.codes = [part.picture.code(style.model, self.network) for part in style.parts]
+        self.codes = [encoded(style.model, self.network, part.picture) for part in style.parts]
+        self.batch, self.device, self.dtype = self.chunk(), host.device(), style.model.dtype
 
     def chunk(self, wanted: int = 0) -> int:
         """Frames per call: as asked, else what free memory allows (on a CPU more than 2 gain nothing)."""
@@ -51,8 +54,11 @@ class Stylizer:
         need = self.network.bytes_per_pixel * element * self.size[0] * self.size[1]
         return int(max(1, min(2 if where.type == "cpu" else 16, host.free_memory(where) * 0.6 // need)))
 
-    def __call__(self, frames: Tensor, index: int = 0) -> Tensor:
-        """Frames [n, H, W, 3] from number `index` of the clip on; fewer at once when memory ends."""
+    def __call__(self, frames: Tensor, *, window: Window) -> Tensor:
+        return self.run(frames, window.index)
+
+    def run(self, frames: Tensor, index: int = 0) -> Tensor:
+        """Frames [n, H, W, 3] from number `index` of the clip on; fewer at once when memory is short."""
         try:
             return self._finish(frames, self._stylize(frames, index))
         except Exception as error:
@@ -62,7 +68,7 @@ class Stylizer:
         if len(frames) > 1:
             n = len(frames) // 2
             log.info("out of memory: %d frames at a time", n)
-            return torch.cat([self(frames[:n], index), self(frames[n:], index + n)])
+            return torch.cat([self.run(frames[:n], index), self.run(frames[n:], index + n)])
         if any(how.count for how in self.network.arithmetic):
             raise RuntimeError(
                 f"a frame of {self.size[1]}x{self.size[0]} does not fit into memory, and this model cuts "
@@ -76,7 +82,7 @@ class Stylizer:
             )
         log.info("out of memory: tiles of %d", smaller)
         self.tile = smaller
-        return self(frames, index)
+        return self.run(frames, index)
 
     def _planes(self, frames: Tensor) -> Tensor:
         planes = frames[..., :3].permute(0, 3, 1, 2).to(host.device(), self.style.model.dtype)
@@ -142,10 +148,10 @@ class Stylizer:
         return out
 
     def _finish(self, frames: Tensor, made: Tensor) -> Tensor:
-        out = made.float().permute(0, 2, 3, 1).to(frames.device).contiguous()
+        out = made.permute(0, 2, 3, 1).to(frames).contiguous()
         if self.look.keep_color:
             luma = torch.tensor(LUMA, device=out.device)
-            out = frames[..., :3] + ((out - frames[..., :3]) @ luma)[..., None]
+            out = frames[..., :3] + ((out - frames[..., :3]).float() @ luma)[..., None].to(out)
         return out.clamp_(0, 1)
 
 
@@ -180,55 +186,47 @@ def stylize(style: Style, images: Tensor, look: Look, chunk: int = 0) -> Tensor:
     size, out = run.chunk(chunk), torch.empty_like(images[..., :3])
     with host.progress(len(images), "Stylizing") as bar:
         for i in range(0, len(images), size):
-            out[i : i + size] = run(images[i : i + size], i)
+            out[i : i + size] = run.run(images[i : i + size], i)
             bar.step(len(images[i : i + size]), preview=out[i])
     return out
 
 
 @operation("stya2k.stylize")
-class StylizeVideo(Operation):
-    """Frames are independent of each other; the style is encoded when the run starts."""
+class StylizeFrames(Operation):
+    """A clip in a style. Frames are independent of each other."""
 
-    def start(self, clip: Clip) -> None:
-        given = self.params
-        model = load_model(self.files["model"], given["precision"], given["compiled"])
-        parts = [
-            Part(Picture(self.tensors[f"picture{i}"]), weight, self.tensors.get(f"mask{i}"))
-            for i, weight in enumerate(given["weights"])
-        ]
-        look = Look(given["strength"], given["keep_color"])
-        self._run = Stylizer(Style(model, tuple(parts)), look, (clip.height, clip.width))
-        self._chunk = self._run.chunk()
+    source: Operation
+    model: Path
+    precision: str
+    compiled: bool
+    pictures: tuple[Tensor, ...]
+    weights: tuple[float, ...]
+    masks: tuple[Tensor | None, ...]
+    strength: float
+    keep_color: bool
 
-    def run(self, frames: Tensor, *others: Tensor, window: Window) -> Tensor:
-        outs = []
-        for i in range(0, len(frames), self._chunk):
-            host.check_interrupt()
-            outs.append(self._run(frames[i : i + self._chunk], window.index + i))
-        return torch.cat(outs)
-
-    def stop(self) -> None:
-        self.__dict__.pop("_run", None)
+    def start(self) -> Worker:
+        parts = zip(self.pictures, self.weights, self.masks, strict=True)
+        style = Style(
+            load_model(self.model, self.precision, self.compiled), tuple(Part(*part) for part in parts)
+        )
+        return Stylizer(style, Look(self.strength, self.keep_color), (self.clip.height, self.clip.width))
 
 
-def stylize_video(style: Style, video: Any, look: Look) -> Any:
+def stylize_video(style: Style, video: LazyVideo, look: Look) -> LazyVideo:
     """A lazy VIDEO in the style."""
     if look.strength == 0:
         return video
     _check_masks(style, video.frame_count, "clip")
-    tensors = {f"picture{i}": p.picture.image for i, p in enumerate(style.parts)}
-    tensors |= {f"mask{i}": p.mask for i, p in enumerate(style.parts) if p.mask is not None}
-    params = {
-        "weights": [p.weight for p in style.parts],
-        "strength": look.strength,
-        "keep_color": look.keep_color,
-        "precision": style.model.precision,
-        "compiled": style.model.compiled,
-    }
     return video.then(
-        "stya2k.stylize",
-        params,
-        tensors=tensors,
-        files={"model": style.model.path},
+        StylizeFrames,
+        model=Path(style.model.path),
+        precision=style.model.precision,
+        compiled=style.model.compiled,
+        pictures=tuple(part.picture for part in style.parts),
+        weights=tuple(part.weight for part in style.parts),
+        masks=tuple(part.mask for part in style.parts),
+        strength=float(look.strength),
+        keep_color=look.keep_color,
         node="StyA2K Stylize Video",
     )

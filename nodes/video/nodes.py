@@ -1,10 +1,10 @@
-"""Video nodes: declarations. Chains are in reel.py, saving in save.py, files in codec/."""
+"""Video nodes: declarations. Clips are in lazy_video.py, saving in save.py, files in codec/."""
 
 from .. import host
 from ..common.contact_sheet import contact_sheet, spread
 from . import codec
 from . import vae as vae_room
-from .reel import LazyVideo
+from .lazy_video import LazyVideo
 from .save import Format, save
 
 CATEGORY = "ReelBrush/Video"
@@ -94,11 +94,11 @@ class SaveVideo:
         target, subfolder = host.numbered(filename_prefix, suffix, (clip.width, clip.height))
         metadata = {**(extra_pnginfo or {}), **({"prompt": prompt} if prompt else {})}
         save(
-            clip.node,
+            clip.operation,
             target,
             Format(container, codec, quality),
             metadata=metadata if host.keeps_metadata() else {},
-            audio_from=None if audio_from is None else LazyVideo.of(audio_from).node,
+            audio_from=None if audio_from is None else LazyVideo.of(audio_from).operation,
             resume=resume,
             label="Saving video",
         )

@@ -1,15 +1,14 @@
-"""Saving a clip: the chain's frames stream into an encoder that works in a thread of its own.
+"""Saving a clip: frames stream into an encoder, which works in a thread of its own.
 
-What is written stands under a dot-named temporary until it is whole; an interrupt or a fault leaves
-nothing under the final name.
+The file is written under a temporary name. After a cancel or an error nothing is left of it.
 """
 
 import io
 import os
 import queue
-import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -17,17 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from .. import host
-from . import chain, codec
-from .pipeline import Pipeline
-from .spool import Spool, SpoolStream
-from .streams import Batch, PixelStream, Stream
+from ..common.files import replacing
+from . import codec
+from .batch import Batch
+from .frame_cache import pixel_batches
+from .operation import Operation
+from .sources import FileSource, FrameSource, LatentSource, Trim
 
 Target = str | os.PathLike | io.BytesIO
 
 
 @dataclass(frozen=True)
 class Format:
-    """How a clip is written; `quality` is the codec's constant rate factor."""
+    """How a clip is written. `quality` is the codec's constant rate factor."""
 
     container: str = "mp4"
     codec: str = "auto"
@@ -37,23 +38,28 @@ class Format:
 
 
 class Sound:
-    """The sound that goes with a chain: where it comes from, and which part of it."""
+    """The sound that belongs to a graph: where it comes from, and which part of it."""
 
-    def __init__(self, node: chain.Node, audio_from: chain.Node | None = None):
-        self._replaced = audio_from is not None
-        node, self._trimmed, frame = audio_from or node, False, 0
-        while node.inputs or (isinstance(node, chain.LatentSource) and node.like):
-            self._trimmed |= isinstance(node, chain.Trim)
-            frame = node.input_index(frame)
-            node = node.inputs[0] if node.inputs else node.like
-        self._from = frame / node.clip.fps
-        self.file = node.source if isinstance(node, chain.FileSource) and node.info.has_audio else None
-        self._waveform = node.audio if isinstance(node, chain.FrameSource) else None
+    def __init__(self, op: Operation, audio_from: Operation | None = None):
+        self._replaced, self._trimmed = audio_from is not None, False
+        source, frame = audio_from or op, 0
+        while True:
+            if source.inputs:
+                self._trimmed |= isinstance(source, Trim)
+                frame = source.input_frame(frame)
+                source = source.inputs[0]
+            elif isinstance(source, LatentSource) and source.like:
+                source = source.like
+            else:
+                break
+        self._from = frame / source.clip.fps
+        self.file = source.source if isinstance(source, FileSource) and source.info.has_audio else None
+        self._waveform = source.audio if isinstance(source, FrameSource) else None
 
     def begin(self, first: Fraction) -> Fraction | None:
-        """Where it begins, in seconds, for a clip whose first frame is at `first`; None: it is untouched.
+        """Where it begins, in seconds, for a clip whose first frame is at `first`. None: all of it is used.
 
-        Sound that has a beginning of its own also ends with the last frame.
+        Sound that has a beginning also ends with the last frame.
         """
         if self._replaced:
             return self._from
@@ -66,24 +72,6 @@ class Sound:
         rate = self._waveform["sample_rate"]
         part = slice(round(begin * rate), None if end is None else round(end * rate))
         return {**self._waveform, "waveform": self._waveform["waveform"][..., part]}
-
-
-def frames_of(node: chain.Node, *, resume: bool = True) -> Stream:
-    """The frames of a chain as pixels; through the spool when they are costly and `resume` is on."""
-    if resume and node.costly:
-        return SpoolStream(Spool(node))
-    return _Owning(Pipeline({node: 0}), node.clip)
-
-
-class _Owning(PixelStream):
-    """Pixels of a run of their own."""
-
-    def __init__(self, pipeline: Pipeline, clip: chain.Clip):
-        super().__init__(pipeline.feeds[0], clip)
-        self._pipeline = pipeline
-
-    def close(self) -> None:
-        self._pipeline.close()
 
 
 class _Encoder:
@@ -102,105 +90,95 @@ class _Encoder:
                 try:
                     for frame, time in zip(batch.frames, batch.times, strict=True):
                         self._writer.write(frame, time)
-                except BaseException as error:  # raised on the computing thread, which goes on feeding
+                except BaseException as error:  # raised on the computing thread
                     self._error = error
 
     def put(self, batch: Batch) -> None:
         self._queue.put(batch)
-        self._raise()
-
-    def finish(self) -> None:
-        self.stop()
-        self._raise()
-
-    def stop(self) -> None:
-        if self._thread.is_alive():
-            self._queue.put(None)
-            self._thread.join()
-
-    def _raise(self) -> None:
         if self._error is not None:
             raise self._error
 
+    def stop(self) -> None:
+        """Wait until all frames are encoded."""
+        self._queue.put(None)
+        self._thread.join()
+
+
+@contextmanager
+def _encoding(writer: codec.Writer) -> Iterator[_Encoder]:
+    encoder = _Encoder(writer)
+    try:
+        yield encoder
+    finally:
+        encoder.stop()
+    if encoder._error is not None:
+        raise encoder._error
+
 
 def save(
-    node: chain.Node,
+    op: Operation,
     target: Target,
-    how: Format,
+    form: Format,
     *,
     metadata: Mapping[str, Any] | None = None,
-    audio_from: chain.Node | None = None,
+    audio_from: Operation | None = None,
     resume: bool = True,
     label: str = "Saving",
 ) -> int:
-    """Write a chain to a file, a folder of PNG frames or a BytesIO; the number of frames."""
-    clip = node.clip
+    """Write a graph's frames to a file, a folder of PNG frames or a BytesIO. Gives the number of frames."""
+    in_memory = isinstance(target, io.BytesIO)
+    if in_memory and form.container == "png":
+        raise ValueError("PNG frames need a folder: choose mp4, mkv, webm, mov or gif")
     done = 0
-    if isinstance(target, io.BytesIO) and how.container == "png":
-        raise ValueError(
-            "png frames are a folder, which bytes cannot hold: choose mp4, mkv, webm, mov or gif"
-        )
-    frames = frames_of(node, resume=resume)
-    temporary: Path | io.BytesIO = target if isinstance(target, io.BytesIO) else _temporary(Path(target))
     try:
-        first = frames.next()
-        if first is None:
-            raise ValueError("the clip has no frames")
         with (
-            host.progress(clip.frame_count, label) as bar,
-            _open(temporary, node, how, first, metadata, audio_from) as writer,
+            closing(pixel_batches(op, resume=resume)) as batches,
+            nullcontext(target) if in_memory else replacing(target) as path,
+            host.progress(op.clip.frame_count, label) as bar,
         ):
-            encoder = _Encoder(writer)
-            try:
-                batch: Batch | None = first
+            batch = next(batches, None)
+            if batch is None:
+                raise ValueError("the clip has no frames")
+            with _open(path, op, form, batch, metadata, audio_from) as writer, _encoding(writer) as encoder:
                 while batch is not None:
                     encoder.put(batch)
                     done += len(batch)
                     bar.step(len(batch), partial(codec.to_float, batch.frames[-1][..., :3]))
-                    batch = frames.next()
-                encoder.finish()
-            finally:
-                encoder.stop()
-        if isinstance(temporary, Path):
-            _into_place(temporary, Path(target))
-        return done
+                    batch = next(batches, None)
     except BaseException:
-        kept = "; finished ones are kept: run it again to go on" if resume and node.costly else ""
-        host.log.info("stopped after %d of %d frames%s", done, clip.frame_count, kept)
-        if isinstance(temporary, Path):
-            _remove(temporary)
+        kept = "; finished frames are kept: run it again to continue" if resume and op.cached else ""
+        host.log.info("stopped after %d of %d frames%s", done, op.clip.frame_count, kept)
         raise
-    finally:
-        frames.close()
+    return done
 
 
 def _open(
     target: Path | io.BytesIO,
-    node: chain.Node,
-    how: Format,
+    op: Operation,
+    form: Format,
     first: Batch,
     metadata: Mapping[str, Any] | None,
-    audio_from: chain.Node | None,
+    audio_from: Operation | None,
 ) -> codec.Writer:
     height, width, channels = first.frames.shape[1:]
-    clip, sound = node.clip, Sound(node, audio_from)
+    sound = Sound(op, audio_from)
     begin = sound.begin(first.times[0])
     info = replace(
-        _template(node),
+        _source_info(op),
         width=width,
         height=height,
-        fps=clip.fps,
-        frame_count=clip.frame_count,
+        fps=op.clip.fps,
+        frame_count=op.clip.frame_count,
         alpha=channels == 4,
-        bit_depth=how.bit_depth or clip.bit_depth,
+        bit_depth=form.bit_depth or op.clip.bit_depth,
     )
     return codec.Writer(
         target,
         info,
-        container=how.container,
-        codec=how.codec,
-        quality=how.quality,
-        preset=how.preset,
+        container=form.container,
+        codec=form.codec,
+        quality=form.quality,
+        preset=form.preset,
         metadata=dict(metadata or {}),
         audio_from=sound.file,
         audio=sound.waveform(begin),
@@ -209,30 +187,11 @@ def _open(
     )
 
 
-def _template(node: chain.Node) -> codec.VideoInfo:
-    """Colour tags, pixel shape and the like come from the file at the chain's root."""
-    while node.inputs:
-        node = node.inputs[0]
-    if isinstance(node, chain.FileSource):
-        return node.info
-    clip = node.clip
+def _source_info(op: Operation) -> codec.VideoInfo:
+    """Colour tags, pixel shape and the like come from the file that the graph begins with."""
+    while op.inputs:
+        op = op.inputs[0]
+    if isinstance(op, FileSource):
+        return op.info
+    clip = op.clip
     return codec.VideoInfo(clip.width, clip.height, clip.fps, clip.frame_count, True)
-
-
-def _temporary(target: Path) -> Path:
-    """A dot-named sibling, so that no counter and no listing ever sees it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return target.with_name(f".{target.name}.{os.getpid()}.part")
-
-
-def _into_place(temporary: Path, target: Path) -> None:
-    if temporary.is_dir() and target.is_dir():
-        shutil.rmtree(target)
-    temporary.replace(target)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

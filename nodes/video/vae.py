@@ -1,14 +1,16 @@
-"""A VAE over a clip: frames encoded in a stream, latents decoded as they are saved."""
+"""A VAE over a clip: frames are encoded in a stream, latents are decoded as they are saved."""
 
 import hashlib
+from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import host
-from . import chain
-from .reel import Clip, LazyVideo, Operation, Window, operation
+from .lazy_video import LazyVideo
+from .operation import Held, Operation, Worker, operation, tensor_digest
+from .sources import LatentSource
 
 
 def encode(video: LazyVideo, vae: Any) -> Tensor:
@@ -19,7 +21,7 @@ def encode(video: LazyVideo, vae: Any) -> Tensor:
             latent = vae.encode(frames)
             if latent.ndim != 4:
                 raise ValueError(
-                    "this VAE joins frames in time (a video model's): use core VAE Encode instead"
+                    "this VAE belongs to a video model and compresses time: use core VAE Encode instead"
                 )
             parts.append(latent.to("cpu"))
             bar.step(len(frames), frames[-1])
@@ -27,15 +29,13 @@ def encode(video: LazyVideo, vae: Any) -> Tensor:
 
 
 def decode(latents: Tensor, vae: Any, fps: float, like: LazyVideo | None) -> LazyVideo:
-    """A lazy clip whose frames are decoded when somebody wants them."""
+    """A lazy clip whose frames are decoded when they are needed."""
     if latents.ndim != 4:
         raise ValueError(f"latents of frames are [N, C, h, w], these are {tuple(latents.shape)}")
-    rate = chain.Fraction(fps).limit_denominator(100_000) if like is None else like.fps
-    source = chain.LatentSource(latents.detach().to("cpu"), rate, None if like is None else like.node)
-    params = {"scale": _scale(vae)}
-    return LazyVideo(source).then(
-        "video.vae_decode", params, objects={f"vae:{_mark(vae)}": vae}, node="Decode Video (VAE)"
-    )
+    rate = Fraction(fps).limit_denominator(100_000) if like is None else like.fps
+    source = LatentSource(latents.detach().to("cpu"), rate, None if like is None else like.operation)
+    held = Held(vae, _digest(vae))
+    return LazyVideo(source).then(DecodeLatents, held, _scale(vae), node="Decode Video (VAE)")
 
 
 def _per_call(width: int, height: int) -> int:
@@ -49,25 +49,30 @@ def _scale(vae: Any) -> int:
         return 8
 
 
-def _mark(vae: Any) -> str:
-    """A name for a VAE's content, so that what was decoded with another one is never reused."""
+def _digest(vae: Any) -> str:
+    """Names a VAE's content, so that frames that another one decoded are not reused."""
     digest = hashlib.sha256()
     for key, weight in sorted(vae.get_sd().items()):
-        digest.update(key.encode())
-        digest.update(weight.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+        digest.update(f"{key} {tensor_digest(weight)}".encode())
+    return digest.hexdigest()
 
 
 @operation("video.vae_decode")
-class Decode(Operation):
+class DecodeLatents(Operation):
     """Latents [n, h, w, C] to frames."""
 
+    source: Operation
+    vae: Held
+    scale: int
+
     def size(self, width: int, height: int) -> tuple[int, int]:
-        return width * self.params["scale"], height * self.params["scale"]
+        return width * self.scale, height * self.scale
 
-    def start(self, clip: Clip) -> None:
-        (self._vae,) = self.objects.values()
+    def start(self) -> Worker:
+        worker = Worker(self._decode)
+        worker.batch = _per_call(self.clip.width, self.clip.height)
+        return worker
 
-    def run(self, frames: Tensor, *others: Tensor, window: Window) -> Tensor:
-        images = self._vae.decode(frames.permute(0, 3, 1, 2).contiguous())
+    def _decode(self, latents: Tensor) -> Tensor:
+        images = self.vae.value.decode(latents.permute(0, 3, 1, 2).contiguous())
         return images.reshape(-1, *images.shape[-3:])[..., :3].clamp(0, 1)

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from reelbrush.nodes.attnstyle import style
 from reelbrush.nodes.attnstyle.network import AttnStyleNet
 from reelbrush.nodes.attnstyle.style import TextStyle, apply, changed, load, save
-from reelbrush.nodes.video.reel import LazyVideo
+from reelbrush.nodes.video.lazy_video import LazyVideo
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from reelbrush.__main__ import main
 from reelbrush.nodes.flow import store
-from reelbrush.nodes.video.reel import LazyVideo
+from reelbrush.nodes.video.lazy_video import LazyVideo
 
 from .scenes import flickering, sliding
 

@@ -11,7 +11,7 @@ from reelbrush.nodes.flow import measure
 from reelbrush.nodes.flow.conventions import CHOICES, PRESETS, convention, soft_reliability
 from reelbrush.nodes.flow.estimate import Flow
 from reelbrush.nodes.flow.report import Report
-from reelbrush.nodes.video.reel import LazyVideo
+from reelbrush.nodes.video.lazy_video import LazyVideo
 
 from .scenes import exact, flickering, sample_scene, sliding, uniform
 

@@ -9,7 +9,7 @@ import torch
 from reelbrush.nodes.flow import measure
 from reelbrush.nodes.flow.conventions import convention
 from reelbrush.nodes.flow.stabilize import Stabilizer, stabilize, stabilize_with_flow
-from reelbrush.nodes.video.reel import LazyVideo
+from reelbrush.nodes.video.lazy_video import LazyVideo
 
 from .scenes import exact, flickering, occluder, sample_scene, texture
 

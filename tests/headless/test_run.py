@@ -13,7 +13,7 @@ from reelbrush.nodes.headless.read import parse
 from reelbrush.nodes.headless.run import render
 from reelbrush.nodes.sample import files as sample
 from reelbrush.nodes.video import codec
-from reelbrush.nodes.video.reel import LazyVideo
+from reelbrush.nodes.video.lazy_video import LazyVideo
 
 CLIP = {
     "1": {"class_type": "LoadVideo", "inputs": {"file": "clip.mp4"}},

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from reelbrush.nodes.video.reel import LazyVideo
+from reelbrush.nodes.video.lazy_video import LazyVideo
 
 
 @dataclass

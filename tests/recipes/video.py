@@ -3,7 +3,7 @@
 import torch
 from every_node import Recipe, clip, picture
 
-from reelbrush.nodes.video.reel import LazyVideo
+from reelbrush.nodes.video.lazy_video import LazyVideo
 
 
 class Vae:

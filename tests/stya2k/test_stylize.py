@@ -13,7 +13,7 @@ from reelbrush.nodes.stya2k.small import Block, SmallStyA2K
 from reelbrush.nodes.stya2k.style import Model, load_model, make_style, mix_styles
 from reelbrush.nodes.stya2k.stylize import LUMA, Look, Stylizer, stylize, stylize_video
 from reelbrush.nodes.stya2k.tiles import boxes
-from reelbrush.nodes.video.reel import LazyVideo
+from reelbrush.nodes.video.lazy_video import LazyVideo
 
 
 @pytest.fixture

@@ -395,7 +395,7 @@ def test_the_papers_size_needs_vgg(judge):
 def test_clips_give_pairs_with_motion(tmp_path):
     from fractions import Fraction
 
-    from reelbrush.nodes.video.reel import LazyVideo
+    from reelbrush.nodes.video.lazy_video import LazyVideo
 
     g = torch.Generator().manual_seed(0)
     wide = functional.interpolate(torch.rand(1, 3, 10, 16, generator=g), (80, 128), mode="bicubic").clamp(

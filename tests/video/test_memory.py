@@ -8,18 +8,20 @@ import torch
 
 from reelbrush.nodes import host
 from reelbrush.nodes.host import memory
-from reelbrush.nodes.video import streams
-from reelbrush.nodes.video.reel import LazyVideo, Operation, operation
+from reelbrush.nodes.video import run as run_module
+from reelbrush.nodes.video.lazy_video import LazyVideo
+from reelbrush.nodes.video.operation import Operation, Worker, operation
 
 STATM = Path("/proc/self/statm")
 
 
-@operation("test.pass")
-class Pass(Operation):
+@operation("test.unchanged")
+class Unchanged(Operation):
+    source: Operation
     costly = False
 
-    def run(self, frames, *others, window):
-        return frames
+    def start(self):
+        return Worker(lambda frames: frames)
 
 
 def resident():
@@ -60,8 +62,8 @@ def test_within_the_pause_nothing_is_trimmed(trims):
 
 
 def test_a_run_trims_when_it_ends(home, trims, monkeypatch):
-    monkeypatch.setattr(streams, "_TRIM", 1000.0)  # however slow this machine is
-    clip = LazyVideo.from_frames(torch.rand(80, 8, 8, 3), 25).then("test.pass", {})
+    monkeypatch.setattr(run_module, "_TRIM", 1000.0)  # however slow this machine is
+    clip = LazyVideo.from_frames(torch.rand(80, 8, 8, 3), 25).then(Unchanged)
     run = clip.chunks(16)
     next(run)
     assert len(trims) == 1  # the first of the pause

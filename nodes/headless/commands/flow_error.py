@@ -10,7 +10,7 @@ from ...flow import measure, store
 from ...flow.charts import error_heatmap, error_plot
 from ...flow.conventions import CHOICES, PRESETS, convention
 from ...flow.estimate import METHODS
-from ...video.reel import LazyVideo
+from ...video.lazy_video import LazyVideo
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,222 @@
+"""The frame cache: finished frames of a costly graph, kept losslessly on disk by its fingerprint.
+
+It serves two purposes: a save that was interrupted continues where it stopped, and a second reader of the
+same graph (another format, the optical-flow error) reads frames instead of computing them.
+Frames lie in chunks in `output/.reelbrush/<fingerprint>/`, with the states of sequential operations at the
+last chunk border. They are kept as integers of the clip's bit depth, which is what every reader at the
+end of a graph gets, so results never depend on what the cache holds.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from fractions import Fraction
+from pathlib import Path
+
+from .. import host
+from ..common.files import replacing
+from . import codec
+from .batch import Batch, FrameBuffer
+from .operation import Operation
+from .run import Run, States
+
+_CHUNK_BYTES = 8 << 20
+_FORMAT = 2  # of the folder's content
+
+
+def root() -> Path:
+    """Where all caches live."""
+    return host.folder("output") / ".reelbrush"
+
+
+def limit() -> int:
+    """Bytes that all caches may take (REELBRUSH_SPOOL_GB, 8 unless set). The oldest are removed first."""
+    gigabytes = os.environ.get("REELBRUSH_SPOOL_GB", "8")
+    try:
+        return int(float(gigabytes) * (1 << 30))
+    except ValueError:
+        raise ValueError(
+            f"REELBRUSH_SPOOL_GB is {gigabytes!r}: give a number of gigabytes, such as 8"
+        ) from None
+
+
+def pixel_batches(op: Operation, *, resume: bool = True) -> Iterator[Batch]:
+    """The frames of a graph as integers; through the cache when they are costly and `resume` is on."""
+    if resume and op.cached:
+        yield from FrameCache(op).batches()
+    else:
+        with Run({op: 0}) as run:
+            for batch in run.outputs[0].batches():
+                yield batch.as_pixels(op.clip.bit_depth)
+
+
+class FrameCache:
+    """The cached frames of one graph."""
+
+    def __init__(self, op: Operation):
+        self.op = op
+        clip = op.clip
+        frame = clip.width * clip.height * 3 * (1 + (clip.bit_depth > 8))
+        self.chunk = max(4, min(64, _CHUNK_BYTES // frame))  # frames
+        self.path = root() / f"{op.fingerprint[:32]}-{_FORMAT}"
+        self._writer: ThreadPoolExecutor | None = None
+        self._writing: Future | None = None
+        self._keeping = limit() > 0
+
+    def total(self) -> int | None:
+        """The number of frames, once a run has reached the end."""
+        try:
+            return int(json.loads((self.path / "done.json").read_text())["frames"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def has(self, number: int) -> bool:
+        """Whether a chunk is there."""
+        return self._file(number, "mkv").exists() and self._file(number, "json").exists()
+
+    def batches(self, run: Run | None = None, output: FrameBuffer | None = None) -> Iterator[Batch]:
+        """All frames: chunks that are there are read, the others are computed and kept.
+
+        `output` of a `run` from frame 0 is used to compute when the first chunk is absent.
+        """
+        try:
+            total, number = self.total(), 0
+            while total is None or number * self.chunk < total:
+                batch = self._read(number)
+                if batch is None:
+                    number = yield from self._compute(number, run, output)
+                    if number is None:
+                        return
+                else:
+                    yield batch
+                    number += 1
+                    if len(batch) < self.chunk:
+                        return
+        finally:
+            try:
+                self._wait()
+            finally:
+                if self._writer is not None:
+                    self._writer.shutdown()
+
+    def _compute(
+        self, number: int, run: Run | None, output: FrameBuffer | None
+    ) -> Generator[Batch, None, int | None]:
+        """Compute from chunk `number` on. Gives the next chunk that is there already, or None at the end."""
+        if number == 0 and output is not None:
+            return (yield from self._keep_all(0, run, output))
+        states = self._read_states(number)
+        with Run({self.op: number * self.chunk}, border=self.chunk, states=states) as own:
+            return (yield from self._keep_all(number, own, own.outputs[0]))
+
+    def _keep_all(self, number: int, run: Run, output: FrameBuffer) -> Generator[Batch, None, int | None]:
+        pending: list[Batch] = []
+        for batch in output.batches(self.chunk):
+            pixels = batch.as_pixels(self.op.clip.bit_depth)
+            pending.append(pixels)
+            yield pixels
+            if sum(map(len, pending)) == self.chunk:
+                self._keep(number, Batch.join(pending), run.states_before((number + 1) * self.chunk))
+                number, pending = number + 1, []
+                if self.has(number):
+                    return number
+        if pending:
+            self._keep(number, Batch.join(pending), {})
+        self._wait()
+        if self._keeping:
+            self._finish(output.end)
+        return None
+
+    # -- files
+
+    def _file(self, number: int, kind: str) -> Path:
+        return self.path / f"{number:05}.{kind}"
+
+    def _read(self, number: int) -> Batch | None:
+        """A chunk; None when it is absent or damaged, so that it is computed again."""
+        if not self.has(number):
+            return None
+        try:
+            times = tuple(map(Fraction, json.loads(self._file(number, "json").read_text())))
+            frames = codec.read_lossless(self._file(number, "mkv"))
+        except (OSError, ValueError, RuntimeError, TypeError) as error:
+            host.log.warning("a cached chunk cannot be read and is computed again: %s", error)
+            return None
+        return Batch(frames, times) if len(frames) == len(times) else None
+
+    def _read_states(self, number: int) -> States:
+        """The states before a chunk; without them computing begins at frame 0."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path, states = self._file(number, "safetensors"), {}
+        try:
+            tensors = load_file(path) if path.exists() else {}
+        except (OSError, SafetensorError) as error:
+            host.log.warning("a cached state cannot be read, computing begins at frame 0: %s", error)
+            return {}
+        for key, tensor in tensors.items():
+            fingerprint, index, name = key.split("/", 2)
+            states.setdefault(fingerprint, {}).setdefault(int(index), {})[name] = tensor
+        return states
+
+    def _keep(self, number: int, batch: Batch, states: States) -> None:
+        """Write a chunk in a thread, after the one before it."""
+        self._wait()
+        if self._keeping:
+            self._writer = self._writer or ThreadPoolExecutor(1, "reelbrush frame cache")
+            self._writing = self._writer.submit(self._write, number, batch, states)
+
+    def _write(self, number: int, batch: Batch, states: States) -> None:
+        from safetensors.torch import save_file
+
+        tensors = {
+            f"{fingerprint}/{index}/{name}": tensor.contiguous()
+            for fingerprint, kept in states.items()
+            for index, state in kept.items()
+            for name, tensor in state.items()
+        }
+        if tensors:
+            with replacing(self._file(number + 1, "safetensors")) as temporary:
+                save_file(tensors, temporary)
+            for old in self.path.glob("*.safetensors"):
+                if old < self._file(number, "safetensors"):
+                    old.unlink(missing_ok=True)
+        with replacing(self._file(number, "mkv")) as temporary:
+            codec.write_lossless(temporary, batch.frames)
+        with replacing(self._file(number, "json")) as temporary:
+            temporary.write_text(json.dumps([str(t) for t in batch.times]))
+        if prune(keep=self.path) < 0:
+            raise OSError(f"they take all of the {limit() / 2**30:.3g} GB of REELBRUSH_SPOOL_GB")
+
+    def _wait(self) -> None:
+        """Wait for the chunk that is being written. A render goes on when its frames cannot be kept."""
+        writing, self._writing = self._writing, None
+        try:
+            if writing is not None:
+                writing.result()
+        except (OSError, RuntimeError, ValueError) as error:
+            host.log.warning("frames are no longer kept for resuming: %s", error)
+            self._keeping = False
+
+    def _finish(self, frames: int) -> None:
+        with replacing(self.path / "done.json") as temporary:
+            temporary.write_text(json.dumps({"frames": frames}))
+
+
+def prune(keep: Path) -> int:
+    """Remove the oldest caches until the rest fits the limit. Gives the bytes that are left of it."""
+    others = (p for p in root().iterdir() if p.is_dir() and p != keep)
+    left = limit() - _bytes(keep)
+    for path in sorted(others, key=lambda p: p.stat().st_mtime, reverse=True):
+        if _bytes(path) <= left:
+            left -= _bytes(path)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+    return left
+
+
+def _bytes(path: Path) -> int:
+    return sum(f.stat().st_size for f in path.glob("*") if f.is_file())

@@ -1,0 +1,287 @@
+"""`LazyVideo`: ComfyUI's VIDEO type over a graph of operations. Frames are computed when it is saved.
+
+It subclasses the host's VIDEO base class where there is one, and has the methods that newer versions of
+ComfyUI call (trim, crop, resize, bit depth, more options of `save_to`), so core nodes accept it.
+"""
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import host
+from . import codec
+from .batch import FrameBuffer, as_floats
+from .frame_cache import FrameCache, pixel_batches
+from .operation import Clip, Operation
+from .run import Run, batches_of
+from .save import Format, Sound, Target, save
+from .sources import Crop, FileSource, FrameSource, Resize, Trim
+
+
+class LazyVideo(host.video_base()):
+    """A clip that is computed when it is saved or looked at, a few frames at a time."""
+
+    def __init__(self, operation: Operation):
+        self.operation = operation
+
+    # -- making one
+
+    @classmethod
+    def of(cls, video: Any) -> "LazyVideo":
+        """A host's VIDEO as a lazy one. A lazy one comes back as it is."""
+        if isinstance(video, cls):
+            return video
+        file = host.video_file(video)
+        if file is not None:
+            lazy = cls.from_file(file)
+            start, duration = getattr(video, "get_active_trim_window", lambda: (0.0, 0.0))()
+            trimmed = lazy.as_trimmed(start, duration) if start or duration else lazy
+            if trimmed is None:
+                raise ValueError(f"the trim begins at {start:g} s, after the end of the clip: begin earlier")
+            return trimmed
+        if not hasattr(video, "get_components"):
+            raise ValueError(
+                f"a VIDEO is needed, not {type(video).__name__}: connect Load Video or Create Video"
+            )
+        components = video.get_components()
+        return cls.from_frames(components.images, Fraction(components.frame_rate), components.audio)
+
+    @classmethod
+    def from_file(cls, source: str | os.PathLike | io.BytesIO) -> "LazyVideo":
+        """A file, a folder of PNG frames, or the bytes of a file."""
+        return cls(FileSource(source if isinstance(source, io.BytesIO) else Path(source)))
+
+    @classmethod
+    def from_frames(cls, frames: Tensor, fps: Fraction | float, audio: dict | None = None) -> "LazyVideo":
+        """An IMAGE batch with a frame rate."""
+        return cls(FrameSource(frames, Fraction(fps).limit_denominator(100_000), audio))
+
+    def then(self, operation: type[Operation], *fields: Any, node: str = "", **named: Any) -> "LazyVideo":
+        """This clip through an operation. `node` is the node's name, for errors that surface late."""
+        context = host.executing_node()
+        label = f"{node} (node {context.node_id})" if node and context is not None else node
+        return LazyVideo(operation(self.operation, *fields, **named, label=label))
+
+    def trim(self, start: int = 0, frames: int = 0, every: int = 1) -> "LazyVideo":
+        """Frames start, start + every, ...; at most `frames` of them (0: all)."""
+        if start == 0 and frames == 0 and every == 1:
+            return self
+        return self.then(Trim, start, frames, every)
+
+    def resize(self, width: int, height: int, method: str = "area") -> "LazyVideo":
+        """Another size. The same size gives this clip back."""
+        if (width, height) == (self.width, self.height):
+            return self
+        return self.then(Resize, width, height, method, node="Resize")
+
+    def fit(self, max_side: int) -> "LazyVideo":
+        """Smaller when the longer side exceeds `max_side` (0: never). Sizes are even, the shape is kept."""
+        longer = max(self.width, self.height)
+        if not max_side or longer <= max_side:
+            return self
+        width, height = (
+            max(2, round(side * max_side / longer / 2) * 2) for side in (self.width, self.height)
+        )
+        return self.resize(width, height)
+
+    # -- properties
+
+    @property
+    def clip(self) -> Clip:
+        return self.operation.clip
+
+    @property
+    def width(self) -> int:
+        return self.clip.width
+
+    @property
+    def height(self) -> int:
+        return self.clip.height
+
+    @property
+    def fps(self) -> Fraction:
+        return self.clip.fps
+
+    @property
+    def frame_count(self) -> int:
+        """The number of frames; an estimate where the file does not give it."""
+        return self.clip.frame_count
+
+    # -- frames
+
+    def chunks(self, size: int = 16) -> Iterator[Tensor]:
+        """Frames [n, H, W, 3] in 0..1 as a saved file holds them, `size` at a time."""
+        for (chunk,) in in_step([self], size):
+            yield chunk
+
+    def first_frame(self) -> Tensor:
+        """The first frame [1, H, W, 3]: a cheap early check."""
+        with Run({self.operation: 0}, batch=1) as run:
+            for batch in run.outputs[0].batches():
+                return as_floats(batch.frames[:1])
+        raise ValueError("the clip has no frames")
+
+    def frames_at(self, numbers: list[int]) -> Tensor:
+        """Chosen frames [len(numbers), H, W, 3], in one pass up to the last of them."""
+        wanted, frames = set(numbers), {}
+        for at, frame in enumerate(f for chunk in self._pixels() for f in chunk):
+            if at in wanted:
+                frames[at] = codec.to_float(frame[..., :3])
+            if len(frames) == len(wanted):
+                break
+        if not frames:
+            raise ValueError("the clip has no frames")
+        last = max(frames)
+        return torch.stack([frames.get(n, frames[last]) for n in numbers])
+
+    def _pixels(self) -> Iterator[Tensor]:
+        return (batch.frames for batch in pixel_batches(self.operation))
+
+    # -- the host's VIDEO methods
+
+    def get_components(self) -> Any:
+        """All frames as one IMAGE batch, with sound. Here memory grows with the clip."""
+        clip = self.clip
+        size = clip.frame_count * clip.width * clip.height * 12
+        if size > host.free_memory(torch.device("cpu")):
+            raise RuntimeError(
+                f"{clip.frame_count} frames of {clip.width}x{clip.height} take {size / 2**30:.1f} GB as "
+                "images, more than is free: shorten it with Trim Video, or keep it a VIDEO and save that"
+            )
+        frames, times = [], []
+        with Run({self.operation: 0}) as run, host.progress(clip.frame_count, "Reading frames") as bar:
+            for batch in run.outputs[0].batches():
+                frames.append(as_floats(batch.frames))
+                times.extend(batch.times)
+                bar.step(len(batch))
+        if not frames:
+            raise ValueError("the clip has no frames")
+        audio = self._audio(times[0], times[-1] + 1 / clip.fps)
+        return host.video_components(torch.cat(frames), clip.fps, audio)
+
+    def _audio(self, first: Fraction, end: Fraction) -> dict | None:
+        sound = Sound(self.operation)
+        begin = sound.begin(first)
+        if sound.file is None:
+            return sound.waveform(begin, end)
+        return (
+            codec.read_audio(sound.file)
+            if begin is None
+            else codec.read_audio(sound.file, begin, end - begin)
+        )
+
+    def save_to(
+        self,
+        path: Target,
+        format: Any = "auto",
+        codec: Any = "auto",
+        metadata: dict | None = None,
+        *,
+        bit_depth: int | None = None,
+        crf: int | None = None,
+        preset: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Compute and write the clip. Core SaveVideo calls this. Unknown options are ignored."""
+        container = _name(format)
+        if container == "auto":
+            suffix = "" if isinstance(path, io.BytesIO) else Path(path).suffix.lstrip(".")
+            container = suffix.lower() or "mp4"
+        form = Format(container, _name(codec), crf, preset, bit_depth)
+        save(self.operation, path, form, metadata=metadata, label="Saving video")
+
+    def get_stream_source(self) -> str | io.BytesIO:
+        """A file without operations is its own stream. Anything else is rendered."""
+        if isinstance(self.operation, FileSource):
+            source = self.operation.source
+            return source if isinstance(source, io.BytesIO) else str(source)
+        buffer = io.BytesIO()
+        self.save_to(buffer)
+        buffer.seek(0)
+        return buffer
+
+    def get_dimensions(self) -> tuple[int, int]:
+        return self.width, self.height
+
+    get_display_dimensions = get_dimensions
+
+    def get_duration(self) -> float:
+        return float(self.frame_count / self.fps)
+
+    def get_container_format(self) -> str:
+        return "mp4"
+
+    def get_frame_rate(self) -> Fraction:
+        return self.fps
+
+    def get_frame_count(self) -> int:
+        return self.frame_count
+
+    def get_bit_depth(self) -> int:
+        return self.clip.bit_depth
+
+    def get_color_space(self) -> str:
+        return "auto"
+
+    def get_active_trim_window(self) -> tuple[float, float]:
+        return 0.0, 0.0
+
+    def has_pending_frame_edits(self) -> bool:
+        return not isinstance(self.operation, FileSource)
+
+    def as_trimmed(
+        self, start_time: float | None = None, duration: float | None = None, strict_duration: bool = False
+    ) -> "LazyVideo | None":
+        """`duration` seconds (0: to the end) from `start_time` on; None when nothing is left."""
+        total = self.get_duration()
+        start = (start_time or 0.0) + (total if (start_time or 0.0) < 0 else 0.0)
+        if start >= total or (strict_duration and duration and start + duration > total + 1e-6):
+            return None
+        frames = max(1, round(duration * self.fps)) if duration else 0
+        return self.trim(max(0, min(round(start * self.fps), self.frame_count - 1)), frames)
+
+    def as_cropped(self, x: int = 0, y: int = 0, width: int = 0, height: int = 0) -> "LazyVideo":
+        """A rectangle of every frame, clamped to the frame."""
+        left, top = min(max(x, 0), self.width - 1), min(max(y, 0), self.height - 1)
+        right, bottom = min(left + width, self.width), min(top + height, self.height)
+        if right <= left or bottom <= top or (right - left, bottom - top) == (self.width, self.height):
+            return self
+        return self.then(Crop, left, top, right, bottom, node="Crop")
+
+    def as_resized(self, width: int, height: int, method: str = "area", *_: Any, **__: Any) -> "LazyVideo":
+        return self.resize(width, height, method)
+
+
+def _name(choice: Any) -> str:
+    return str(getattr(choice, "value", choice)).lower()
+
+
+def in_step(videos: list[LazyVideo], size: int = 16) -> Iterator[tuple[Tensor, ...]]:
+    """Frames of several clips, `size` at a time, in one pass: what they share is computed once."""
+    operations = {video.operation.fingerprint: video.operation for video in videos}
+    caches = {key: FrameCache(op) for key, op in operations.items() if op.cached}
+    computed = {key: op for key, op in operations.items() if key not in caches or not caches[key].has(0)}
+    border = next((caches[key].chunk for key in computed if key in caches), 0)
+    with ExitStack() as stack:
+        run = stack.enter_context(Run(dict.fromkeys(computed.values(), 0), batch=size, border=border))
+        outputs = dict(zip(computed, run.outputs, strict=True))
+        buffers: dict[str, FrameBuffer] = {}
+        for key, op in operations.items():
+            if key in outputs and (key not in caches or caches[key].chunk != border):
+                depth = op.clip.bit_depth
+                batches = (batch.as_pixels(depth) for batch in outputs[key].batches())
+            else:
+                batches = caches[key].batches(run, outputs.get(key))
+            buffers[key] = FrameBuffer(stack.enter_context(closing(batches)), 0, 0)
+        for row in batches_of(list(buffers.values()), size):
+            frames = {
+                key: codec.to_float(batch.frames[..., :3]) for key, batch in zip(buffers, row, strict=True)
+            }
+            yield tuple(frames[video.operation.fingerprint] for video in videos)

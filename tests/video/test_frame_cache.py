@@ -1,0 +1,178 @@
+"""The frame cache: resuming, damage, limits, two readers, two processes."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from reelbrush.nodes import host
+from reelbrush.nodes.video import codec, frame_cache
+from reelbrush.nodes.video.frame_cache import FrameCache
+from reelbrush.nodes.video.lazy_video import LazyVideo, in_step
+
+from .graphs import Trail, TrailWorker, all_of, costly, frames, lazy, pixels, saved, trailed
+
+
+@pytest.fixture(autouse=True)
+def _small(small_batches):
+    TrailWorker.calls = 0
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_trim_after_a_sequential_operation_shows_the_frames_of_the_whole_clip(home, beside):
+    trail = lazy().then(Trail)
+    cut = trail.trim(10, 20)
+    expected = trailed(frames())[10:30]
+    torch.testing.assert_close(all_of(cut), expected)
+    readers = [cut, trail.trim(0, 20)] if beside else [cut]
+    read = torch.cat([row[0] for row in in_step(readers, 6)])
+    torch.testing.assert_close(read, pixels(expected))
+    interrupted = FrameCache(cut.operation)
+    (interrupted.path / "done.json").unlink()
+    for lost in sorted(interrupted.path.glob("0*.mkv"))[2:]:
+        lost.unlink()
+    torch.testing.assert_close(torch.cat(list(cut.chunks(6))), pixels(expected))
+
+
+def interrupt_at(monkeypatch, done):
+    at = host.Progress.at
+
+    def cancel(self, count, preview=None):
+        if count >= done:
+            raise KeyboardInterrupt
+        at(self, count, preview)
+
+    monkeypatch.setattr(host.Progress, "at", cancel)
+
+
+@pytest.mark.parametrize("done", [1, 5, 17, 30, 40])
+def test_an_interrupted_save_leaves_nothing_and_goes_on_exactly(home, monkeypatch, done):
+    target, video = home / "output" / "clip.mkv", lazy()
+    expected = pixels(all_of(costly(video)))  # in one go, without the cache
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, done)
+        with pytest.raises(KeyboardInterrupt):
+            costly(video).save_to(target)
+    assert [p.name for p in (home / "output").iterdir()] in ([], [".reelbrush"])
+    cache = FrameCache(costly(video).operation)
+    kept = next(n for n in range(11) if not cache.has(n)) * cache.chunk
+    TrailWorker.calls = 0
+    costly(video).save_to(target)
+    assert TrailWorker.calls <= 40 - kept + cache.chunk, "what was finished is not computed again"
+    assert len(saved(target)) == 40
+    assert torch.equal(torch.cat(list(costly(video).chunks(7))), expected)
+
+
+def test_a_finished_chain_is_read_and_a_changed_setting_starts_anew(home):
+    video = lazy()
+    costly(video).save_to(home / "output" / "a.mkv")
+    TrailWorker.calls = 0
+    costly(video).save_to(home / "output" / "b.mkv")
+    list(costly(video).chunks(5))
+    assert TrailWorker.calls == 0
+    costly(video, variant=1).save_to(home / "output" / "c.mkv")
+    assert TrailWorker.calls == 40
+
+
+@pytest.mark.parametrize("lost", [0, 3, 9])
+def test_a_lost_or_damaged_chunk_is_computed_again(home, lost):
+    video = lazy()
+    costly(video).save_to(home / "output" / "a.mkv")
+    kept = FrameCache(costly(video).operation)
+    (kept.path / f"{lost:05}.mkv").write_bytes(b"damaged")
+    costly(video).save_to(home / "output" / "b.mkv")
+    assert torch.equal(torch.cat(list(costly(video).chunks(7))), pixels(all_of(costly(video))))
+    assert codec.read_lossless(kept.path / f"{lost:05}.mkv").shape[0] == 4
+
+
+@pytest.mark.parametrize("damage", [b"", b"damaged"])
+def test_a_damaged_state_is_not_used(home, monkeypatch, damage):
+    video = lazy()
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 20)
+        with pytest.raises(KeyboardInterrupt):
+            costly(video).save_to(home / "output" / "a.mkv")
+    states = list(FrameCache(costly(video).operation).path.glob("*.safetensors"))
+    assert states
+    for state in states:
+        state.write_bytes(damage)
+    costly(video).save_to(home / "output" / "a.mkv")
+    assert torch.equal(torch.cat(list(costly(video).chunks(7))), pixels(all_of(costly(video))))
+
+
+def test_a_run_that_ended_just_before_its_mark_is_complete(home):
+    path = home / "clip.mkv"
+    lazy(40, (16, 16)).save_to(path)
+    video = LazyVideo.from_file(path)
+    expected = torch.cat(list(costly(video).chunks(7)))
+    (FrameCache(costly(video).operation).path / "done.json").unlink()
+    assert torch.equal(torch.cat(list(costly(video).chunks(7))), expected)
+    assert FrameCache(costly(video).operation).total() == 40
+
+
+def test_a_render_goes_on_when_its_frames_cannot_be_kept(home, monkeypatch):
+    def full(path, frames):
+        raise ValueError("ffv1 cannot write this")
+
+    monkeypatch.setattr(codec, "write_lossless", full)
+    costly(lazy()).save_to(home / "output" / "a.mkv")
+    assert len(saved(home / "output" / "a.mkv")) == 40
+
+
+def test_results_do_not_depend_on_what_the_cache_holds(home):
+    video = lazy()
+    first = [torch.cat(part) for part in zip(*in_step([costly(video), video], 7), strict=True)]
+    assert FrameCache(costly(video).operation).total() == 40, "a second consumer fills the cache as well"
+    TrailWorker.calls = 0
+    second = [torch.cat(part) for part in zip(*in_step([costly(video), video], 7), strict=True)]
+    assert TrailWorker.calls == 0
+    assert all(map(torch.equal, first, second))
+
+
+def test_the_oldest_caches_are_removed_at_the_limit(home, monkeypatch):
+    a, b = costly(lazy()), costly(lazy(seed=1))
+    a.save_to(home / "output" / "a.mkv")
+    size = sum(f.stat().st_size for f in FrameCache(a.operation).path.iterdir())
+    monkeypatch.setenv("REELBRUSH_SPOOL_GB", str(1.5 * size / 2**30))
+    b.save_to(home / "output" / "b.mkv")
+    assert not FrameCache(a.operation).path.exists()
+    assert FrameCache(b.operation).total() == 40
+    monkeypatch.setenv("REELBRUSH_SPOOL_GB", str(0.5 * size / 2**30))
+    a.save_to(home / "output" / "c.mkv")
+    assert sum(f.stat().st_size for f in frame_cache.root().rglob("*") if f.is_file()) < 0.8 * size
+    monkeypatch.setenv("REELBRUSH_SPOOL_GB", "0")
+    c = costly(lazy(seed=2))
+    c.save_to(home / "output" / "d.mkv")
+    assert not FrameCache(c.operation).path.exists()
+    monkeypatch.setenv("REELBRUSH_SPOOL_GB", "8GB")
+    with pytest.raises(ValueError, match=r"8GB.*gigabytes"):
+        c.save_to(home / "output" / "e.mkv")
+
+
+PROCESS = """
+import sys
+sys.path[:0] = {paths!r}
+from tests_video.graphs import costly, lazy
+from reelbrush.nodes.video import frame_cache
+frame_cache._CHUNK_BYTES = 0
+costly(lazy(40, (48, 64))).save_to(sys.argv[1])
+"""
+
+
+def test_two_processes_use_one_cache(home, tmp_path):
+    """They write the same chunks at once; both results and the cache are whole."""
+    (tmp_path / "tests_video").symlink_to(__file__.rpartition("/")[0])
+    code = PROCESS.format(paths=[str(tmp_path), *sys.path])
+    targets = [home / "output" / f"{name}.mkv" for name in "ab"]
+    running = [subprocess.Popen([sys.executable, "-c", code, str(target)]) for target in targets]
+    assert [process.wait() for process in running] == [0, 0]
+    op = costly(lazy(40, (48, 64))).operation
+    assert torch.equal(saved(targets[0]), saved(targets[1]))
+    assert FrameCache(op).total() == 40
+    cached, computed = (
+        torch.cat([batch.frames for batch in frame_cache.pixel_batches(op, resume=resume)])
+        for resume in (True, False)
+    )
+    assert torch.equal(cached, computed)
+    assert not [p for p in (home / "output").rglob("*") if p.name.endswith(".part")]

@@ -1,0 +1,115 @@
+"""Operations as data: fingerprints, serialized graphs, clips that do not fit together."""
+
+import io
+import json
+
+import pytest
+import torch
+
+from reelbrush.nodes.flow.stabilize import StabilizeFrames
+from reelbrush.nodes.stya2k.stylize import StylizeFrames
+from reelbrush.nodes.video import operation
+from reelbrush.nodes.video.lazy_video import LazyVideo
+from reelbrush.nodes.video.operation import Held, from_data, to_data
+from reelbrush.nodes.video.sources import LatentSource
+from reelbrush.nodes.video.vae import DecodeLatents
+
+from .graphs import Blur, Trail, all_of, frames, lazy
+
+
+def test_a_fingerprint_changes_with_anything_that_changes_frames(tmp_path, monkeypatch):
+    file = tmp_path / "weights"
+    file.write_bytes(b"one")
+    video, style = lazy(), torch.ones(3)
+
+    def fingerprint(of=video, before=1, after=1, tensors=(style,), files=(file,), **label):
+        return of.then(Blur, before, after, tensors, files, **label).operation.fingerprint
+
+    base = fingerprint()
+    assert base == fingerprint() == fingerprint(node="another name")
+    changed = [
+        fingerprint(of=lazy(seed=1)),
+        fingerprint(before=2),
+        fingerprint(after=2),
+        fingerprint(tensors=(style * 2,)),
+        fingerprint(tensors=(style, style)),
+        fingerprint(tensors=(style.double(),)),
+        fingerprint(of=video.trim(1)),
+        video.then(Trail).operation.fingerprint,
+        video.then(Trail, video.operation).operation.fingerprint,
+        video.then(Trail, variant=1).operation.fingerprint,
+    ]
+    file.write_bytes(b"three")
+    changed.append(fingerprint())
+    monkeypatch.setattr(operation, "_code", lambda: "an updated pack")
+    changed.append(fingerprint())
+    assert len({base, *changed}) == len(changed) + 1
+
+
+def through_json(video):
+    rows, tensors = to_data(video.operation)
+    return LazyVideo(from_data(json.loads(json.dumps(rows)), tensors))
+
+
+def test_a_graph_is_rebuilt_from_its_data(tmp_path):
+    path = tmp_path / "clip.mkv"
+    lazy(12, (16, 16)).save_to(path)
+    source = LazyVideo.from_file(path)
+    part = source.trim(1, 9)
+    made = part.then(Blur, 1, 1, (torch.arange(4),)).then(Trail, part.operation, node="Trail").fit(8)
+    rebuilt = through_json(made)
+    assert rebuilt.operation.fingerprint == made.operation.fingerprint
+    assert torch.equal(all_of(rebuilt), all_of(made))
+
+
+def test_sound_and_files_in_memory_are_rebuilt_too():
+    buffer = io.BytesIO()
+    tone = {"waveform": torch.sin(torch.arange(8000) / 9).view(1, 1, -1), "sample_rate": 8000}
+    source = LazyVideo.from_frames(frames(12, (16, 16)), 12, tone)
+    source.save_to(buffer, format="mkv")
+    for made in (source, LazyVideo.from_file(buffer)):
+        one, two = through_json(made).get_components(), made.get_components()
+        assert torch.equal(one.images, two.images)
+        assert torch.equal(one.audio["waveform"], two.audio["waveform"])
+
+
+def test_the_pack_s_own_operations_are_rebuilt_field_by_field(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"weights")
+    video = lazy()
+    stylized = video.then(
+        StylizeFrames, file, "auto", False, (torch.ones(1, 4, 4, 3),), (1.0,), (None,), 0.5, True
+    )
+    made = stylized.then(StabilizeFrames, video.operation, 0.8, "dis-fast", (), node="Stabilize")
+    rebuilt = through_json(made).operation
+    assert rebuilt.fingerprint == made.operation.fingerprint
+    assert rebuilt.label == "Stabilize"
+    assert rebuilt.stylized.model == file
+    assert rebuilt.stylized.masks == (None,)
+
+
+def test_a_graph_with_a_live_object_says_that_it_cannot_be_sent():
+    latents = LatentSource(torch.zeros(2, 4, 3, 3), lazy().fps)
+    decoded = LazyVideo(latents).then(DecodeLatents, Held(object(), "vae"), 8)
+    with pytest.raises(ValueError, match="cannot be sent to another process"):
+        to_data(decoded.operation)
+
+
+def test_an_unknown_operation_is_named():
+    rows, tensors = to_data(lazy().operation)
+    rows[0]["operation"] = "video.unknown"
+    with pytest.raises(ValueError, match=r"video\.unknown"):
+        from_data(rows, tensors)
+
+
+def test_clips_of_different_lengths_are_rejected_when_the_graph_is_built():
+    with pytest.raises(ValueError, match=r"^Trail: .*9 and 12 frames.*Trim Video"):
+        lazy(9).then(Trail, lazy(12, seed=1).operation, node="Trail")
+
+
+def test_a_long_chain_needs_no_recursion():
+    video = lazy(2)
+    for _ in range(3000):
+        video = video.then(Blur, 0, 0)
+    assert len(video.operation.fingerprint) == 64
+    assert len(to_data(video.operation)[0]) == 3001
