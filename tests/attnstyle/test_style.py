@@ -69,16 +69,16 @@ def test_alpha_stays_as_it_is(trained):
     torch.testing.assert_close(out[..., :3], apply(trained, x[..., :3]))
 
 
-def test_little_memory_means_small_portions(monkeypatch):
-    monkeypatch.setattr(style.host, "free_memory", lambda: 10)
-    assert list(style.portions(3, 100, 100)) == [slice(0, 1), slice(1, 2), slice(2, 3)]
+@pytest.mark.parametrize(("free", "frames"), [(10, 1), (1e9, 16), (2.1 * 3 * 1500 * 100 * 100, 3)])
+def test_frames_per_call_follow_free_memory(monkeypatch, free, frames):
+    monkeypatch.setattr(style.host, "free_memory", lambda: free)
+    assert style.batch(100, 100) == frames
 
 
 def test_a_clip_is_its_frames_whatever_the_chunk(trained):
     x = (frames(7) * 255).round() / 255
     clip = LazyVideo.from_frames(x, Fraction(12))
-    params = {"strength": 1.0, "about": trained.about}
-    out = clip.then("attnstyle.apply", params, tensors=trained.tensors, node="Apply AttnStyle to Video")
+    out = clip.then(style.ApplyTextStyle, trained.tensors, trained.about, 1.0)
     expected = apply(trained, x)
     for size in (3, 16):
         got = torch.cat(list(out.chunks(size)))

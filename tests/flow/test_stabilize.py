@@ -8,7 +8,7 @@ import torch
 
 from reelbrush.nodes.flow import measure
 from reelbrush.nodes.flow.conventions import convention
-from reelbrush.nodes.flow.stabilize import Stabilizer, stabilize, stabilize_with_flow
+from reelbrush.nodes.flow.stabilize import StabilizeFrames, Stabilizer, stabilize, stabilize_with_flow
 from reelbrush.nodes.video.lazy_video import LazyVideo
 
 from .scenes import exact, flickering, occluder, sample_scene, texture
@@ -126,9 +126,8 @@ def videos(planted):
 def test_a_stream_is_the_batch_whatever_its_chunks(planted, chunk, home):
     stylized, content = videos(planted)
     batch = stabilize(stylized, content, 0.8, "dis-fast")
-    params = {"strength": 0.8, "method": "dis-fast"}
     clips = [LazyVideo.from_frames(x, Fraction(24)) for x in (stylized, content)]
-    lazy = clips[0].then("flow.stabilize", params, others=(clips[1],))
+    lazy = clips[0].then(StabilizeFrames, clips[1].operation, 0.8, "dis-fast")
     out = torch.cat(list(lazy.chunks(chunk)))
     torch.testing.assert_close(out, batch, atol=0.5 / 255 + 1e-6, rtol=0)  # frames between nodes are 8 bits
 

@@ -59,8 +59,8 @@ def test_tiles_leave_no_seam(style, other, frames, strength):
     clip = frames(1, 100, 420)
     mask = torch.linspace(0, 1, 40).expand(1, 30, 40)
     for look_of in (style, mix_styles(style, other, 1.0, mask)):
-        whole = Stylizer(look_of, Look(strength), (100, 420))(clip)
-        tiled = Stylizer(look_of, Look(strength), (100, 420), tile=128)(clip)
+        whole = Stylizer(look_of, Look(strength), (100, 420)).run(clip)
+        tiled = Stylizer(look_of, Look(strength), (100, 420), tile=128).run(clip)
         assert (tiled - whole).abs().max() < 0.5 / 255
 
 
@@ -69,15 +69,15 @@ def test_tiles_leave_no_seam(style, other, frames, strength):
 def test_tiles_of_the_papers_network_leave_no_seam(paper, frames, tmp_path):
     style = make_style(Model(paper, tmp_path / "paper"), frames(1, 64, 64, 1), size=64)
     clip = frames(1, 64, 560)
-    whole = Stylizer(style, Look(), (64, 560))(clip)
-    tiled = Stylizer(style, Look(), (64, 560), tile=128)(clip)
+    whole = Stylizer(style, Look(), (64, 560)).run(clip)
+    tiled = Stylizer(style, Look(), (64, 560), tile=128).run(clip)
     assert (tiled - whole).abs().max() < 2 / 255
 
 
 @torch.inference_mode()
 def test_out_of_memory_halves_the_chunk_then_tiles(style, frames, monkeypatch):
     clip, run = frames(4, 150, 480), Stylizer(style, Look(), (150, 480))
-    want, sizes, encode = run(clip), [], run.network.encode
+    want, sizes, encode = run.run(clip), [], run.network.encode
 
     def tight(planes):
         sizes.append(tuple(planes.shape))
@@ -87,7 +87,7 @@ def test_out_of_memory_halves_the_chunk_then_tiles(style, frames, monkeypatch):
 
     monkeypatch.setattr(run.network, "encode", tight, raising=False)
     monkeypatch.setattr(run.network, "reach", 64)
-    out = run(clip)
+    out = run.run(clip)
     assert [s[0] for s in sizes[:3]] == [4, 2, 1]
     assert run.tile == 256
     assert (out - want).abs().mean() < 0.02  # a reach of 64 is too short to be exact
@@ -97,11 +97,11 @@ def test_out_of_memory_halves_the_chunk_then_tiles(style, frames, monkeypatch):
 def test_tiles_start_on_the_grid_of_the_regions(style, frames, monkeypatch):
     """Many tiles side by side equal the whole frame; off the grid they would match other regions."""
     clip, gaps = frames(1, 32, 1200), []
-    whole = Stylizer(style, Look(), (32, 1200))(clip)
+    whole = Stylizer(style, Look(), (32, 1200)).run(clip)
     for align in (None, 64):
         if align:
             monkeypatch.setattr(style.model.load(), "align", align)
-        tiled = Stylizer(style, Look(), (32, 1200), tile=96)(clip)
+        tiled = Stylizer(style, Look(), (32, 1200), tile=96).run(clip)
         gaps.append(float((tiled - whole).abs().max()))
     assert gaps[0] < 1e-4
     assert gaps[1] > 10 * gaps[0]
@@ -142,7 +142,7 @@ def test_what_does_not_fit_at_all_is_said_in_words(style, frames, monkeypatch):
 
     monkeypatch.setattr(run.network, "encode", never, raising=False)
     with pytest.raises(RuntimeError, match="even in tiles"):
-        run(frames(1, 64, 64))
+        run.run(frames(1, 64, 64))
 
 
 @torch.inference_mode()
@@ -150,7 +150,7 @@ def test_other_errors_are_not_taken_for_memory(style, frames, monkeypatch):
     run = Stylizer(style, Look(), (64, 64))
     monkeypatch.setattr(run.network, "encode", lambda planes: 1 / 0, raising=False)
     with pytest.raises(ZeroDivisionError):
-        run(frames(1, 64, 64))
+        run.run(frames(1, 64, 64))
 
 
 @torch.inference_mode()
@@ -250,7 +250,7 @@ def test_a_fixed_number_of_regions_is_not_tiled_but_said(frames, tmp_path, monke
         network, "encode", lambda planes: (_ for _ in ()).throw(torch.OutOfMemoryError("out of memory"))
     )
     with pytest.raises(RuntimeError, match="fixed number of regions"):
-        run(frames(1, 96, 96))
+        run.run(frames(1, 96, 96))
 
 
 @pytest.mark.slow
@@ -380,3 +380,24 @@ def test_half_precision_is_close(frames):
 def test_an_unknown_precision_is_said(small_file):
     with pytest.raises(ValueError, match="float16"):
         load_model(small_file, "int3")
+
+
+def test_a_style_is_encoded_once_for_all_runs_of_all_clips(small_file, frames, monkeypatch):
+    model, calls = load_model(small_file), []
+    encode = model.network.encode_style
+
+    def counted(planes):
+        calls.append(planes.shape)
+        return encode(planes)
+
+    monkeypatch.setattr(model.network, "encode_style", counted, raising=False)
+    picture = frames(1, 60, 44, 1)
+    for clip in (frames(3, 33, 40), frames(2, 40, 33)):
+        for _ in range(2):  # a node that runs again makes the same style again
+            video = stylize_video(
+                make_style(model, picture, size=64), LazyVideo.from_frames(clip, 12), Look()
+            )
+            video.get_components()
+    assert len(calls) == 1
+    stylize_video(make_style(model, picture * 0.5, size=64), video, Look()).get_components()
+    assert len(calls) == 2
