@@ -1,28 +1,27 @@
 """All-to-key attention (StyA2K, eqs. 6-13; eq. 17 without parameters), and all-to-all as its ablation.
 
-A feature map is cut into regions of r points. *Distributed* attention gives every region one key and one
-value, all its points weighed by their likeness to the region's mean (eqs. 7-8), and every query attends
-to these (eq. 9). *Progressive* attention matches each content region with the one style region whose
-points resemble its points most (argmax, eq. 10), takes that region's keys and values (eq. 11) and lets
-each query attend within it (eq. 12). Both are blind to how far apart two regions are.
+A feature map is divided into regions of r points. *Distributed* attention computes one key and one value
+per region, from all its points weighted by their similarity to the region's mean (eqs. 7-8); every query
+attends to these (eq. 9). *Progressive* attention finds for each content region the most similar style
+region (argmax, eq. 10), takes that region's keys and values (eq. 11), and each query attends within it
+(eq. 12). Neither depends on the distance between two regions.
 
 Shapes: q [N, C, H, W] of the content, k and v [1 or N, C, h, w] of the style, any sizes; results
-[N, C, H, W]. What depends on the style alone is made once (`distribute`, `regions_of`) and serves all N
-frames and all later ones.
+[N, C, H, W]. What depends only on the style is computed once (`distribute`, `regions_of`) for all frames.
 
-Departures, all of them properties of the weights, hence fields of `Arithmetic`. The official code fixes
-the region's *size* where the paper fixes the *number* of regions a side; it divides eq. 8 by n + 1
-instead of n; no logit is scaled. `overlap` is ours: content regions overlap by a quarter of their side
-and are blended along a ramp, so that two neighbours matched to different places leave no block edge
-(a point is attended to 1.8 times; with an overlap of a half it would be four times).
+Departures from the paper are properties of the weights, hence fields of `Arithmetic`. The official code
+fixes the *size* of a region, the paper the *number* of regions per side; the code divides eq. 8 by n + 1
+instead of n; it scales no logits. `overlap` is ours: content regions overlap by a quarter of their side and
+are blended linearly, so that neighbours that match different style regions leave no visible edge (each
+point is computed 1.8 times; with an overlap of one half it would be 4 times).
 
-Maps that the region does not divide are padded: padded keys are masked out, padded queries are dropped,
-and in eq. 10 both count as zero. Where regions of the two maps differ in size (`count` with maps of
-different sizes) eq. 10 compares the style's regions averaged down or repeated up to the content's.
+Maps that are no multiple of the region are padded: padded keys are masked out, padded queries are dropped,
+and in eq. 10 both count as zero. If regions of the two maps differ in size (`count` with maps of different
+sizes), eq. 10 compares with the style's regions resized to the content's.
 
-Strategy: eq. 9 and eq. 12 are one fused `scaled_dot_product_attention` each, chunked over queries where
-the fused kernel would store its logits; eq. 10 is one matrix product in float32 also under autocast, for
-a flipped region is flicker. `reference` is the equations as written, for square maps.
+Strategy: eqs. 9 and 12 are one fused `scaled_dot_product_attention` each, in chunks of queries where the
+fused kernel would store its logits. Eq. 10 is one matrix product in float32, also under autocast, because
+a wrong match is visible flicker. `reference` is the equations as written, for square maps.
 """
 
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ CHUNK = 1 << 26  # logits stored at once where attention is not fused
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How a set of weights cuts and counts; give `size` (points a side) or `count` (regions a side)."""
+    """How a network divides its maps. Give `size` (points per side) or `count` (regions per side)."""
 
     size: int = 8
     count: int = 0
@@ -46,7 +45,7 @@ class Arithmetic:
     overlap: bool = False
 
     def region(self, height: int, width: int) -> tuple[int, int]:
-        """Points of a region down and across, on a map of this size."""
+        """The height and width of a region on a map of this size."""
         if self.count:
             return -(-height // self.count), -(-width // self.count)
         return self.size, self.size
@@ -57,7 +56,7 @@ class Arithmetic:
 
 @dataclass(frozen=True)
 class Regions:
-    """Keys and values of a map, cut: k, v [B, heads, regions, points, d]; valid [regions, points] or None."""
+    """Keys and values in regions: k, v [B, heads, regions, points, d]; valid [regions, points] or None."""
 
     k: Tensor
     v: Tensor
@@ -73,7 +72,7 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 
 
 def _step(shape: tuple[int, int], overlap: bool) -> tuple[tuple[int, int], tuple[int, int]]:
-    """How far apart regions start, and by how much each overlaps the next."""
+    """The distance between the starts of two regions, and their overlap."""
     over = (shape[0] // 4, shape[1] // 4) if overlap else (0, 0)
     return (shape[0] - over[0], shape[1] - over[1]), over
 
@@ -81,7 +80,7 @@ def _step(shape: tuple[int, int], overlap: bool) -> tuple[tuple[int, int], tuple
 def cut(
     x: Tensor, heads: int, shape: tuple[int, int], overlap: bool = False
 ) -> tuple[Tensor, tuple[int, int]]:
-    """A map as regions [B, heads, regions, points, d] and their grid; padded with zeros where it must be."""
+    """A map as regions [B, heads, regions, points, d], padded with zeros, and the grid of the regions."""
     b, c, h, w = x.shape
     (rh, rw), (step, over) = shape, _step(shape, overlap)
     ny, nx = -(-h // step[0]), -(-w // step[1])
@@ -94,8 +93,8 @@ def cut(
 
 
 def _blend(y: Tensor, dim: int, over: int) -> Tensor:
-    """Regions [..., n, ..., r, ...] (dimensions dim, dim + 2), each cut to where the next one starts; where
-    two overlap, a ramp leads from the one before to this one."""
+    """Regions [..., n, ..., r, ...] (dimensions dim and dim + 2) without their overlap, which is blended
+    linearly from each region to the next."""
     lead, rest = y.narrow(dim + 2, 0, over), y.narrow(dim + 2, over, y.shape[dim + 2] - 2 * over)
     tail = y.narrow(dim, 0, y.shape[dim] - 1).narrow(dim + 2, y.shape[dim + 2] - over, over)
     before = torch.cat([lead.narrow(dim, 0, 1), tail], dim)
@@ -117,7 +116,7 @@ def paste(
 
 
 def regions_of(k: Tensor, v: Tensor, how: Arithmetic) -> Regions:
-    """A style's keys and values, cut once for all frames."""
+    """A style's keys and values in regions, made once for all frames."""
     h, w = k.shape[-2:]
     shape = how.region(h, w)
     keys, grid = cut(k, how.heads, shape)
@@ -146,7 +145,7 @@ def distribute(
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
-    """Fused attention over [..., L, d]; one key set (batch 1) serves a whole batch of queries."""
+    """Fused attention over [..., L, d]. Keys of batch 1 serve a whole batch of queries."""
     if len(k) == 1 and len(q) > 1 and mask is None:
         n, h, length, d = q.shape
         flat = q.transpose(0, 1).reshape(1, h, n * length, d)
@@ -166,14 +165,14 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None =
 
 
 def distributed_attention(q: Tensor, key: Tensor, value: Tensor, how: Arithmetic) -> Tensor:
-    """Eq. 9: every query against the regions' keys."""
+    """Eq. 9: every query attends to the regions' keys."""
     n, c, h, w = q.shape
     out = _attend(_heads(q, how.heads), key, value, how.scale(c))
     return out.transpose(2, 3).reshape(n, -1, h, w)
 
 
 def all_to_all_attention(q: Tensor, k: Tensor, v: Tensor, how: Arithmetic) -> Tensor:
-    """Eq. 5, the ablation: every query against every position of the style."""
+    """Eq. 5, the ablation: every query attends to every position of the style."""
     n, c, h, w = q.shape
     out = _attend(_heads(q, how.heads), _heads(k, how.heads), _heads(v, how.heads), how.scale(c))
     return out.transpose(2, 3).reshape(n, -1, h, w)
@@ -217,7 +216,7 @@ def progressive_attention(q: Tensor, cells: Regions, how: Arithmetic, *, match: 
         index = match_regions(queries, cells, shape)
     else:
         index = _aligned(grid, cells, q.device).expand(b, heads, -1)
-    if len(cells.k) == 1:  # one style for all frames: heads lead, frames follow
+    if len(cells.k) == 1:  # one style for all frames: heads first, then frames
         lanes = index.transpose(0, 1).reshape(heads, b * count)
         queries = queries.transpose(0, 1).reshape(heads, b * count, points, d)
         keys, values = cells.k[0], cells.v[0]

@@ -1,21 +1,21 @@
 """Backward warping, forward-backward validity, and the warping error.
 
-A flow f [N, 2, H, W] holds pixels, (x, y), on the grid of the frame that it starts from: the point p of
-frame A is found at p + f(p) in frame B. A frame is warped *backwards*: to draw B as A sees it,
+A flow f [N, 2, H, W] is in pixels, (x, y), on the grid of the frame where it starts: the point p of frame A
+is at p + f(p) in frame B. A frame is warped *backwards*. B on the grid of A is
 
-    warped(p) = B(p + f(p))                     bilinear; beyond the frame its edge pixels go on.
+    warped(p) = B(p + f(p))                     bilinear; outside the frame, edge pixels repeat.
 
 A pixel of A is valid (Ruder et al. 2016, artistic-videos) unless, with b the flow from B to A,
 
-    |f + b(p + f)|^2 >= relative (|f|^2 + |b(p + f)|^2) + absolute      it does not come back,
-    p + f lies outside [0, W-1] x [0, H-1],                             it left the frame,
-    |grad f|^2 > 0.01 |f|^2 + 0.002                                     it sits on a motion edge,
+    |f + b(p + f)|^2 >= relative (|f|^2 + |b(p + f)|^2) + absolute      flow and backward flow disagree,
+    p + f lies outside [0, W-1] x [0, H-1],                             the point left the frame,
+    |grad f|^2 > 0.01 |f|^2 + 0.002                                     the point is on a motion edge,
 
-with central differences and mirrored borders. Departure: artistic-videos also rejects p + f on the very
-last row or column, which would make the rim of a resting picture invalid.
+with central differences and mirrored borders. Departure: artistic-videos also rejects p + f on the last
+row or column, which would make the border of a static picture invalid.
 
-Strategy: `grid_sample` is the fast path. Its normalised coordinates round, so a whole-pixel flow would
-not give back the very pixels; where the flow is whole in both directions the pixel is copied instead.
+Strategy: `grid_sample` is the fast path. Its normalized coordinates are rounded, so a whole-pixel flow would
+not copy pixels exactly. Where the flow is whole in both directions, the pixel is copied instead.
 `warp_reference` reads the four corners by their indices and is exact everywhere.
 """
 
@@ -123,10 +123,10 @@ def validity(flow: Tensor, back: Tensor, *, absolute: float = 0.5, relative: flo
 
 
 def invert(flow: Tensor) -> tuple[Tensor, Tensor]:
-    """The way back [N, 2, H, W] along a flow, and where it is known [N, H, W].
+    """The reverse flow [N, 2, H, W] of a flow, and where it is known [N, H, W].
 
-    Each pixel lands on its nearest neighbour; where several land on one, the fastest is taken for the
-    nearest to the camera. Nothing lands where the frame behind was hidden: unknown, and 0 there.
+    Each pixel moves to the nearest pixel of the other frame. If several reach the same one, the fastest is
+    taken, which is probably nearest to the camera. Pixels that none reaches were hidden: unknown, and 0.
     """
     n, _, h, w = flow.shape
     x, y = (t.round().long() for t in targets(flow))
@@ -156,7 +156,7 @@ def resize_flow(flow: Tensor, height: int, width: int) -> Tensor:
 
 
 def resize_weights(weights: Tensor, height: int, width: int) -> Tensor:
-    """Masks [N, H, W] at another size: a pixel is valid when all it is made of is; weights are averaged."""
+    """Masks [N, H, W] at another size. A pixel is valid if all its sources are; weights are averaged."""
     if weights.shape[-2:] == (height, width):
         return weights
     resized = _resize(weights.to(torch.float32)[:, None], height, width)[:, 0]
@@ -176,7 +176,7 @@ def warping_error(
 ) -> Tensor:
     """One number per pair [N] from `difference`: weighted sum over the sum of weights, or over all pixels.
 
-    Without any valid pixel the former is 0/0: NaN says so.
+    Without any valid pixel the former is 0/0, hence NaN.
     """
     values = per_pixel if weights is None else per_pixel * weights
     total = values.sum(dim=(1, 2), dtype=torch.float64)

@@ -64,7 +64,7 @@ def color_map(
 ) -> tuple[Tensor, Tensor]:
     """The map from one colour cloud's moments to another's: matrix [N, C, C] and offset [N, C].
 
-    T = A^-1/2 (A^1/2 B A^1/2)^1/2 A^-1/2, with no direction spread more than `gain` times: a grey picture
+    T = A^-1/2 (A^1/2 B A^1/2)^1/2 A^-1/2. No direction is amplified more than `gain` times: a grey picture
     has no chroma to spread, and its noise must not become colour.
     """
     (mean, cov), (ref_mean, ref_cov) = x, ref

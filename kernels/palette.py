@@ -1,17 +1,15 @@
-"""Colour clouds matched beyond their moments: a picture's palette onto another's, as a small 3D table.
+"""Palette transfer: the colour distribution of one picture mapped to another's, as a small 3D table.
 
-`moments.match_colors` gives a picture the reference's mean and covariance; palettes have more shape than
-that (a drawing is paper and ink, not a Gaussian). After that linear map the clouds are matched along one
-basis after another, each axis by the monotone curve between the two distributions: Pitie, Kokaram and
-Dahyot's iterative distribution transfer with three fixed bases. Departures: curves have few knots and
-never rise by more than `BEND`, so that neither noise nor a codec's blocks in a flat sky become a palette
-(a bend of 4 and a finer table match a sixth better and show them); and the composed map is tabulated over the
-colour cube, coarsely, which smooths it, and looked up trilinearly, so that a large picture costs one
-lookup per pixel, whatever the bases and knots.
+`moments.match_colors` transfers mean and covariance. Palettes are not Gaussian (a drawing has paper and
+ink), so after that linear map the distributions are matched along one basis after another, each axis by
+the monotone curve between the two distributions. This is the iterative distribution transfer of Pitie,
+Kokaram and Dahyot with three fixed bases. Departures: (1) curves have few knots and a slope of at most
+`BEND`, so that noise and compression blocks in a flat sky are not amplified into new colours (a slope of 4
+and a finer table match 17% better, but show them). (2) The composed map is stored in a coarse table over
+the colour cube, which smooths it, and is interpolated trilinearly: one lookup per pixel.
 
-Shapes: x [N, 3, H, W] in 0..1; samples [N, 3, M] (`sample`; sizes may differ between pictures, a
-reference may be one for all, and may be described once for many: `describe`); tables [N, 3, D, D, D],
-indexed by blue, green, red. Nothing here has gradients.
+Shapes: x [N, 3, H, W] in 0..1; samples [N, 3, M] (`sample`; M may differ between pictures, and one
+reference may serve all: `describe`); tables [N, 3, D, D, D], indexed by blue, green, red. No gradients.
 """
 
 import math
@@ -26,13 +24,13 @@ from .moments import color_map
 
 KNOTS = 24
 SIDE = 9  # points of the table along each axis
-GAIN, BEND = 3.0, 1.5  # how far the linear map and each curve may spread colours
-POINTS = 64  # pixels a side that stand for a picture
-STRIPS = 8  # of a picture: torch looks up a batch's items side by side, not an item's rows
+GAIN, BEND = 3.0, 1.5  # largest factor of the linear map, largest slope of a curve
+POINTS = 64  # samples per side of a picture
+STRIPS = 8  # per picture: torch runs the items of a batch in parallel, but not the rows of an item
 
 
 class Reference(NamedTuple):
-    """What a table needs of the picture whose palette it gives: moments, and quantiles in each basis."""
+    """What a table needs of the reference picture: moments, and quantiles in each basis."""
 
     mean: Tensor
     cov: Tensor
@@ -41,8 +39,7 @@ class Reference(NamedTuple):
 
 @cache
 def _bases(device: torch.device) -> tuple[Tensor, ...]:
-    """Three orthogonal bases, far from each other: the colour axes, and two turned against them. Made once
-    per device: a step that is recorded as a CUDA graph may not bring anything there."""
+    """Three orthogonal bases. Cached per device, because a CUDA graph cannot copy from the CPU."""
     third, half, sixth = 3**-0.5, 0.5**0.5, 6**-0.5
     opponent = torch.tensor([[third, third, third], [half, -half, 0], [sixth, sixth, -2 * sixth]])
     turned = torch.tensor([[2.0, 2, -1], [-1, 2, 2], [2, -1, 2]]) / 3
@@ -51,7 +48,7 @@ def _bases(device: torch.device) -> tuple[Tensor, ...]:
 
 @torch.no_grad()
 def sample(x: Tensor, points: int = POINTS) -> Tensor:
-    """Pixels on a grid that stand for each picture: [N, 3, M], single precision."""
+    """The pixels of each picture on a coarse grid: [N, 3, M], float32."""
     step = [max(1, side // points) for side in x.shape[-2:]]
     return x[..., :: step[0], :: step[1]].flatten(2).float()
 
@@ -80,7 +77,7 @@ def _quantiles(s: Tensor) -> Tensor:
 
 
 def _curve(x: Tensor, y: Tensor) -> Tensor:
-    """y over the knots x, anchored in the middle, rising by at most BEND times what x rises."""
+    """y over the knots x, with slopes limited to BEND, fixed at the middle knot."""
     rise = torch.minimum(y.diff(dim=-1), BEND * x.diff(dim=-1))
     path = torch.cat([torch.zeros_like(y[..., :1]), rise.cumsum(-1)], -1)
     middle = KNOTS // 2
@@ -88,7 +85,7 @@ def _curve(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _follow(v: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """The curve (x, y) [N, 3, K] at v [N, 3, P]; beyond its ends it goes on at slope 1."""
+    """The curve (x, y) [N, 3, K] at v [N, 3, P]; beyond its ends the slope is 1."""
     inner = v.clamp(x[..., :1], x[..., -1:])
     at = torch.searchsorted(x.contiguous(), inner.contiguous()).clamp(1, KNOTS - 1)
     x0, x1, y0, y1 = (t.gather(-1, i) for t in (x, y) for i in (at - 1, at))
@@ -105,10 +102,10 @@ def describe(reference: Tensor) -> Reference:
 
 @torch.no_grad()
 def palette_table(content: Tensor, reference: Tensor | Reference) -> Tensor:
-    """The map from one sample's palette to another's, tabulated: [N, 3, SIDE, SIDE, SIDE]."""
+    """The table that maps the palette of one sample to that of another: [N, 3, SIDE, SIDE, SIDE]."""
     if isinstance(reference, Tensor):
         reference = describe(reference)
-    with torch.autocast(content.device.type, enabled=False):  # bfloat16 would leave 8 bits of a colour
+    with torch.autocast(content.device.type, enabled=False):  # bfloat16 has 8 bits, too few for colours
         return _table(content, reference)
 
 
@@ -128,7 +125,7 @@ def _table(content: Tensor, reference: Reference) -> Tensor:
 
 @torch.no_grad()
 def look_up(x: Tensor, table: Tensor) -> Tensor:
-    """Every pixel's colour through the table, between its points trilinearly."""
+    """Every pixel's colour through the table, with trilinear interpolation."""
     n, _, h, w = x.shape
     strips = math.gcd(h, STRIPS)
     places = x.float().clamp(0, 1).mul_(2).sub_(1).permute(0, 2, 3, 1)

@@ -1,4 +1,4 @@
-"""Flow and IMAGE batches: as many frames out as in, the frames without a neighbour included."""
+"""Flow applied to IMAGE batches. Frames without a neighbour are kept, so N frames give N frames."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ DIRECTIONS = ("previous to next", "next to previous")
 
 
 def looking_back(flow: Flow) -> tuple[Tensor, Tensor]:
-    """For each frame, which pixels are found `stride` frames before [N, H, W], and a picture [N, H, W, 3]."""
+    """Which pixels of each frame exist `stride` frames before [N, H, W], and the motion as pictures."""
     stride = flow.frames - flow.pairs
     valid = torch.zeros(flow.frames, flow.height, flow.width)
     picture = torch.ones(flow.frames, flow.height, flow.width, 3)
@@ -21,7 +21,7 @@ def looking_back(flow: Flow) -> tuple[Tensor, Tensor]:
 
 
 def warp_clip(images: Tensor, flow: Flow, direction: str) -> tuple[Tensor, Tensor]:
-    """Each frame drawn from its neighbour, and where that can be trusted."""
+    """Each frame as its warped neighbour, and where that is valid."""
     if direction not in DIRECTIONS:
         raise ValueError(f"the direction {direction!r} is unknown: choose one of {', '.join(DIRECTIONS)}")
     flow.check_frames(len(images))

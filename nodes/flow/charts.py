@@ -1,4 +1,4 @@
-"""The pictures of the wing: error curves, bars, heat maps, and flow as colours."""
+"""Plots of the flow nodes: error curves, bars, heat maps, and flow as colours."""
 
 import math
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ def _axis_label(report: Report) -> str:
 
 
 def _convention_line(report: Report) -> str:
-    words = report.words()
-    pieces = (f"{key}: {words[key]}" for key in ("preset", "direction", "norm", "range"))
-    rest = (f"{key}: {words[key]}" for key in ("mask", "normaliser", "strides", "flow"))
+    about = report.description()
+    pieces = (f"{key}: {about[key]}" for key in ("preset", "direction", "norm", "range"))
+    rest = (f"{key}: {about[key]}" for key in ("mask", "normaliser", "strides", "flow"))
     return " · ".join(pieces) + "\n" + " · ".join(rest)
 
 
@@ -68,7 +68,7 @@ def error_plot(report: Report) -> Tensor:
 
 
 def error_heatmap(report: Report, height: int, width: int) -> Tensor:
-    """Where in the frame the error is, mean over the pairs; grey where nothing ever counted."""
+    """The mean error of each pixel over all pairs. Pixels that no pair counted are grey."""
     heat = report.heat()
     side = 8.0
     figure = new_figure(side, side * min(max(height / width, 0.3), 2.0) * 0.86 + 0.5)
@@ -115,9 +115,9 @@ def comparison(reports: Sequence[Report]) -> Tensor:
 
 
 def colour_wheel(flow: Tensor, fastest: float | None = None) -> Tensor:
-    """Flow [N, 2, H, W] as pictures [N, H, W, 3]: the hue is the direction, white is rest.
+    """Flow [N, 2, H, W] as pictures [N, H, W, 3]: the hue is the direction, white means no motion.
 
-    Right is red, down yellow-green, left cyan, up violet; `fastest` pixels and more are full colour.
+    Right is red, down yellow-green, left cyan, up violet. A motion of `fastest` pixels has full colour.
     """
     speed = energy(flow).sqrt()
     if fastest is None:

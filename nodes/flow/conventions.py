@@ -1,7 +1,7 @@
-"""What an optical-flow error means: every choice that published numbers differ in, and named presets.
+"""How an optical-flow error is computed: every choice in which published numbers differ, and presets.
 
-web/docs/optical-flow-error.md has the formulas. A preset is named after the public code that computes
-it so, and takes that code's own rule for which pixels count, too.
+web/docs/optical-flow-error.md has the formulas. A preset is named after the public code that it follows,
+including that code's own rule for which pixels count.
 """
 
 from collections.abc import Callable
@@ -25,9 +25,9 @@ Rule = Callable[
 
 
 def soft_reliability(flow: Tensor, back: Tensor) -> Tensor:
-    """artistic-videos' weights: -1, 0 or 1 per pixel, smoothed by a Gaussian of 0.8 pixels, clipped at 0.
+    """The weights of artistic-videos: -1, 0 or 1 per pixel, smoothed by a Gaussian (0.8 px), clipped at 0.
 
-    The very last row and column count as outside, as in its consistency checker.
+    The last row and the last column count as outside, as in its consistency checker.
     """
     h, w = flow.shape[-2:]
     x = torch.arange(w, device=flow.device) + flow[:, 0]
@@ -47,14 +47,14 @@ def soft_reliability(flow: Tensor, back: Tensor) -> Tensor:
 
 
 def _mirrored(rows: Tensor, size: int) -> Tensor:
-    """Rows continued at both ends by their mirror image, the end itself repeated."""
+    """Rows with their mirror image added at both ends; the end itself is repeated."""
     if rows.shape[-1] < size:
         return pad(rows, (size, size), mode="replicate")
     return torch.cat([rows[..., :size].flip(-1), rows, rows[..., -size:].flip(-1)], dim=-1)
 
 
 def lai_mask(flow: Tensor, back: Tensor) -> Tensor:
-    """fast_blind_video_consistency's mask: forward differences at the edges, no test of the border."""
+    """The mask of fast_blind_video_consistency: motion edges by forward differences, no border test."""
     dx = pad(flow[..., 1:] - flow[..., :-1], (0, 1))
     dy = pad(flow[..., 1:, :] - flow[..., :-1, :], (0, 0, 0, 1))
     steep = (dx.square() + dy.square()).sum(dim=1) > 0.01 * energy(flow) + 0.002
@@ -64,7 +64,7 @@ def lai_mask(flow: Tensor, back: Tensor) -> Tensor:
 
 
 def rerender_mask(flow: Tensor, back: Tensor) -> Tensor:
-    """Rerender_A_Video's mask: lengths, not squares; beyond the frame the flow back is 0; no edges."""
+    """The mask of Rerender_A_Video: lengths instead of squares, flow 0 outside the frame, no motion edges."""
     there = torch.where(inside(flow)[:, None], warp(back, flow), 0.0)
     astray, out, home = (energy(f).sqrt() for f in (flow + there, flow, back))
     return (astray <= 0.01 * (out + home) + 0.5).float()
@@ -80,7 +80,7 @@ _RULES: dict[Rule | None, str] = {
 
 @dataclass(frozen=True)
 class Convention:
-    """One way to compute the error; the defaults are the nodes' defaults."""
+    """One way to compute the error. The defaults are those of the nodes."""
 
     direction: str = DIRECTIONS[0]
     norm: str = NORMS[0]
@@ -89,7 +89,7 @@ class Convention:
     normaliser: str = NORMALISERS[0]
     strides: tuple[int, ...] = (1,)
     preset: str = "custom"
-    rule: Rule | None = None  # None: the masks that came with the flow
+    rule: Rule | None = None  # None: the masks of the flow
     scale_override: float = 0.0
 
     def __post_init__(self) -> None:
@@ -110,7 +110,7 @@ class Convention:
         return self.normaliser == "all pixels"
 
     def flows(self, pair: Flow) -> tuple[Tensor, Tensor | None]:
-        """The flow along which one pair is warped, and the weights of its pixels (None: all count)."""
+        """The flow that warps one pair, and the weights of its pixels (None: all count)."""
         forth, back, valid = pair.backward, pair.forward, pair.backward_valid
         if self.direction == "next to previous":
             forth, back, valid = pair.forward, pair.backward, pair.forward_valid
@@ -118,8 +118,8 @@ class Convention:
             return forth, None
         return forth, valid.float() if self.rule is None else self.rule(forth, back)
 
-    def words(self) -> dict[str, str]:
-        """The convention in words, for the table and the plot."""
+    def description(self) -> dict[str, str]:
+        """The convention as text, for the table and the plot."""
         return {
             "preset": self.preset,
             "direction": self.direction,
@@ -168,13 +168,13 @@ PRESETS = ("custom", *_PRESETS)
 
 
 def parse_strides(text: str) -> tuple[int, ...]:
-    """ "1,4" to (1, 4); a sentence for anything else."""
+    """ "1,4" to (1, 4). Anything else is rejected."""
     try:
         strides = tuple(dict.fromkeys(int(word) for word in text.replace(" ", ",").split(",") if word))
     except ValueError:
         strides = ()
     if not strides or min(strides) < 1 or max(strides) > 10_000:
-        raise ValueError(f'strides {text!r} are not understood: give whole numbers such as "1" or "1,4"')
+        raise ValueError(f'the strides {text!r} cannot be read: give whole numbers such as "1" or "1,4"')
     return strides
 
 
@@ -187,7 +187,7 @@ def convention(
     mask: str = MASKS[0],
     normaliser: str = NORMALISERS[0],
 ) -> Convention:
-    """A convention from a node's inputs; a preset overrides all of them but the strides."""
+    """A convention from a node's inputs. A preset overrides all of them except the strides."""
     if preset not in PRESETS:
         raise ValueError(f"the preset {preset!r} is unknown: choose one of {', '.join(PRESETS)}")
     far = parse_strides(strides)

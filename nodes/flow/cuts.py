@@ -1,9 +1,10 @@
 """Scene cuts: where two neighbouring frames show different places.
 
-Two witnesses speak. The colour histogram jumps; a fast pan changes it little. And the motion does not
-hold: even warped along its best flow, one thumbnail does not look like the other, and the flow does not
-come back. A flash or a flicker changes the histogram, but on thumbnails with brightness and contrast taken
-out its motion still holds; hence a cut needs both together, and never the histogram alone.
+A cut changes two measurements at once. (1) The colour histogram changes. A fast pan hardly changes it.
+(2) Optical flow finds no motion that explains the change: one thumbnail, warped along the flow, does not
+look like the other, and forward and backward flow disagree. A flash or a flicker changes the histogram, but
+the thumbnails are normalized in brightness and contrast, so flow still explains it. Therefore a cut needs
+both, never the histogram alone.
 """
 
 from dataclasses import dataclass
@@ -17,37 +18,37 @@ from .estimate import Estimator, estimator
 
 SIDE = 160  # longer side of a thumbnail
 BINS = 8
-# Seen on five clips with eight cuts: cuts reach 1.02 to 1.64 together (mismatch 0.34 and more); without a cut
-# a truck race at 10 frames a second reaches 0.90, a shaken bicycle 0.43, anything else 0.22.
-TOGETHER, MISMATCH = 0.96, 0.25
+# Measured on five clips with eight cuts: the sum is 1.02 to 1.64 at cuts (mismatch at least 0.34). Without a
+# cut it reaches 0.90 in a truck race at 10 frames/s, 0.43 in a shaken bicycle ride, and 0.22 elsewhere.
+SUM, MISMATCH = 0.96, 0.25
 
 
 @dataclass
-class _Look:
+class _Thumbnail:
     """What is kept of a frame."""
 
     picture: Tensor  # [1, 1, h, w] luma, mean 0 and deviation 1
     histogram: Tensor
-    ready: object
+    prepared: object  # for the flow estimator
 
 
 class CutDetector:
-    """`push` frames one by one; True says that this frame starts a new scene."""
+    """Finds cuts in frames that are given one by one."""
 
     def __init__(self) -> None:
         self._flow: Estimator = estimator("dis-ultrafast")
-        self._last: _Look | None = None
+        self._last: _Thumbnail | None = None
 
     def push(self, frame: Tensor) -> bool:
-        """Look at the next frame [H, W, 3]."""
-        look = self._look(frame)
-        last, self._last = self._last, look
-        if last is None or last.picture.shape != look.picture.shape:
+        """Whether the next frame [H, W, 3] starts a new scene."""
+        thumbnail = self._thumbnail(frame)
+        last, self._last = self._last, thumbnail
+        if last is None or last.picture.shape != thumbnail.picture.shape:
             return False
-        jump, mismatch = self._distance(last, look)
-        return jump + mismatch > TOGETHER and mismatch > MISMATCH
+        jump, mismatch = self._distance(last, thumbnail)
+        return jump + mismatch > SUM and mismatch > MISMATCH
 
-    def _look(self, frame: Tensor) -> _Look:
+    def _thumbnail(self, frame: Tensor) -> _Thumbnail:
         small = frame[..., :3].float().cpu().permute(2, 0, 1)[None]
         h, w = small.shape[-2:]
         factor = min(1.0, SIDE / max(h, w))
@@ -59,13 +60,13 @@ class CutDetector:
         luma = small.mean(dim=1, keepdim=True)
         picture = (luma - luma.mean()) / (luma.std(correction=0) + 0.02)
         grey = (picture * 0.2 + 0.5).clamp(0, 1)  # 2.5 deviations either way
-        ready = self._flow.prepare(grey[0, 0, :, :, None].expand(-1, -1, 3))
-        return _Look(picture, histogram / histogram.sum(), ready)
+        prepared = self._flow.prepare(grey[0, 0, :, :, None].expand(-1, -1, 3))
+        return _Thumbnail(picture, histogram / histogram.sum(), prepared)
 
-    def _distance(self, a: _Look, b: _Look) -> tuple[float, float]:
-        """Histogram change and motion mismatch, 0 (the same) to about 1 (nothing in common)."""
+    def _distance(self, a: _Thumbnail, b: _Thumbnail) -> tuple[float, float]:
+        """Histogram change and motion mismatch, from 0 (equal) to about 1 (nothing in common)."""
         jump = (a.histogram - b.histogram).abs().sum().item() / 2
-        forward, backward = self._flow.both(a.ready, b.ready)
+        forward, backward = self._flow.both(a.prepared, b.prepared)
         rest = (warp(a.picture, backward) - b.picture).square()
         lost = (rest.mean() / 2).clamp(max=1).item()  # unrelated pictures of variance 1 differ by 2
         kept = returns(backward, forward).float().mean().item()

@@ -1,4 +1,4 @@
-"""Optical flow between the frames of a clip: OpenCV's DIS and Farneback, RAFT where torchvision has it.
+"""Optical flow between the frames of a clip: DIS and Farneback of OpenCV, RAFT of torchvision.
 
 A `Flow` holds both directions and both validity masks of every pair (t, t + stride):
 `forward[t]` starts on frame t and `backward[t]` on frame t + stride.
@@ -28,7 +28,7 @@ RAFT_SMALLEST = 128  # below, its coarsest correlation level is empty
 
 @dataclass(frozen=True)
 class Flow:
-    """The motion of a clip of N frames, in pixels of the size that it was made at; P = N - stride pairs."""
+    """The motion of a clip of N frames, in pixels of the frames it was estimated on; P = N - stride pairs."""
 
     forward: Tensor  # [P, 2, H, W]
     backward: Tensor  # [P, 2, H, W]
@@ -41,7 +41,7 @@ class Flow:
 
     @classmethod
     def of(cls, forward: Tensor, backward: Tensor, **about: Any) -> "Flow":
-        """From both directions; the masks are computed."""
+        """A flow from both directions. The validity masks are computed."""
         absolute, relative = about.get("consistency", CONSISTENCY)
         masks = (
             validity(*ways, absolute=absolute, relative=relative)
@@ -66,7 +66,7 @@ class Flow:
         return self.pairs + self.stride
 
     def pair(self, index: int) -> "Flow":
-        """One pair alone."""
+        """The flow of one pair."""
         one = slice(index, index + 1)
         return replace(
             self,
@@ -93,16 +93,16 @@ class Flow:
         return any(index < cut <= index + self.stride for cut in self.cuts)
 
     def check_frames(self, count: int, what: str = "images") -> None:
-        """One sentence when a batch is not of the clip that the flow was made of."""
+        """Reject a batch that is not the clip that the flow was estimated on."""
         if count != self.frames:
             raise ValueError(
-                f"the flow is of {self.frames} frames (stride {self.stride}), the {what} are {count}: "
-                "give the frames that the flow was made of"
+                f"the flow belongs to {self.frames} frames (stride {self.stride}), but there are {count} "
+                f"{what}: connect the frames that the flow was estimated on"
             )
 
 
 class Estimator(Protocol):
-    """Flow between two prepared frames; preparing is done once per frame."""
+    """Estimates flow between two frames. Each frame is prepared once."""
 
     def prepare(self, frame: Tensor) -> Any: ...
 
@@ -112,7 +112,7 @@ class Estimator(Protocol):
 
 
 def opencv() -> ModuleType:
-    """OpenCV, or one sentence."""
+    """The OpenCV module, or an error message that says what to install."""
     try:
         import cv2
     except ImportError as error:
@@ -124,7 +124,7 @@ def opencv() -> ModuleType:
 
 
 def padded(frame: Tensor, smallest: int = SMALLEST, multiple: int = 1) -> Tensor:
-    """A frame [C, H, W] with its edges repeated to the right and below until the method can take it."""
+    """A frame [C, H, W] enlarged to a size that the method accepts, by repeating its right and lower edge."""
     h, w = frame.shape[-2:]
     height, width = (max(side, smallest, -(-max(h, w) // LONGEST)) for side in (h, w))
     height, width = (-(-side // multiple) * multiple for side in (height, width))
@@ -164,7 +164,7 @@ def _farneback() -> _OpenCV:
 
 
 class _Raft:
-    """torchvision's RAFT; its weights are a file that the person has put there."""
+    """torchvision's RAFT, with weights from a file in models/flow."""
 
     UPDATES = 12
 
@@ -193,7 +193,7 @@ class _Raft:
             network.load_state_dict({key.removeprefix("module."): value for key, value in weights.items()})
         except (RuntimeError, AttributeError) as error:
             raise ValueError(
-                f"{self._path.name} is no torchvision {self._name} checkpoint: "
+                f"{self._path.name} is not a {self._name} checkpoint of torchvision: "
                 "put the file that torchvision publishes into models/flow/"
             ) from error
         return host.managed(network.requires_grad_(False))
@@ -207,9 +207,9 @@ class _Raft:
         (first, (h, w)), (second, _) = a, b
         one, two = torch.stack([first, second]), torch.stack([second, first])
         device = host.device()
-        found = self._managed.load()(one.to(device), two.to(device), num_flow_updates=self.UPDATES)[-1]
-        found = found[..., :h, :w].float().cpu()
-        return found[:1].clone(), found[1:].clone()
+        flow = self._managed.load()(one.to(device), two.to(device), num_flow_updates=self.UPDATES)[-1]
+        flow = flow[..., :h, :w].float().cpu()
+        return flow[:1].clone(), flow[1:].clone()
 
 
 def raft_weights(method: str) -> Path:
@@ -231,7 +231,7 @@ def method_files(method: str) -> tuple[Path, ...]:
 
 
 def estimator(method: str) -> Estimator:
-    """The method of that name, ready; a sentence when it is not installed here."""
+    """The estimator of a method. A method that is not installed is rejected with an error message."""
     if method not in METHODS:
         raise ValueError(f"the flow method {method!r} is none of {', '.join(METHODS)}")
     family, _, kind = method.partition("-")
@@ -248,9 +248,9 @@ def estimate(
     *,
     cuts: tuple[int, ...] = (),
 ) -> Flow:
-    """The flow of a clip [N, H, W, 3] in 0..1; with no pair to look at, an empty one."""
+    """The flow of a clip [N, H, W, 3] in 0..1. A clip that is not longer than the stride has no pairs."""
     if stride < 1:
-        raise ValueError(f"the stride is {stride}: frames are compared with later ones, give 1 or more")
+        raise ValueError(f"the stride is {stride}: give 1 or more")
     n, h, w = frames.shape[:3]
     pairs = max(n - stride, 0)
     flow = Flow(
@@ -258,7 +258,7 @@ def estimate(
         torch.empty(pairs, 2, h, w),
         torch.empty(pairs, h, w, dtype=torch.bool),
         torch.empty(pairs, h, w, dtype=torch.bool),
-        min(stride, n),  # so that `frames` is N for a clip shorter than the stride, too
+        min(stride, n),  # so that `frames` is N also for a clip shorter than the stride
         method,
         consistency,
         tuple(cuts),

@@ -1,4 +1,4 @@
-"""Measuring whole clips: batches, streams, and several versions against one content."""
+"""The optical-flow error of batches, of lazy clips, and of several versions of one clip."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ CHUNK = 8
 def batch(
     stylized: Tensor, content: Tensor | None, flow: Flow | None, rule: Convention, method: str
 ) -> Report:
-    """Frames [N, H, W, 3] against their content's motion: the flow if it is given, else estimated."""
+    """The error of frames [N, H, W, 3]. Without a flow, the motion is estimated on the content."""
     if flow is not None:
         return measure_with_flow(stylized, flow, Report(rule))
     if content is None:
@@ -26,7 +26,7 @@ def batch(
 
 
 def versions(clips: dict[str, Tensor], content: Tensor, rule: Convention, method: str) -> list[Report]:
-    """Several versions of one clip; its motion is estimated once."""
+    """The errors of several versions of one clip. The motion is estimated once."""
     for name, frames in clips.items():
         if len(frames) != len(content):
             raise ValueError(
@@ -42,7 +42,7 @@ def versions(clips: dict[str, Tensor], content: Tensor, rule: Convention, method
 
 
 def stream(stylized: LazyVideo, content: LazyVideo, rule: Convention, method: str) -> Report:
-    """A clip of any length; only as many frames are kept as the longest stride needs."""
+    """The error of a lazy clip. Only as many frames are kept as the longest stride needs."""
     report = Report(rule, f"{method} on the content")
     meter = Meter([report], method)
     with host.progress(stylized.frame_count, "Optical-flow error") as bar:
@@ -54,18 +54,18 @@ def stream(stylized: LazyVideo, content: LazyVideo, rule: Convention, method: st
 
 
 def named(clips: Sequence[Tensor | None], names: str) -> dict[str, Tensor]:
-    """The clips that are there, by their names."""
-    words = [word.strip() for word in names.split(",")]
-    labels = [word or letter for word, letter in zip(words + [""] * len(clips), "ABCD", strict=False)]
+    """The connected clips by name."""
+    parts = [part.strip() for part in names.split(",")]
+    labels = [part or letter for part, letter in zip(parts + [""] * len(clips), "ABCD", strict=False)]
     present = {label: clip for label, clip in zip(labels, clips, strict=True) if clip is not None}
     if len(present) != sum(clip is not None for clip in clips):
-        raise ValueError(f"the names {names!r} repeat: give each clip its own")
+        raise ValueError(f"the names {names!r} repeat: give each clip its own name")
     return present
 
 
 def summary(reports: Sequence[Report]) -> str:
     """CSV: the convention, then one row per clip."""
-    lines = [f"# {key}: {value}" for key, value in reports[0].words().items()]
+    lines = [f"# {key}: {value}" for key, value in reports[0].description().items()]
     lines.append("clip,error,worst pair,worst error,valid share")
     for report in reports:
         counted = [pair for pair in report.pairs if pair.counts]
@@ -77,6 +77,6 @@ def summary(reports: Sequence[Report]) -> str:
 
 
 def best(reports: Sequence[Report]) -> str:
-    """The name of the calmest clip."""
+    """The name of the clip with the smallest error."""
     known = [report for report in reports if math.isfinite(report.error)]
     return min(known, key=lambda report: report.error).name if known else ""

@@ -1,4 +1,4 @@
-"""The optical-flow error of a clip: measured pair by pair, then told as a table, a plot and a heat map."""
+"""The optical-flow error of a clip, measured pair by pair."""
 
 import math
 from collections import deque
@@ -27,7 +27,7 @@ class Pair:
 
     @property
     def counts(self) -> bool:
-        """A pair across a cut shows two places, and one without a valid pixel shows nothing."""
+        """Pairs across a cut and pairs without a valid pixel do not count."""
         return not self.cut and math.isfinite(self.error)
 
     def __str__(self) -> str:
@@ -36,7 +36,7 @@ class Pair:
 
 @dataclass
 class Report:
-    """The error of one clip; memory does not grow with the frames, only with their number of pairs."""
+    """The error of one clip. Frames are not kept, only one number per pair and one heat map."""
 
     convention: Convention
     source: str = "loaded flow"
@@ -48,7 +48,7 @@ class Report:
     _seen: Tensor | None = None
 
     def add(self, first: int, earlier: Tensor, later: Tensor, flow: Flow, *, cut: bool) -> None:
-        """Measure one pair of frames [H, W, 3] with the flow between them, made at any size."""
+        """Measure one pair of frames [H, W, 3] with the flow between them, which may have any size."""
         rule, (h, w) = self.convention, earlier.shape[:2]
         frames = {"previous": earlier, "next": later}
         names = rule.direction.split(" to ")
@@ -60,27 +60,27 @@ class Report:
         pair = Pair(first, flow.stride, error, valid, cut)
         self.pairs.append(pair)
         if pair.counts:
-            self._warm(per_pixel[0], torch.ones(h, w) if weights is None else weights[0])
+            self._add_heat(per_pixel[0], torch.ones(h, w) if weights is None else weights[0])
 
-    def _warm(self, per_pixel: Tensor, weights: Tensor) -> None:
+    def _add_heat(self, per_pixel: Tensor, weights: Tensor) -> None:
         if self._heat is None:
             self._heat, self._seen = torch.zeros_like(per_pixel), torch.zeros_like(per_pixel)
         self._heat += per_pixel * weights
         self._seen += weights
 
-    # -- what it says -------------------------------------------------------------------------------
+    # -- results ------------------------------------------------------------------------------------
 
     def counted(self, stride: int) -> list[Pair]:
         return [p for p in self.pairs if p.stride == stride and p.counts]
 
     def mean(self, stride: int) -> float:
-        """The mean over the pairs of a stride that count; NaN where none does."""
+        """The mean over the pairs of a stride that count; NaN if none counts."""
         errors = [p.error for p in self.counted(stride)]
         return sum(errors) / len(errors) if errors else math.nan
 
     @property
     def error(self) -> float:
-        """The mean over the strides that have a pair."""
+        """The mean over all strides that have a pair."""
         means = [m for m in map(self.mean, self.convention.strides) if math.isfinite(m)]
         return sum(means) / len(means) if means else math.nan
 
@@ -88,12 +88,12 @@ class Report:
     def worst(self) -> Pair | None:
         return max((p for p in self.pairs if p.counts), key=lambda p: p.error, default=None)
 
-    def words(self) -> dict[str, str]:
-        return {**self.convention.words(), "flow": self.source}
+    def description(self) -> dict[str, str]:
+        return {**self.convention.description(), "flow": self.source}
 
     def table(self) -> str:
         """CSV: the convention in comment lines, one row per pair, then the means."""
-        lines = [f"# {key}: {value}" for key, value in self.words().items()]
+        lines = [f"# {key}: {value}" for key, value in self.description().items()]
         if self.cuts:
             lines.append(f"# cuts before frame: {' '.join(map(str, self.cuts))} (left out of the mean)")
         lines.append("pair,stride,error,valid share,cut")
@@ -105,7 +105,7 @@ class Report:
         return "\n".join(lines) + "\n"
 
     def heat(self) -> Tensor | None:
-        """Mean error per pixel [H, W]; NaN where no pair ever counted it."""
+        """Mean error per pixel [H, W]; NaN where no pair counted the pixel."""
         if self._heat is None:
             return None
         heat = torch.where(self._seen > 0, self._heat / self._seen.clamp(min=1e-12), torch.nan)
@@ -146,13 +146,13 @@ class Meter:
 
 
 def measure_with_flow(stylized: Tensor, flow: Flow, report: Report) -> Report:
-    """Measure frames [N, H, W, 3] with a flow that is at hand."""
+    """Measure frames [N, H, W, 3] with a given flow."""
     flow.check_frames(len(stylized), "stylized frames")
     strides = report.convention.strides
     if flow.pairs and strides != (flow.stride,):
         asked = ",".join(map(str, strides))
         raise ValueError(
-            f"the flow was made with stride {flow.stride}, the error is asked for strides {asked}: "
+            f"the flow has stride {flow.stride}, the error node asks for strides {asked}: "
             f'set strides to "{flow.stride}", or give the content instead of the flow'
         )
     report.source, report.frames, report.cuts = flow.method, len(stylized), list(flow.cuts)

@@ -1,16 +1,17 @@
-"""Stabilisation: the previous *output*, moved along the content's flow, is blended into each new frame.
+"""Stabilization: the previous *output*, warped along the content's flow, is blended into each new frame.
 
     O_t = S_t + strength * w * (warp(O_{t-1}, b) - S_t),          w = valid * agreement
 
-b is the content's backward flow and `valid` its validity (kernels/flow.py). `agreement` asks the content
-itself: exp(-d / 2s^2) of the squared difference d between the content and the warped previous content,
-averaged over 3 x 3 pixels. Where an occluder has moved away, either says no, and the new frame shows as
-it is: no ghost. After a cut everything starts anew. Flow of flat places is broken by thin invalid lines,
-which would flicker on: `valid` is raised to its mean over 9 x 9 pixels, and the agreement guards that.
+b is the content's backward flow and `valid` its validity (kernels/flow.py). `agreement` is
+exp(-d / 2s^2), where d is the squared difference between the content and the warped previous content,
+averaged over 3 x 3 pixels. Where a moving object uncovers the background, one of the two is 0 and the new
+frame is shown unchanged, so no ghost remains. After a cut, stabilization restarts. In flat areas the flow
+has thin invalid lines, which would keep flickering; therefore `valid` is raised to its mean over 9 x 9
+pixels, and `agreement` prevents errors from that.
 
-Because the output is fed back, two things must not build up. Warping softens, so the output is resampled
-by a cubic. And a resting background must rest: where the estimated motion is a fraction of a pixel and
-the content agrees as well without moving, nothing is moved.
+The output is fed back, so small errors must not accumulate. Warping blurs, so the output is resampled with
+a cubic filter. A static background must stay exactly static: where the estimated motion is below a quarter
+of a pixel and the content matches as well without motion, nothing is moved.
 """
 
 from dataclasses import dataclass
@@ -27,8 +28,8 @@ from .cuts import CutDetector
 from .estimate import Flow, estimator
 
 FEATHER = 9  # pixels
-AGREEMENT = 0.06  # s: contents that differ so much are half trusted
-REST, SAME = 0.25, 1.5 / 255  # pixels; content difference that rounding and compression explain
+AGREEMENT = 0.06  # s: at this difference of the contents the weight is exp(-1/2)
+REST, SAME = 0.25, 1.5 / 255  # pixels; content difference caused by rounding and compression
 
 
 def _planes(frame: Tensor) -> Tensor:
@@ -46,14 +47,14 @@ def _mismatch(a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass
 class Trust:
-    """Along which flow to look back, and how far each pixel may be believed."""
+    """The flow to the previous frame, and how much each pixel's past is trusted."""
 
     flow: Tensor  # [1, 2, H, W]
     weight: Tensor  # [1, H, W] in 0..1
 
 
 def trust(backward: Tensor, valid: Tensor, content: Tensor | None, before: Tensor | None) -> Trust:
-    """The weights of one pair of contents [1, 3, H, W]; without contents, validity alone."""
+    """The weights for one pair of contents [1, 3, H, W]. Without contents only the validity counts."""
     weight = valid.float()
     if content is None or before is None:
         return Trust(backward, weight)
@@ -90,12 +91,12 @@ class Stabilizer(Worker):
         return torch.stack([self.push(*pair) for pair in zip(stylized, content, strict=True)])
 
     def push(self, stylized: Tensor, content: Tensor) -> Tensor:
-        """The stabilised frame [H, W, 3]."""
+        """The stabilized frame [H, W, 3]."""
         now, frame, ready = _planes(content), _planes(stylized), self._flow.prepare(content)
         cut = self._cuts.push(content)
         if self._output is not None and not cut:
             if now.shape != self._content.shape:
-                raise ValueError("the content's frames change their size midway: give frames of one size")
+                raise ValueError("the content's frames change their size: give frames of one size")
             forward, backward = self._flow.both(self._ready, ready)
             trusted = trust(backward, validity(backward, forward), now, self._content)
             frame = blend(frame, self._output, trusted, self.strength)
@@ -103,11 +104,9 @@ class Stabilizer(Worker):
         return frame[0].permute(1, 2, 0)
 
     def state(self) -> dict[str, Tensor]:
-        """What the next frame depends on."""
         return {} if self._output is None else {"output": self._output, "content": self._content}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Go on from a state."""
         if not state:
             return
         self._output, self._content = state["output"], state["content"]
@@ -117,7 +116,7 @@ class Stabilizer(Worker):
 
 
 def stabilize(stylized: Tensor, content: Tensor, strength: float, method: str) -> Tensor:
-    """Frames [N, H, W, 3] stabilised by the flow of their content [N, h, w, 3]."""
+    """Frames [N, H, W, 3], stabilized by the flow of their content [N, h, w, 3]."""
     if len(content) != len(stylized):
         raise ValueError(
             f"the content has {len(content)} frames, the stylized {len(stylized)}: give clips of one length"
@@ -133,12 +132,12 @@ def stabilize(stylized: Tensor, content: Tensor, strength: float, method: str) -
 
 
 def stabilize_with_flow(stylized: Tensor, flow: Flow, content: Tensor | None, strength: float) -> Tensor:
-    """The same with a flow at hand: its validity decides, and the content where it is given, too."""
+    """Frames stabilized by a given flow: weighted by its validity, and by the content if it is given."""
     flow.check_frames(len(stylized), "stylized frames")
     if content is not None:
         flow.check_frames(len(content), "content frames")
     if flow.pairs and flow.stride != 1:
-        raise ValueError(f"the flow has stride {flow.stride}: stabilising needs the flow of stride 1")
+        raise ValueError(f"the flow has stride {flow.stride}: stabilization needs a flow of stride 1")
     if strength == 0:
         return stylized
     out = torch.empty_like(stylized[..., :3])

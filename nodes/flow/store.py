@@ -1,8 +1,8 @@
-"""Flow on disk: our safetensors, and folders of Middlebury .flo files to read.
+"""Flow files: our safetensors files, and folders of Middlebury .flo files (read only).
 
-A folder may hold forward_1_2.flo and backward_2_1.flo, as artistic-videos names them, or one .flo per
-pair in alphabetical order, as Sintel and fast_blind_video_consistency have them: those are taken as
-forward flow, and the way back is inverted from it.
+A folder holds either forward_1_2.flo and backward_2_1.flo, the names of artistic-videos, or one .flo per
+pair in alphabetical order, as in Sintel and fast_blind_video_consistency. The latter are forward flow; the
+backward flow is computed from it.
 """
 
 import json
@@ -21,7 +21,7 @@ from .estimate import CONSISTENCY, Flow
 
 FOLDER = "flows"
 SUFFIX = ".flow.safetensors"
-_ENDING = "flow.safetensors"  # the sample's has no dot before it
+_ENDING = "flow.safetensors"  # the sample's file has no dot before it
 _OUTPUT = " [output]"  # as ComfyUI marks a name that is not below input/
 TAG = np.float32(202021.25)
 UNKNOWN = 1e7  # Middlebury writes 1e9 where the motion is unknown
@@ -30,7 +30,7 @@ _NAMED = re.compile(r"(forward|backward)_(\d+)_(\d+)\.flo")
 
 
 def target(name: str) -> Path:
-    """Where a flow of that name is written."""
+    """The path under which a flow of this name is saved."""
     name = name.strip().removesuffix(SUFFIX)
     if not name or name.endswith("/"):
         raise ValueError("the flow has no name: give one, such as clip")
@@ -38,7 +38,7 @@ def target(name: str) -> Path:
 
 
 def names() -> list[str]:
-    """What can be loaded: files and folders of .flo below input/, and what was saved here."""
+    """The names that can be loaded: flow files and .flo folders below input/, and saved flows."""
     found = host.input_names((_ENDING,))
     base = host.folder("input")
     found += [name for name in host.input_names(folders=True) if any((base / name).glob("*.flo"))]
@@ -49,7 +49,7 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Path:
-    """The file or folder behind a name of the list."""
+    """The file or folder of a name from `names`."""
     if name == sample.FLOW and not (host.folder("input") / name).exists():
         raise ValueError(f"{name} is not in the input folder: `reelbrush sample` writes it")
     if not name.endswith(_OUTPUT):
@@ -84,7 +84,7 @@ def save(flow: Flow, path: Path) -> Path:
 
 
 def load(path: Path) -> Flow:
-    """A saved flow, or a folder of .flo files."""
+    """Read a flow file or a folder of .flo files."""
     return _load_folder(path) if path.is_dir() else _load_file(path)
 
 
@@ -99,12 +99,12 @@ def _load_file(path: Path) -> Flow:
         raise ValueError(f"{path.name} cannot be read as a flow file ({error})") from error
     if not {"forward", "backward"} <= tensors.keys():
         raise ValueError(
-            f"{path.name} holds no flow: choose a file written by Save Flow, or a folder of .flo files"
+            f"{path.name} contains no flow: choose a file of Save Flow, or a folder of .flo files"
         )
     forward, backward = (_planes(tensors[name], path.name) for name in ("forward", "backward"))
     if set(MASKS) <= tensors.keys():
         masks = [tensors[name].bool() for name in MASKS]
-    elif {"occluded_forward", "occluded_backward"} <= tensors.keys():  # exact flow, as the sample has it
+    elif {"occluded_forward", "occluded_backward"} <= tensors.keys():  # the sample's exact flow
         masks = [~tensors[name].bool() for name in ("occluded_forward", "occluded_backward")]
     else:
         masks = [validity(forward, backward), validity(backward, forward)]
@@ -125,7 +125,7 @@ def _planes(flow: Tensor, name: str) -> Tensor:
         flow = flow.permute(0, 3, 1, 2)
     if flow.ndim != 4 or flow.shape[1] != 2:
         raise ValueError(
-            f"{name} holds a flow of shape {tuple(flow.shape)}: [pairs, 2, height, width] is needed"
+            f"{name} contains a flow of shape {tuple(flow.shape)}: [pairs, 2, height, width] is needed"
         )
     return flow.float().contiguous()
 
@@ -134,10 +134,10 @@ def read_flo(path: Path) -> tuple[Tensor, Tensor]:
     """One Middlebury .flo file: flow [1, 2, H, W], and where it is known [1, H, W]."""
     data = path.read_bytes()
     if len(data) < 12 or np.frombuffer(data, "<f4", 1)[0] != TAG:
-        raise ValueError(f"{path.name} is no .flo file: it does not begin with the tag PIEH")
+        raise ValueError(f"{path.name} is not a .flo file: it does not begin with the tag PIEH")
     width, height = (int(side) for side in np.frombuffer(data, "<i4", 2, offset=4))
     if width < 1 or height < 1 or len(data) < 12 + width * height * 8:
-        raise ValueError(f"{path.name} ends before its {width}x{height} vectors do: write it again")
+        raise ValueError(f"{path.name} is too short for {width}x{height} vectors: write it again")
     vectors = np.frombuffer(data, "<f4", width * height * 2, offset=12).reshape(1, height, width, 2)
     flow = torch.from_numpy(vectors.copy()).permute(0, 3, 1, 2)
     known = (flow.isfinite() & (flow.abs() < UNKNOWN)).all(dim=1)
@@ -154,7 +154,7 @@ def write_flo(path: Path, flow: Tensor) -> None:
 def _load_folder(folder: Path) -> Flow:
     files = sorted(folder.glob("*.flo"))
     if not files:
-        raise ValueError(f"the folder {folder.name} holds no .flo files")
+        raise ValueError(f"the folder {folder.name} contains no .flo files: choose another folder")
     named = {m.groups(): p for p in files if (m := _NAMED.fullmatch(p.name))}
     if named:
         ways, stride = _named_pairs(named, folder)
@@ -162,13 +162,13 @@ def _load_folder(folder: Path) -> Flow:
         ways, stride = [(path, None) for path in files], 1
     rows = [_pair(*way) for way in ways]
     if len({row[0].shape for row in rows}) > 1:
-        raise ValueError(f"the .flo files in {folder.name} are of different sizes: keep one clip per folder")
+        raise ValueError(f"the .flo files in {folder.name} have different sizes: keep one clip per folder")
     columns = [torch.cat(column) for column in zip(*rows, strict=True)]
     return Flow(*columns, stride, f"{folder.name} (.flo)")
 
 
 def _named_pairs(named: dict[Any, Path], folder: Path) -> tuple[list[tuple[Path | None, Path | None]], int]:
-    """(forward, backward) of each pair of artistic-videos' names, in order, and their stride."""
+    """The (forward, backward) files of each pair, for the names of artistic-videos, and their stride."""
     ways: dict[tuple[int, int], list[Path | None]] = {}
     for (way, start, end), path in named.items():
         first, last = sorted((int(start), int(end)))
@@ -185,11 +185,11 @@ def _named_pairs(named: dict[Any, Path], folder: Path) -> tuple[list[tuple[Path 
 
 
 def _pair(forward: Path | None, backward: Path | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Both directions and both masks of one pair; a missing direction is inverted from the other."""
+    """Both directions and both masks of one pair. A missing direction is computed from the other."""
     there, back = (read_flo(path) if path else None for path in (forward, backward))
     there = there or invert(back[0])
     back = back or invert(there[0])
     if there[0].shape != back[0].shape:
-        raise ValueError(f"{forward.name} and {backward.name} are of different sizes")
+        raise ValueError(f"{forward.name} and {backward.name} have different sizes: write them again")
     seen = validity(there[0], back[0]) & there[1], validity(back[0], there[0]) & back[1]
     return there[0], back[0], *seen

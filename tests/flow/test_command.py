@@ -21,7 +21,7 @@ def clips(tmp_path, home):
     return tmp_path
 
 
-def test_the_error_in_words_and_files(clips, capsys):
+def test_the_error_as_text_and_files(clips, capsys):
     stylized, content = str(clips / "stylized.mkv"), str(clips / "content.mkv")
     table, plot, heat = (str(clips / name) for name in ("t.csv", "p.png", "h.png"))
     files = ["--table", table, "--plot", plot, "--heatmap", heat]

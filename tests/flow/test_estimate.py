@@ -153,7 +153,7 @@ def test_raft_runs_with_weights_in_place(home):
         large.unlink(missing_ok=True)
 
 
-def test_frames_of_another_clip_are_refused():
-    with pytest.raises(ValueError, match="the flow is of 4 frames"):
+def test_frames_of_another_clip_are_rejected():
+    with pytest.raises(ValueError, match="belongs to 4 frames"):
         uniform(4, 8, 8, 1, 0).check_frames(5)
     assert isinstance(uniform(4, 8, 8, 1, 0), Flow)

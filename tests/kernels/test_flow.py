@@ -156,7 +156,7 @@ def test_no_valid_pixel_is_not_an_error_of_zero():
     assert kernel.warping_error(per_pixel, none, over_all=True).item() == 0
 
 
-def test_wrong_shapes_are_refused_in_words():
+def test_wrong_shapes_are_rejected():
     with pytest.raises(ValueError, match="resize the flow"):
         kernel.warp(draw(1, 3, 8, 8), draw(1, 2, 4, 8))
     with pytest.raises(ValueError, match=r"images \[N, C, H, W\]"):

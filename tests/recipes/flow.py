@@ -65,14 +65,14 @@ RECIPES = {
         lambda n, size: dict(images=picture(n, size), flow=flow(n, size), direction="previous to next"),
         frames=0,
         same_size=True,
-        wrong=[(dict(flow=other(9)), "the flow is of 9 frames")],
+        wrong=[(dict(flow=other(9)), "the flow belongs to 9 frames")],
     ),
     "ReelBrushFlowError": Recipe(
         lambda n, size: dict(stylized=picture(n, size, 1), content=picture(n, size), **RULE),
         wrong=[
             (dict(content=None), "connect one of the two"),
             (dict(content=picture(2, (33, 21))), "clips of one length"),
-            (dict(content=None, flow=other(9)), "the flow is of 9 frames"),
+            (dict(content=None, flow=other(9)), "the flow belongs to 9 frames"),
             (dict(flow=other(3, 2)), "set strides"),
             (dict(strides="often"), "not understood"),
             (dict(preset="best"), "preset"),

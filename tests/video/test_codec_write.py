@@ -401,7 +401,7 @@ def test_a_folder_that_was_there_keeps_its_own_files(tmp_path):
 FAULTS = {
     "another size": ({}, [(48, 64), (64, 48)], "frame 1 is 48x64.*clip is 64x48"),
     "no frames": ({}, [], "no frames were written"),
-    "unknown container": ({"container": "ogv"}, [(48, 64)], "'ogv' is no container"),
+    "unknown container": ({"container": "ogv"}, [(48, 64)], "'ogv' is not a video container"),
     "codec that does not fit": ({"container": "webm", "codec": "h264"}, [(48, 64)], "one of vp9"),
     "nine channels of sound": (
         {"audio": {"waveform": torch.zeros(1, 9, 100), "sample_rate": 8000}}, [(48, 64)], "9 channels",

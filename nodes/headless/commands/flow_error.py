@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _as_text(report: measure.Report) -> str:
     lines = [f"optical-flow error {report.error:.6g}"]
-    lines += [f"  {key}: {value}" for key, value in report.words().items()]
+    lines += [f"  {key}: {value}" for key, value in report.description().items()]
     counted = sum(pair.counts for pair in report.pairs)
     lines.append(f"  {report.frames} frames, {counted} of {len(report.pairs)} pairs counted")
     if report.worst:
@@ -69,5 +69,5 @@ def _as_json(report: measure.Report) -> str:
         {"pair": str(p), "stride": p.stride, "error": finite(p.error), "valid": p.valid, "cut": p.cut}
         for p in report.pairs
     ]
-    about = {**report.words(), "frames": report.frames, "cuts": report.cuts}
+    about = {**report.description(), "frames": report.frames, "cuts": report.cuts}
     return json.dumps({"error": finite(report.error), **about, "pairs": pairs}, indent=2) + "\n"

@@ -4,12 +4,12 @@ A source is a file, a folder of numbered pictures, or the bytes of a file. Frame
 they are displayed (rotated, R'G'B', straight alpha): uint8, or uint16 over the whole range above 8 bits,
 with their times in seconds since the first frame.
 
-    media     what a clip is: VideoInfo, colours, integers and floats, the way up (no PyAV)
+    media     properties of a clip: VideoInfo, colours, integers and floats, orientation (no PyAV)
     pictures  folders of pictures, text chunks in PNG files (no PyAV)
     source    opening and probing          reader  frames from any frame number on
     pixels    conversion of colours        sound   copied, decoded, encoded
     formats   what can be written, how     writer  muxer (files), gif, folder (pictures)
-    lossless  bit-exact chunks for the spool
+    lossless  bit-exact chunks for the frame cache
 """
 
 from .formats import codecs, containers

@@ -1,7 +1,7 @@
-"""Y'CbCr to R'G'B' and back above 8 bits, as ITU-R BT.601, 709 and 2020 write it; no PyAV.
+"""Y'CbCr to R'G'B' and back above 8 bits, as in ITU-R BT.601, 709 and 2020 (no PyAV).
 
-swscale's own conversions between 10-bit Y'CbCr and 16-bit R'G'B' are off by up to four 10-bit codes, and dark
-by half an 8-bit level on average: less than the depth promises. Here is the equation, in float32:
+swscale's conversions between 10-bit Y'CbCr and 16-bit R'G'B' are wrong by up to four 10-bit codes, and too
+dark by half an 8-bit level on average. This module computes the equation in float32:
 
     Y' = Kr R' + (1 - Kr - Kb) G' + Kb B',   Cb = (B' - Y') / 2(1 - Kb),   Cr = (R' - Y') / 2(1 - Kr)
 """
@@ -16,14 +16,14 @@ WEIGHTS = {  # Kr, Kb
     "bt709": (0.2126, 0.0722),
     "bt601": (0.299, 0.114),
     "bt2020": (0.2627, 0.0593),
-    "bt2020c": (0.2627, 0.0593),  # constant luminance, read as players read it
+    "bt2020c": (0.2627, 0.0593),  # constant luminance, decoded as players do
     "smpte240m": (0.212, 0.087),
     "fcc": (0.3, 0.11),
 }
 
 
 def _codes(color: ColorTags, bits: int) -> tuple[float, float, float, float]:
-    """Black, the height of Y', the middle and the width of Cb and Cr, as codes of `bits` bits."""
+    """Black and range of Y', centre and range of Cb and Cr, as codes of `bits` bits."""
     middle = float(1 << (bits - 1))
     if color.range == "full":
         return 0.0, 2.0**bits - 1, middle, 2.0**bits - 1
@@ -55,10 +55,10 @@ def from_rgb(rgb: Tensor, color: ColorTags, bits: int) -> Tensor:
 
 
 def widen(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Codes of `bits` bits over the whole range (alpha) to 16 bits."""
+    """Full-range codes of `bits` bits (alpha) to 16 bits."""
     return np.rint(codes.astype(np.float32) * (65535 / (2**bits - 1))).astype(np.uint16)
 
 
 def narrow(codes: np.ndarray, bits: int) -> np.ndarray:
-    """16 bits over the whole range (alpha) to codes of `bits` bits."""
+    """Full-range 16-bit codes (alpha) to `bits` bits."""
     return np.rint(codes.astype(np.float32) * ((2**bits - 1) / 65535)).astype(np.uint16)

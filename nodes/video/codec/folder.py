@@ -1,4 +1,4 @@
-"""A folder of PNG pictures being written; each carries the workflow in text chunks, as ComfyUI's do."""
+"""Writing a folder of PNG pictures. Each contains the workflow in text chunks, as ComfyUI's PNG files do."""
 
 import os
 from fractions import Fraction
@@ -14,7 +14,7 @@ from .pixels import FromRGB
 
 
 class PictureSink:
-    """`frame_00001.png` and so on; `fps` and `time` stand beside the workflow, so that reading knows them."""
+    """Writes `frame_00001.png` and so on, with `fps` and `time` as text chunks for reading."""
 
     def __init__(self, target: str | os.PathLike, info: VideoInfo, recipe: Recipe):
         self._folder, self._info, self._recipe = Path(target), info, recipe
@@ -43,14 +43,14 @@ class PictureSink:
             number = len(self._written)
             path = self._folder / f"frame_{number + 1:05}.png"
             self._written.append(path)
-            words = dict(self._recipe.metadata) | {
+            text = dict(self._recipe.metadata) | {
                 "fps": str(self._info.fps),
                 "time": str(self._times[number]),
             }
-            path.write_bytes(insert_text(bytes(packet), words))
+            path.write_bytes(insert_text(bytes(packet), text))
 
     def close(self) -> None:
-        """Saves the pictures that are still under way."""
+        """Writes the pictures that are still in the encoder."""
         self._save(self._encoder.encode(None))
 
     def abandon(self) -> None:

@@ -1,8 +1,8 @@
-"""What this PyAV can write, and how a clip is best kept: containers, codecs, pixel formats, settings.
+"""What this PyAV can write: containers, codecs, pixel formats, encoder settings.
 
-Exact sizes: 4:2:0 has no odd sizes in H.264, H.265 and AV1, so an odd clip is written as 4:4:4 there where
-the encoder can. It keeps every pixel and plays in ffmpeg, VLC, mpv and Chrome, but not in Safari or on
-hardware decoders. VP9 takes odd sizes as they are.
+Odd sizes: H.264, H.265 and AV1 allow no odd sizes with 4:2:0, so a clip of odd size is written as 4:4:4 if
+the encoder can. That keeps every pixel and plays in ffmpeg, VLC, mpv and Chrome, but not in Safari or on
+hardware decoders. VP9 allows odd sizes.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import av
 
 from .media import VideoInfo
 
-_ENCODERS = {  # the codec's name here: encoders that write it, the best first
+_ENCODERS = {  # codec: its encoders, the best first
     "h264": ("libx264", "libopenh264"),
     "h265": ("libx265", "libkvazaar"),
     "vp9": ("libvpx-vp9",),
@@ -28,17 +28,17 @@ _PRORES_4444 = "4"
 
 @dataclass(frozen=True)
 class Container:
-    """A container: FFmpeg's name of it, and what it may hold."""
+    """A container: FFmpeg's name of it, and the codecs that it allows."""
 
     muxer: str
     codecs: tuple[str, ...]
-    sounds: tuple[str, ...] = ()  # sound codecs that may be copied; the first is what others become
+    sounds: tuple[str, ...] = ()  # sound codecs that are copied; others are encoded to the first
     options: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a clip shall be written."""
+    """How a clip is written."""
 
     container: Container
     codec: str
@@ -48,8 +48,8 @@ class Recipe:
     metadata: tuple[tuple[str, str], ...] = ()
 
 
-# use_metadata_tags keeps the keys `prompt` and `workflow`; with the index in front of the samples they are
-# among the first bytes, where ComfyUI's front end looks.
+# use_metadata_tags keeps the keys `prompt` and `workflow`. faststart puts them into the first bytes, where
+# ComfyUI's front end looks for them.
 _MOV = (("movflags", "use_metadata_tags+faststart"),)
 _SOUNDS = ("aac", "mp3", "ac3", "eac3", "alac")
 _PCM = ("pcm_s16le", "pcm_s24le")
@@ -69,7 +69,7 @@ CONTAINERS = {
 
 @cache
 def encoder_of(codec: str) -> str | None:
-    """The name of an encoder in this build, None where it has none."""
+    """The name of an encoder in this build; None if it has none."""
     return next((name for name in _ENCODERS[codec] if _can_write(name)), None)
 
 
@@ -89,19 +89,19 @@ def containers() -> list[str]:
 def codecs(container: str) -> list[str]:
     """The codecs that this PyAV can write into a container."""
     if container not in CONTAINERS:
-        raise ValueError(f"{container!r} is no container for video: one of {', '.join(CONTAINERS)}")
+        raise ValueError(f"{container!r} is not a video container: choose one of {', '.join(CONTAINERS)}")
     return [codec for codec in CONTAINERS[container].codecs if encoder_of(codec)]
 
 
 def choose(container: str, codec: str, info: VideoInfo) -> str:
-    """The codec for a clip: as asked for, else one that keeps its alpha and depth, else the first."""
+    """The codec for a clip. "auto" is one that keeps alpha and bit depth if there is one, else the first."""
     possible = codecs(container)
     if not possible:
-        raise ValueError(f"this PyAV cannot write {container}: one of {', '.join(containers())}")
+        raise ValueError(f"this PyAV cannot write {container}: choose one of {', '.join(containers())}")
     if codec != "auto":
         if codec not in possible:
             raise ValueError(
-                f"{codec!r} cannot be written into {container} here: one of {', '.join(possible)}, or auto"
+                f"{codec!r} cannot be written into {container}: choose one of {', '.join(possible)}, or auto"
             )
         return codec
     wishes = []
@@ -118,7 +118,7 @@ def _formats(encoder: str) -> frozenset[str]:
 
 
 def pixel_format(recipe: Recipe, info: VideoInfo) -> str:
-    """The encoder's pixel format that keeps most: alpha, then depth, then the exact size."""
+    """The encoder's pixel format that keeps most: first alpha, then bit depth, then the exact size."""
     deep, alpha, codec = info.bit_depth > 8, info.alpha, recipe.codec
     odd = info.width % 2 or info.height % 2
     planes = "444p" if odd and codec in ("h264", "h265", "av1") else "420p"
@@ -136,12 +136,12 @@ def pixel_format(recipe: Recipe, info: VideoInfo) -> str:
         wishes = [("rgba64be" if alpha else "rgb48be") if deep else ("rgba" if alpha else "rgb24")]
     elif codec == "gif":
         wishes = ["pal8"]
-    found = next((w for w in wishes if w in _formats(recipe.encoder)), None)
-    if found is None:
+    best = next((w for w in wishes if w in _formats(recipe.encoder)), None)
+    if best is None:
         raise ValueError(
             f"the encoder {recipe.encoder} writes none of {', '.join(wishes)}: choose another codec"
         )
-    return found
+    return best
 
 
 def losses(pixels: str, info: VideoInfo) -> list[str]:
@@ -155,7 +155,7 @@ def losses(pixels: str, info: VideoInfo) -> list[str]:
 
 
 def encoder_options(recipe: Recipe, pixels: str) -> dict[str, str]:
-    """The encoder's settings: constant quality, and the preset in its own words."""
+    """The encoder's options: constant quality, and the preset."""
     codec, preset = recipe.codec, recipe.preset
     level = str(_QUALITY.get(codec, 0) if recipe.quality is None else recipe.quality)
     alpha = pixels.startswith("yuva")

@@ -1,4 +1,4 @@
-"""Gif: one palette for the whole clip, without holding the clip."""
+"""GIF with one palette for the whole clip, in bounded memory."""
 
 import io
 import os
@@ -20,11 +20,11 @@ from .source import decode, open_source, video_stream
 
 
 class GifSink(FileSink):
-    """A gif being written, in bounded memory.
+    """Writes a GIF.
 
-    The best 256 colours are known when the last frame is: frames wait in a lossless file beside the target
-    while their colours are counted, then go through the palette. Gif times are hundredths of a second, and
-    viewers slow down what is faster than 50 frames a second: such frames are left out.
+    The best 256 colours are known only after the last frame. So the frames are first written to a temporary
+    lossless file while their colours are counted, and then mapped to the palette. GIF times are hundredths
+    of a second, and viewers slow down clips above 50 frames per second, so faster frames are left out.
     """
 
     def __init__(self, target: str | os.PathLike | io.BytesIO, info: VideoInfo, recipe: Recipe):
@@ -33,7 +33,7 @@ class GifSink(FileSink):
         self._folder = Path(tempfile.mkdtemp(prefix=".palette-", dir=beside))
         plain = replace(info, bit_depth=8)
         waiting = replace(recipe, container=CONTAINERS["mkv"], codec="ffv1", encoder="ffv1", metadata=())
-        self._spool = FileSink(self._folder / "frames.mkv", plain, waiting)
+        self._temporary = FileSink(self._folder / "frames.mkv", plain, waiting)
         self._packed = "bgra" if info.alpha else "bgr0"
         self._to_packed = FromRGB(self._packed, ColorTags())
         self._times: list[Fraction] = []
@@ -46,7 +46,7 @@ class GifSink(FileSink):
             return
         if array.dtype == np.uint16:
             array = (array >> 8).astype(np.uint8)
-        self._spool.write(array, time)
+        self._temporary.write(array, time)
         self._times.append(time)
         self._counted.push(self._timed(self._to_packed(array), time))
 
@@ -55,7 +55,7 @@ class GifSink(FileSink):
         return frame
 
     def close(self) -> None:
-        self._spool.close()
+        self._temporary.close()
         self._counting.push(None)
         dither = "dither=bayer:bayer_scale=4:diff_mode=rectangle"
         graph, (pictures, palette) = _graph(
@@ -72,7 +72,7 @@ class GifSink(FileSink):
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def abandon(self) -> None:
-        self._spool.abandon()
+        self._temporary.abandon()
         super().abandon()
         shutil.rmtree(self._folder, ignore_errors=True)
 

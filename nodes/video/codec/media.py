@@ -1,10 +1,10 @@
-"""What a clip is, apart from any codec: its size and times, its colours, its pixels, its way up.
+"""Properties of a clip that do not depend on a codec: size, times, colours, pixels, orientation.
 
-**Colours.** Frames are R'G'B' as it is displayed, full range; the conversion from and to Y'CbCr uses the
-clip's own matrix and range, and both are tagged again on what is written. A clip without a tag is read as
-mpv reads it: BT.709 from 1280 columns or 577 lines on, else BT.601; limited range, full for `yuvj` formats.
-Nothing is tone-mapped: BT.2020 and PQ or HLG values pass through and keep their tags.
-Numbers are those of ITU-T H.273, names are FFmpeg's.
+**Colours.** Frames are R'G'B' as displayed, full range. Conversions from and to Y'CbCr use the clip's own
+matrix and range, and the written file gets the same tags. A clip without tags is read as mpv does: BT.709
+from 1280 columns or 577 lines on, else BT.601; limited range, full range for `yuvj` formats. Nothing is
+tone-mapped: BT.2020, PQ and HLG values are kept, with their tags. Numbers are from ITU-T H.273, names from
+FFmpeg.
 """
 
 import json
@@ -34,7 +34,7 @@ SWS_MATRICES = {"bt709": 1, "fcc": 4, "bt601": 5, "smpte240m": 7, "bt2020": 9, "
 
 
 class ColorTags(NamedTuple):
-    """How R'G'B' became Y'CbCr (range, matrix), and what the R'G'B' values mean (primaries, transfer)."""
+    """The conversion between R'G'B' and Y'CbCr (range, matrix), and the meaning of R'G'B' (the others)."""
 
     range: str = "limited"
     matrix: str = "bt709"
@@ -45,7 +45,7 @@ class ColorTags(NamedTuple):
     def read(
         cls, range_: int, matrix: int, primaries: int, transfer: int, *, pixels: str, hd: bool
     ) -> "ColorTags":
-        """Names for a decoder's numbers; what is not said is guessed as players guess it."""
+        """Names for a decoder's numbers. Missing values are guessed as players do."""
         grey = pixels.startswith(("gray", "ya", "mono")) and range_ != 1  # a picture
         if grey or pixels.startswith(("rgb", "bgr", "gbr", "argb", "abgr", "pal", "0", "x2")):
             return cls("full", "rgb", _name(PRIMARIES, primaries), _name(TRANSFERS, transfer))
@@ -68,20 +68,20 @@ def _name(names: dict[str, int], number: int) -> str:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a source is, or what a file shall be."""
+    """The properties of a source, or of a file to write."""
 
     width: int  # as displayed: the rotation is applied
     height: int
     fps: Fraction
     frame_count: int = 0
-    exact: bool = False  # False: the count is what the header says or what duration and rate suggest
-    bit_depth: int = 8  # above 8, frames are uint16 over the whole range; files get 10 bits
+    exact: bool = False  # False: the count comes from the header, or from duration and rate
+    bit_depth: int = 8  # above 8, frames are full-range uint16, and files get 10 bits
     color: ColorTags = ColorTags()  # noqa: RUF009  (a tuple)
     alpha: bool = False
     has_audio: bool = False
     variable: bool = False
     pixel_aspect: Fraction = Fraction(1)
-    start_time: Fraction = Fraction(0)  # of the first frame, on the source's own clock
+    start_time: Fraction = Fraction(0)  # of the first frame, in the source's own times
     metadata: dict[str, str] = field(default_factory=dict)
 
 
@@ -89,7 +89,7 @@ class VideoInfo:
 
 
 def to_float(frames: Tensor) -> Tensor:
-    """uint8 or uint16 to float32 in 0..1, as ComfyUI divides."""
+    """uint8 or uint16 to float32 in 0..1, as ComfyUI does."""
     return frames.to(torch.float32).div_(65535 if frames.dtype == torch.uint16 else 255)
 
 
@@ -97,15 +97,15 @@ def from_float(frames: Tensor, bit_depth: int = 8) -> Tensor:
     """float in 0..1 to uint8, or to uint16 above 8 bits: rounded, clamped; the inverse of `to_float`."""
     top = 255 if bit_depth <= 8 else 65535
     half = torch.tensor(0.5, dtype=torch.float32, device=frames.device)
-    scaled = torch.add(half, frames.to(torch.float32), alpha=top).clamp_(0, top)  # the cast cuts: +0.5 rounds
+    scaled = torch.add(half, frames.to(torch.float32), alpha=top).clamp_(0, top)  # the cast truncates
     return scaled.to(torch.uint8) if bit_depth <= 8 else scaled.to(torch.int32).to(torch.uint16)
 
 
-# -- the way up ------------------------------------------------------------------------------------
+# -- orientation -----------------------------------------------------------------------------------
 
 
 class Orientation(NamedTuple):
-    """A display matrix as exact array operations: transpose first, then the mirrors."""
+    """A display matrix as array operations: first transpose, then mirror."""
 
     transpose: bool = False
     mirror_x: bool = False
@@ -113,7 +113,7 @@ class Orientation(NamedTuple):
 
     @classmethod
     def of(cls, matrix: bytes | None) -> "Orientation":
-        """From the nine numbers of a display matrix (x' = a x + c y, y' = b x + d y); odd angles are left."""
+        """From a display matrix (x' = a x + c y, y' = b x + d y). Only multiples of 90 degrees count."""
         if not matrix:
             return cls()
         a, b, _, c, d = np.frombuffer(matrix, "<i4")[:5].astype(float) / 65536
@@ -140,9 +140,9 @@ class Orientation(NamedTuple):
 def contiguous(
     pieces: Iterable[tuple[int, np.ndarray]], start: int, stop: int | None, slack: int
 ) -> Iterator[np.ndarray]:
-    """Samples `start`..`stop` of decoded pieces (position, [C, n]): gaps are silence, overlaps are cut.
+    """Samples `start`..`stop` of decoded pieces (position, [C, n]). Gaps become silence, overlaps are cut.
 
-    Positions come from timestamps, which are rounded; off by up to `slack` samples counts as no gap.
+    Positions come from rounded timestamps, so a difference of up to `slack` samples is no gap.
     """
     at = None  # the next sample's position
     done = start
@@ -166,9 +166,9 @@ _TECHNICAL = {"major_brand", "minor_version", "compatible_brands", "encoder", "r
 
 
 def tags(metadata: dict[str, str | dict] | None, source: dict[str, str] | None = None) -> dict[str, str]:
-    """Container tags as core SaveVideo writes them: text as it is, everything else as JSON.
+    """Container tags as core SaveVideo writes them: text unchanged, everything else as JSON.
 
-    The source's own tags stay, but for those that describe the old file.
+    The source's tags are kept, except those that describe the old file.
     """
     given = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()}
     replaced = _TECHNICAL | {k.lower() for k in given}

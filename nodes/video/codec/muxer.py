@@ -1,4 +1,4 @@
-"""One file being written: a picture track, perhaps a sound track beside it."""
+"""Writing one file: a video track and optionally a sound track."""
 
 import io
 import os
@@ -25,7 +25,7 @@ _OPUS_RATES = (48000,)
 
 
 def tick_of(info: VideoInfo, codec: str) -> Fraction:
-    """Fine ticks in which 1/fps is a whole number; hundredths for a gif."""
+    """A fine time base in which 1/fps is a whole number; 1/100 s for a GIF."""
     if codec == "gif":
         return Fraction(1, 100)
     rate = info.fps.limit_denominator(100_000).numerator
@@ -33,7 +33,7 @@ def tick_of(info: VideoInfo, codec: str) -> Fraction:
 
 
 class FileSink:
-    """A muxer with one picture track and perhaps a sound track."""
+    """A muxer with one video track and optionally a sound track."""
 
     sound_ends = False  # True: no sound after the last frame
 
@@ -109,7 +109,7 @@ class FileSink:
     def abandon(self) -> None:
         """Closes without finishing, and removes the file."""
         self._sound = iter(())
-        with suppress(av.FFmpegError, ValueError, OSError):  # an unfinished file may refuse its trailer
+        with suppress(av.FFmpegError, ValueError, OSError):  # writing the trailer may fail
             self._file.close()
         if isinstance(self._target, io.BytesIO):
             self._target.seek(0)
@@ -120,7 +120,7 @@ class FileSink:
     # -- sound
 
     def _pump(self, until: float) -> None:
-        """Sound packets up to a time: pictures and sound lie side by side in the file."""
+        """Write sound packets up to a time, so that pictures and sound are interleaved."""
         while True:
             if self._next_sound is None:
                 self._next_sound = next(self._sound, None)
@@ -130,7 +130,7 @@ class FileSink:
             self._next_sound = None
 
     def add_sound(self, pieces: Iterator[np.ndarray], rate: int) -> None:
-        """Samples [C, n] to be encoded."""
+        """Encode samples [C, n] as the sound track."""
         first = next(pieces, None)
         if first is None or not self._how.container.sounds:
             return
@@ -143,13 +143,13 @@ class FileSink:
         stream = self._file.add_stream(
             "libopus" if opus else "aac",
             rate=rate if rate in rates else 48000,
-            layout=layout if channels in (1, 2, 6, 8) else "stereo",  # what every player knows
+            layout=layout if channels in (1, 2, 6, 8) else "stereo",  # layouts that every player supports
         )
         stream.bit_rate = 96_000 * min(channels, 6)
         self._sound = encoded(stream, chain([first], pieces), rate, layout)
 
     def add_sound_of(self, source: Source, span: tuple[Fraction, Fraction | None] | None) -> None:
-        """The sound of a source; nothing where it has none."""
+        """Use the sound of a source, if it has any."""
         start, stop = span or (Fraction(0), None)
         if is_folder(source):
             return

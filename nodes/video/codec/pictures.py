@@ -1,4 +1,4 @@
-"""Folders of numbered pictures: their order, and the text chunks in which PNG files carry a workflow."""
+"""Folders of numbered pictures: their order, and the text chunks of PNG files that contain a workflow."""
 
 import re
 import struct
@@ -10,16 +10,18 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def pictures_of(folder: Path) -> list[Path]:
-    """The folder's pictures, numbers in their names in the order of counting (2 before 10)."""
-    found = [p for p in folder.iterdir() if p.suffix.lower() in ENDINGS and not p.name.startswith(".")]
-    return sorted(
-        found, key=lambda p: [(int(w), "") if w.isdigit() else (0, w) for w in re.split(r"(\d+)", p.name)]
-    )
+    """The folder's pictures in the order of the numbers in their names (2 before 10)."""
+
+    def key(path: Path) -> list:
+        return [(int(p), "") if p.isdigit() else (0, p) for p in re.split(r"(\d+)", path.name)]
+
+    paths = (p for p in folder.iterdir() if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
+    return sorted(paths, key=key)
 
 
 def insert_text(png: bytes, text: dict[str, str]) -> bytes:
-    """The PNG with tEXt chunks (iTXt where Latin-1 does not do) behind its header, as ComfyUI has them."""
-    head = len(_SIGNATURE) + 25  # the header chunk is 13 bytes and 12 around them
+    """A PNG with tEXt chunks after its header, as ComfyUI writes them; iTXt for text beyond Latin-1."""
+    head = len(_SIGNATURE) + 25  # the header chunk: 13 bytes of data and 12 around them
     return png[:head] + b"".join(_chunk(key, value) for key, value in text.items()) + png[head:]
 
 
@@ -32,11 +34,11 @@ def _chunk(key: str, value: str) -> bytes:
 
 
 def read_text(path: Path) -> dict[str, str]:
-    """The text chunks before a PNG's pixels; nothing for other files."""
-    found: dict[str, str] = {}
+    """The text chunks before a PNG's pixels; empty for other files."""
+    text: dict[str, str] = {}
     with path.open("rb") as file:
         if file.read(8) != _SIGNATURE:
-            return found
+            return text
         while len(head := file.read(8)) == 8:
             length, kind = struct.unpack(">I4s", head)
             if kind == b"IDAT" or kind == b"IEND":
@@ -45,7 +47,7 @@ def read_text(path: Path) -> dict[str, str]:
             file.seek(4, 1)
             key, _, value = data.partition(b"\0")
             if kind == b"tEXt":
-                found[key.decode("latin-1")] = value.decode("latin-1")
+                text[key.decode("latin-1")] = value.decode("latin-1")
             elif kind == b"iTXt" and value[:2] == b"\0\0":
-                found[key.decode("latin-1")] = value[2:].split(b"\0", 2)[-1].decode("utf-8", "replace")
-    return found
+                text[key.decode("latin-1")] = value[2:].split(b"\0", 2)[-1].decode("utf-8", "replace")
+    return text

@@ -1,7 +1,7 @@
-"""Between a codec's frames and arrays of R'G'B', both ways, with the clip's own matrix and range.
+"""Conversion between a codec's frames and arrays of R'G'B', with the clip's own matrix and range.
 
-swscale's quick path cuts instead of rounding: a decoded clip is 1.0 to 1.5 levels too dark, and each round
-trip darkens it again; its nearest-neighbour chroma makes red edges jagged. So the conversions ask for
+swscale's fast path truncates instead of rounding: a decoded clip is 1.0 to 1.5 levels too dark, and every
+further pass darkens it again. Its nearest-neighbour chroma makes red edges jagged. So the conversions use
 accurate rounding and interpolated chroma: mean error 0.00 instead of -1, for 1 ms per 640x360 frame.
 """
 
@@ -25,14 +25,14 @@ from .media import (
 )
 from .source import Source, label, orientation
 
-_BILINEAR, _FULL_CHROMA, _ACCURATE = 0x2, 0x2000, 0x40000  # SWS_*: PyAV's own names for them came late
+_BILINEAR, _FULL_CHROMA, _ACCURATE = 0x2, 0x2000, 0x40000  # SWS_*: older PyAV has no names for them
 _FLAGS = _BILINEAR | _FULL_CHROMA | _ACCURATE
 _DEEP_FLAGS = 0x4 | _FULL_CHROMA | _ACCURATE  # bicubic: bilinear 4:2:0 is broken above 8 bits
 _FULL = RANGES["full"]
 
 
 class ToRGB:
-    """A decoded frame to an upright array [H, W, 3 or 4]; one swscale context for the whole clip."""
+    """Converts decoded frames to upright arrays [H, W, 3 or 4]. One swscale context serves the whole clip."""
 
     def __init__(self, info: VideoInfo):
         self._info = info
@@ -63,11 +63,11 @@ class ToRGB:
         )
         array = _view(rgb.planes[0], np.uint16 if self._deep else np.uint8, 4 if info.alpha else 3)
         array = up.apply(array)
-        # Still the memory of `rgb`, which nobody else holds, unless there was nothing to convert.
+        # The array uses the memory of `rgb`. Copy it if that is the decoder's own frame.
         return array.copy() if rgb is frame else array
 
     def _deep_rgb(self, frame: Any) -> np.ndarray:
-        """Above 8 bits swscale only brings the planes to one size; deep.py does the arithmetic."""
+        """Above 8 bits swscale only resizes the planes; deep.py does the arithmetic."""
         color, bits = self._info.color, frame.format.components[0].bits
         alpha = "a" if self._info.alpha else ""
         full_size = self._scale.reformat(frame, format=f"yuv{alpha}444p{bits}le", interpolation=_DEEP_FLAGS)
@@ -78,7 +78,7 @@ class ToRGB:
 
 
 class FromRGB:
-    """An array [H, W, 3 or 4] to a frame in the encoder's format and colours."""
+    """Converts arrays [H, W, 3 or 4] to frames in the encoder's format and colours."""
 
     def __init__(self, pixels: str, color: ColorTags):
         self._color, self._pixels, self._yuv = color, pixels, pixels.startswith("yuv")
@@ -100,7 +100,7 @@ class FromRGB:
             dst_color_range=self._range,
             **_matrices(self._matrix, writing=True),
         )
-        if out is frame:  # nothing to convert: the encoder must not hold the caller's memory
+        if out is frame:  # nothing was converted: the encoder must not keep the caller's memory
             out = av.VideoFrame.from_ndarray(array, format=self._pixels)
         return self._tagged(out) if self._yuv else out
 
@@ -136,7 +136,7 @@ def _packed(deep: bool, alpha: bool) -> str:
 
 
 def _frame_over(array: np.ndarray, pixels: str) -> Any:
-    """A frame over the array's memory; a copy where PyAV cannot."""
+    """A frame that uses the array's memory, or a copy if PyAV cannot do that."""
     try:
         return av.VideoFrame.from_numpy_buffer(array, format=pixels)
     except ValueError:
@@ -146,8 +146,8 @@ def _frame_over(array: np.ndarray, pixels: str) -> Any:
 def _matrices(matrix: str, *, writing: bool = False) -> dict[str, int]:
     """swscale's numbers for both sides of a conversion.
 
-    An R'G'B' side has no matrix and its number is read by nobody, but it must differ from the other side's:
-    old PyAV skips the matrix and the ranges where both sides are equal.
+    The number of the R'G'B' side is not used, but it must differ from the other side's: old PyAV ignores
+    the matrix and the ranges if both sides are equal.
     """
     if matrix == "rgb":
         return {}

@@ -1,4 +1,4 @@
-"""The frames of a source, one at a time, from any frame on."""
+"""Reading the frames of a source, one at a time, from any frame on."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -15,7 +15,7 @@ from .source import (
     Packets,
     Source,
     decode,
-    faults_said,
+    decoding_errors,
     first_frame,
     is_folder,
     label,
@@ -44,7 +44,7 @@ class Reader:
         self.close()
 
     def close(self) -> None:
-        """Closes the file; an iteration that is under way ends."""
+        """Closes the file and ends a running iteration."""
         frames, self._frames = self._frames, None
         if frames is not None:
             frames.close()
@@ -70,15 +70,16 @@ class Reader:
     def _from(self, start: int) -> Iterator[tuple[Any, Fraction]]:
         """Decoded frames from number `start` on.
 
-        The packets say when frame `start` is shown and which key frames are shown before it; decoding from
-        the last of those gives every frame after it (the leading frames of an open GOP are shown *before*
-        their key frame). Where timestamps lead astray, everything is decoded from the beginning.
+        The packets give the time of frame `start` and the key frames before it. Decoding starts at the last
+        of these (the leading frames of an open GOP are displayed *before* their key frame). If timestamps
+        are not reliable, everything is decoded from the beginning.
         """
         if start:
             table = Packets.read(self.source)
             if start >= table.count:
                 raise ValueError(
-                    f"frame {start} is wanted, {label(self.source)} has {table.count}: start earlier"
+                    f"{label(self.source)} has {table.count} frames, so frame {start} does not exist: "
+                    "start earlier"
                 )
             target = table.times[start]
             trusted = target is not None and len(set(table.times)) == table.count
@@ -95,7 +96,7 @@ class Reader:
         with open_source(self.source) as container:
             stream = video_stream(container, self.source)
             time_base = Fraction(stream.time_base)
-            with faults_said(self.source):
+            with decoding_errors(self.source):
                 if seek is not None:
                     container.seek(seek, stream=stream)
                 for frame in decode(container, stream):

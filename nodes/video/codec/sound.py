@@ -1,4 +1,4 @@
-"""Sound: copied by packet, decoded, or encoded; timed from the first frame of its source."""
+"""Sound: copied packet by packet, decoded, or encoded. Times count from the first frame of the source."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -9,19 +9,19 @@ import numpy as np
 import torch
 
 from .media import contiguous
-from .source import Source, faults_said, is_cover, is_folder, open_source, probe
+from .source import Source, decoding_errors, is_cover, is_folder, open_source, probe
 
 
 def origin_of(container: Any, source: Source) -> Fraction:
-    """The time of the first frame on the file's clock; 0 for a file without pictures."""
+    """The time of the first frame in the file's own times; 0 for a file without video."""
     if not [s for s in container.streams.video if not is_cover(s)]:
         return Fraction(0)
     return probe(source).start_time
 
 
 def copied(stream: Any, source: Source, stop: Fraction | None) -> Iterator[tuple[float, Any]]:
-    """The packets of a source's sound, timed from its first frame on."""
-    with open_source(source) as container, faults_said(source):
+    """The packets of a source's sound, with times from its first frame on."""
+    with open_source(source) as container, decoding_errors(source):
         sound, origin = container.streams.audio[0], origin_of(container, source)
         shift = round(origin / sound.time_base)
         for packet in container.demux(sound):
@@ -40,7 +40,7 @@ def copied(stream: Any, source: Source, stop: Fraction | None) -> Iterator[tuple
 
 
 def encoded(stream: Any, pieces: Iterator[np.ndarray], rate: int, layout: str) -> Iterator[tuple[float, Any]]:
-    """Packets of sampled sound."""
+    """Encode samples to packets."""
     at = 0
     for piece in pieces:
         for block in np.array_split(piece, max(1, piece.shape[1] // rate), axis=1):
@@ -56,17 +56,17 @@ def encoded(stream: Any, pieces: Iterator[np.ndarray], rate: int, layout: str) -
 
 
 def samples_of(audio: dict) -> Iterator[np.ndarray]:
-    """A ComfyUI AUDIO as one piece; of a batch the first."""
+    """The samples of a ComfyUI AUDIO; of a batch, the first item."""
     yield audio["waveform"][0].detach().to("cpu", torch.float32).numpy()
 
 
 def samples_from(source: Source, start: Fraction, stop: Fraction | None) -> Iterator[np.ndarray]:
-    """Decoded samples [C, n] between two times since the first frame; silence where the file has gaps."""
+    """Decoded samples [C, n] between two times since the first frame. Gaps become silence."""
     with open_source(source) as container:
         sound = container.streams.audio[0]
         rate, origin = sound.codec_context.sample_rate, origin_of(container, source)
         resampler = av.AudioResampler(format="fltp", layout=sound.codec_context.layout, rate=rate)
-        if start > 1:  # decoding begins a little earlier: the first packets after a jump are not whole
+        if start > 1:  # decode from a little earlier: the first packets after a seek are incomplete
             container.seek(int((start + origin - Fraction(1, 2)) / sound.time_base), stream=sound)
 
         def pieces() -> Iterator[tuple[int, np.ndarray]]:
@@ -79,7 +79,7 @@ def samples_from(source: Source, start: Fraction, stop: Fraction | None) -> Iter
                 at += frame.samples
 
         last = None if stop is None else round(stop * rate)
-        with faults_said(source):
+        with decoding_errors(source):
             yield from contiguous(pieces(), round(start * rate), last, slack=rate // 50)
 
 

@@ -1,4 +1,4 @@
-"""Opening a source and saying what it is: containers, streams, packets. Nothing here converts a pixel."""
+"""Opening a source and reading its properties: containers, streams, packets. No pixel is converted here."""
 
 import io
 import os
@@ -28,9 +28,9 @@ def is_folder(source: Source) -> bool:
 
 @contextmanager
 def open_source(source: Source) -> Iterator[Any]:
-    """The container of a source; what cannot be opened is said in a sentence."""
+    """The container of a source. A source that cannot be opened gives an error message."""
     if isinstance(source, io.BytesIO):
-        file: Any = io.BytesIO(source.getvalue())  # a position of its own; the bytes are shared
+        file: Any = io.BytesIO(source.getvalue())  # its own position; the bytes are shared
         head = file.read(4096)
         file.seek(0)
     elif Path(source).is_file():
@@ -40,7 +40,7 @@ def open_source(source: Source) -> Iterator[Any]:
         if Path(source).suffix.lower() in ENDINGS:  # a name like "a%03d.png" would be taken for a pattern
             file = io.BytesIO(Path(source).read_bytes())
     else:
-        raise ValueError(f"{label(source)} is not there: choose a video that exists")
+        raise ValueError(f"{label(source)} does not exist: choose another video")
     if not head:
         raise ValueError(f"{label(source)} is empty: copy or download it again")
     try:
@@ -52,8 +52,8 @@ def open_source(source: Source) -> Iterator[Any]:
 
 
 @contextmanager
-def faults_said(source: Source) -> Iterator[None]:
-    """A fault amid the file as a sentence."""
+def decoding_errors(source: Source) -> Iterator[None]:
+    """Convert an error in the middle of a file to an error message."""
     try:
         yield
     except av.FFmpegError as error:
@@ -67,7 +67,7 @@ def _why_not(head: bytes, error: Exception) -> str:
     if not known:
         return "is not a video that can be read: convert it to mp4, mkv, webm, mov or gif"
     if isinstance(error, EOFError):
-        return "has no frames, it ends behind its header: record or copy it again"
+        return "has no frames, it ends after its header: record or copy it again"
     return "is cut short or damaged (its index cannot be read): copy or download it again"
 
 
@@ -79,8 +79,8 @@ def video_stream(container: Any, source: Source) -> Any:
     if streams:
         streams[0].thread_type = "AUTO"
         return streams[0]
-    what = "only sound" if container.streams.audio else "no video stream"
-    raise ValueError(f"{label(source)} holds {what}: choose a file with a picture track")
+    what = "only sound" if container.streams.audio else "no video"
+    raise ValueError(f"{label(source)} contains {what}: choose a file with a video track")
 
 
 def is_cover(stream: Any) -> bool:
@@ -88,9 +88,9 @@ def is_cover(stream: Any) -> bool:
 
 
 def decode(container: Any, stream: Any) -> Iterator[Any]:
-    """Decoded frames from where the container stands, each with a pts where the file gives one.
+    """Decoded frames from the container's current position.
 
-    FFmpeg's own VP8 and VP9 decoders drop the alpha channel; libvpx keeps it.
+    FFmpeg's own VP8 and VP9 decoders drop the alpha channel, so libvpx is used if there is one.
     """
     context = stream.codec_context
     if context.name in ("vp8", "vp9") and stream.metadata.get("alpha_mode") == "1":
@@ -103,14 +103,14 @@ def decode(container: Any, stream: Any) -> Iterator[Any]:
 
 
 def probe(source: Source, *, count: bool = False) -> VideoInfo:
-    """What a source is. The first frame is decoded; with `count` all packets are read for the exact count."""
+    """The properties of a source. One frame is decoded; with `count`, packets are read for an exact count."""
     if is_folder(source):
         return _probe_pictures(Path(source))
     with open_source(source) as container:
         stream = video_stream(container, source)
         frame = first_frame(container, stream, source)
         info = _info(container, stream, frame, source)
-        _refuse_cut_short(container, stream, source)
+        _reject_truncated(container, stream, source)
     if count:
         table = Packets.read(source)
         info = replace(info, frame_count=table.count, exact=True, variable=table.is_variable(info.fps))
@@ -135,7 +135,7 @@ def _info(container: Any, stream: Any, frame: Any, source: Source) -> VideoInfo:
     fps = Fraction(stream.average_rate or stream.guessed_rate or stream.base_rate or 25)
     start = (frame.pts or 0) * Fraction(stream.time_base)
     seconds = _seconds(stream, container, start)
-    exact = bool(stream.frames) and abs(seconds * fps - stream.frames) < 1  # else an edit list hides some
+    exact = bool(stream.frames) and abs(seconds * fps - stream.frames) < 1  # an edit list may hide frames
     count = stream.frames if exact else max(1, round(seconds * fps) or stream.frames)
     width, height = frame.width, frame.height
     aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)
@@ -144,8 +144,8 @@ def _info(container: Any, stream: Any, frame: Any, source: Source) -> VideoInfo:
     base = Fraction(stream.base_rate or fps)
     colors = (int(context.color_range or frame.color_range), int(context.colorspace))
     colors += (int(context.color_primaries), int(context.color_trc))
-    old = context.name in ("vp8", "webp")  # these know no other matrix
-    matroska = "matroska" in container.format.name  # writes its tags in capitals
+    old = context.name in ("vp8", "webp")  # always BT.601
+    matroska = "matroska" in container.format.name  # its tags are in capitals
     hd = not old and (frame.width >= 1280 or frame.height > 576)
     color = ColorTags.read(*colors, pixels=layout.name, hd=hd)
     if color.matrix not in ("rgb", *SWS_MATRICES):
@@ -170,9 +170,9 @@ def _info(container: Any, stream: Any, frame: Any, source: Source) -> VideoInfo:
 
 
 def _seconds(stream: Any, container: Any, start: Fraction) -> Fraction:
-    """The header's duration of the picture track (or of the file), 0 where it says none."""
-    if said := stream.metadata.get("DURATION"):  # Matroska: hours:minutes:seconds of this track
-        hours, minutes, seconds = said.split(":")
+    """The duration of the video track (or of the file) from the header; 0 if there is none."""
+    if duration := stream.metadata.get("DURATION"):  # Matroska: hours:minutes:seconds of this track
+        hours, minutes, seconds = duration.split(":")
         return 3600 * int(hours) + 60 * int(minutes) + Fraction(seconds) - start
     if stream.duration:
         return stream.duration * Fraction(stream.time_base)
@@ -183,19 +183,19 @@ def has_alpha(frame: Any, codec: str) -> bool:
     name = frame.format.name
     if not name.startswith(("yuva", "rgba", "bgra", "argb", "abgr", "gbrap", "ya")):
         return False
-    if codec == "gif":  # always decoded with alpha; opaque ones should not pay for it
+    if codec == "gif":  # always decoded with alpha, also opaque ones
         return bool((frame.reformat(format="rgba").to_ndarray()[..., 3] < 255).any())
     return True
 
 
 def orientation(frame: Any) -> Orientation:
-    """How a frame is to be turned. Ask once per clip: PyAV's side data and its frame hold each other."""
+    """How a frame is rotated. Call this once per clip: PyAV's side data keeps its frame alive."""
     matrix = frame.side_data.get("DISPLAYMATRIX")
     return Orientation.of(bytes(matrix) if matrix is not None else None)
 
 
-def _refuse_cut_short(container: Any, stream: Any, source: Source) -> None:
-    """A file that ends before its header says: said before hours of work, not after."""
+def _reject_truncated(container: Any, stream: Any, source: Source) -> None:
+    """Reject a file that is shorter than its header says, before a long render starts."""
     entries = getattr(stream, "index_entries", ())  # since PyAV 17
     promised = 0
     if "mp4" in container.format.name and len(entries):
@@ -217,10 +217,10 @@ def _head(source: Source) -> bytes:
 
 
 def _matroska_size(head: bytes) -> int:
-    """The file's size as its segment says it; 0 where it says none (live recordings)."""
+    """The file's size from the header of its segment; 0 if it has none (live recordings)."""
     try:
-        size, at = _vint(head, 4)  # behind the EBML header's id
-        segment = at + size + 4  # behind the segment's id
+        size, at = _vint(head, 4)  # after the EBML header's id
+        segment = at + size + 4  # after the segment's id
         size, at = _vint(head, segment)
     except IndexError:
         return 0
@@ -229,7 +229,7 @@ def _matroska_size(head: bytes) -> int:
 
 
 def _vint(data: bytes, at: int) -> tuple[int, int]:
-    """An EBML number and the position behind it: leading zeros of the first byte say how long it is."""
+    """An EBML number and the position after it. The leading zeros of the first byte give its length."""
     length = 9 - data[at].bit_length()
     value = int.from_bytes(data[at : at + length], "big") & ((1 << 7 * length) - 1)
     return value, at + length
@@ -238,7 +238,9 @@ def _vint(data: bytes, at: int) -> tuple[int, int]:
 def _probe_pictures(folder: Path) -> VideoInfo:
     paths = pictures_of(folder)
     if not paths:
-        raise ValueError(f"the folder {folder.name!r} holds no pictures: choose one with png or jpg frames")
+        raise ValueError(
+            f"the folder {folder.name!r} contains no pictures: choose one with PNG or JPEG files"
+        )
     first, text = probe(paths[0]), read_text(paths[0])
     return replace(
         first,
@@ -253,10 +255,10 @@ def _probe_pictures(folder: Path) -> VideoInfo:
 
 @dataclass(frozen=True)
 class Packets:
-    """The times of all frames, from their packets: nothing is decoded."""
+    """The times of all frames, from their packets, without decoding."""
 
-    times: list[int | None]  # in the order of display
-    keys: list[int]  # those where decoding can start
+    times: list[int | None]  # in display order
+    keys: list[int]  # times of key frames
     time_base: Fraction
 
     @classmethod
@@ -275,7 +277,7 @@ class Packets:
         return len(self.times)
 
     def is_variable(self, fps: Fraction) -> bool:
-        """True when frames lie off the even grid between the first and the last."""
+        """Whether the times of frames are not evenly spaced."""
         if len(self.times) < 3 or None in self.times:
             return False
         step = Fraction(self.times[-1] - self.times[0], len(self.times) - 1)

@@ -1,4 +1,4 @@
-"""Writing a clip: frames in, a file, bytes or a folder of pictures out."""
+"""Writing a clip to a file, to bytes, or to a folder of pictures."""
 
 import io
 import logging
@@ -19,13 +19,13 @@ log = logging.getLogger("reelbrush")
 
 
 class Writer:
-    """Writes a clip, frame by frame; leaving the `with` block by an exception removes what was written.
+    """Writes a clip frame by frame. If the `with` block ends with an error, the output is removed.
 
-    The times given to `write` are kept, counted from the first frame's; without them frames are 1/fps apart.
-    `audio_from` is the sound of another source, or of the part `audio_range` of it (seconds since its first
-    frame): copied packet by packet where the container takes its codec and it begins at the beginning,
-    else encoded again. `audio` is a ComfyUI AUDIO.
-    With `sound_ends` the sound ends with the last frame. Gif and picture folders have no sound.
+    The times given to `write` are kept, counted from the first frame; without them frames are 1/fps apart.
+    `audio_from` is a source whose sound is used, from `audio_range` (seconds since its first frame). It is
+    copied packet by packet if the container allows its codec and the range begins at 0, else encoded again.
+    `audio` is a ComfyUI AUDIO. With `sound_ends` the sound ends with the last frame. GIF files and picture
+    folders have no sound.
     """
 
     def __init__(
@@ -47,9 +47,9 @@ class Writer:
         self.frames_written = 0
         self._codec = choose(container, codec, info)
         encoder = encoder_of(self._codec)
-        words = tuple(tags(metadata, info.metadata).items())
+        text = tuple(tags(metadata, info.metadata).items())
         sink = {"gif": GifSink, "png": PictureSink}.get(container, FileSink)
-        how = Recipe(CONTAINERS[container], self._codec, encoder, quality, preset, words)
+        how = Recipe(CONTAINERS[container], self._codec, encoder, quality, preset, text)
         self._sink = sink(target, info, how)
         if lost := losses(pixel_format(how, info), info):
             log.warning("%s in %s does not keep the clip's %s", self._codec, container, " and ".join(lost))
@@ -74,7 +74,7 @@ class Writer:
             self.discard()
 
     def write(self, frame: Tensor, time: Fraction | None = None) -> None:
-        """The next frame: uint8 or uint16 [H, W, 3 or 4]; `time` in seconds on any clock, increasing."""
+        """The next frame: uint8 or uint16 [H, W, 3 or 4]. `time` is in seconds, and increases."""
         height, width, channels = frame.shape
         if (width, height) != (self.info.width, self.info.height) or channels not in (3, 4):
             raise ValueError(
@@ -93,7 +93,7 @@ class Writer:
         """Finishes the file."""
         if not self.frames_written:
             self.discard()
-            raise ValueError("no frames were written: the clip is empty, check the trim before it")
+            raise ValueError("no frames were written: the clip is empty; check the trim before it")
         try:
             self._sink.close()
         except BaseException:
