@@ -1,1 +1,1 @@
-"""Video in and out: decoding, lazy chains, spooling, encoding."""
+"""Video: decoding, lazy clips, the frame cache, encoding."""
