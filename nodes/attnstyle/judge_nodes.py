@@ -1,7 +1,9 @@
 """The judges' nodes: declarations. The judges are in comfy_judge.py, folder_judge.py, diffusion_judge.py."""
 
 from .. import host
-from . import folder_judge, style
+from ..common import inputs
+from ..common.files import changed
+from . import folder_judge
 from .comfy_judge import ComfyJudge
 from .diffusion_judge import DiffusionJudge
 
@@ -28,10 +30,11 @@ class StyleJudge:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "clip": ("CLIP", {"tooltip": "From Load CLIP: a full CLIP text encoder, with projection."}),
-                "clip_vision": (
-                    "CLIP_VISION",
-                    {"tooltip": "From Load CLIP Vision: the vision encoder of the same family."},
+                "clip": inputs.connection(
+                    "CLIP", "From Load CLIP: a full CLIP text encoder, with projection."
+                ),
+                "clip_vision": inputs.connection(
+                    "CLIP_VISION", "From Load CLIP Vision: the vision encoder of the same family."
                 ),
             }
         }
@@ -59,16 +62,15 @@ class LoadStyleJudge:
         names = folder_judge.folders() or [_NO_FOLDER]
         return {
             "required": {
-                "folder": (
-                    names,
-                    {"tooltip": "A folder with config.json, model.safetensors and the tokenizer's files."},
+                "folder": inputs.names(
+                    names, "A folder with config.json, model.safetensors and the tokenizer's files."
                 )
             }
         }
 
     @classmethod
     def IS_CHANGED(cls, folder):
-        return style.changed(folder_judge.KIND, folder)
+        return changed(host.model_path, folder_judge.KIND, folder)
 
     def load(self, folder):
         return (folder_judge.FolderJudge(host.model_path(folder_judge.KIND, folder)),)
@@ -92,31 +94,17 @@ class DiffusionStyleJudge:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": ("MODEL", {"tooltip": "An SD1.x, SD2 or SDXL model."}),
-                "vae": ("VAE", {"tooltip": "The model's VAE."}),
-                "clip": ("CLIP", {"tooltip": "The model's text encoder."}),
-                "timesteps": (
-                    "STRING",
-                    {
-                        "default": "0.2-0.6",
-                        "tooltip": "The noise levels that it judges at, as shares of the training steps.",
-                    },
+                "model": inputs.connection("MODEL", "An SD1.x, SD2 or SDXL model."),
+                "vae": inputs.connection("VAE", "The model's VAE."),
+                "clip": inputs.connection("CLIP", "The model's text encoder."),
+                "timesteps": inputs.text(
+                    "0.2-0.6", "The noise levels that it judges at, as shares of the training steps."
                 ),
-                "samples": (
-                    "INT",
-                    {"default": 2, "min": 1, "max": 16, "tooltip": "Levels per verdict: more is steadier."},
-                ),
+                "samples": inputs.integer(2, 1, 16, "Levels per verdict: more is steadier."),
             },
             "optional": {
-                "size": (
-                    "INT",
-                    {
-                        "default": 512,
-                        "min": 64,
-                        "max": 2048,
-                        "step": 64,
-                        "tooltip": "Pixels a side that the model looks at: 512 for SD1.x, 1024 for SDXL.",
-                    },
+                "size": inputs.integer(
+                    512, 64, 2048, "Pixels a side that the model looks at: 512 for SD1.x, 1024 for SDXL.", 64
                 )
             },
         }

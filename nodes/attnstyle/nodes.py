@@ -1,6 +1,8 @@
 """AttnStyle nodes: declarations. Training is in fit.py and train.py, what was trained in style.py."""
 
 from .. import host
+from ..common import inputs
+from ..common.files import changed
 from ..video.lazy_video import LazyVideo
 from . import judge_nodes, keyframes, perceptual, style
 from .curriculum import Weights
@@ -9,17 +11,12 @@ from .judge_nodes import CATEGORY, JUDGE
 from .train import Settings
 
 ATTNSTYLE = "REELBRUSH_ATTNSTYLE"
+STRENGTH = inputs.strength("How much of the style; 0 gives the input back.")
 _NO_FILE = "no files in models/attnstyle"
 
 
 def _weight(default: float, tooltip: str) -> tuple:
-    options = {"default": default, "min": 0.0, "max": 1e6, "step": 0.001, "round": False}
-    return ("FLOAT", {**options, "tooltip": f"{tooltip} 0 switches it off."})
-
-
-def _strength() -> tuple:
-    options = {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.05}
-    return ("FLOAT", {**options, "tooltip": "How much of the style; 0 gives the input back."})
+    return inputs.decimal(default, 0.0, 1e6, f"{tooltip} 0 switches it off.", 0.001, round=False)
 
 
 class KeyFrames:
@@ -37,15 +34,9 @@ class KeyFrames:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "video": ("VIDEO", {"tooltip": "The clip."}),
-                "count": (
-                    "INT",
-                    {
-                        "default": 4,
-                        "min": 1,
-                        "max": 64,
-                        "tooltip": "How many frames; more when the clip has more shots than that.",
-                    },
+                "video": inputs.connection("VIDEO", "The clip."),
+                "count": inputs.integer(
+                    4, 1, 64, "How many frames; more when the clip has more shots than that."
                 ),
             }
         }
@@ -83,53 +74,25 @@ class AttnStyle:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "judge": (JUDGE, {"tooltip": "Who says how well a text describes a picture."}),
-                "images": (
-                    "IMAGE",
-                    {"tooltip": "One picture, or key frames of a clip (Key Frames picks them)."},
+                "judge": inputs.connection(JUDGE, "Who says how well a text describes a picture."),
+                "images": inputs.connection(
+                    "IMAGE", "One picture, or key frames of a clip (Key Frames picks them)."
                 ),
-                "style_text": (
-                    "STRING",
-                    {
-                        "default": "a watercolor painting",
-                        "multiline": True,
-                        "tooltip": "What the pictures should look like.",
-                    },
+                "style_text": inputs.text(
+                    "a watercolor painting", "What the pictures should look like.", multiline=True
                 ),
-                "source_text": (
-                    "STRING",
-                    {"default": "a photo", "tooltip": "What they look like now: style is the way from here."},
-                ),
-                "epochs": (
-                    "INT",
-                    {
-                        "default": 150,
-                        "min": 1,
-                        "max": 2000,
-                        "tooltip": "Training steps; the paper: 100 to 200.",
-                    },
-                ),
-                "learning_rate": (
-                    "FLOAT",
-                    {
-                        "default": 5e-4,
-                        "min": 1e-6,
-                        "max": 0.1,
-                        "step": 1e-5,
-                        "round": False,
-                        "tooltip": "Adam's step size; it is halved every 100 epochs.",
-                    },
+                "source_text": inputs.text("a photo", "What they look like now: style is the way from here."),
+                "epochs": inputs.integer(150, 1, 2000, "Training steps; the paper: 100 to 200."),
+                "learning_rate": inputs.decimal(
+                    5e-4, 1e-6, 0.1, "Adam's step size; it is halved every 100 epochs.", 1e-5, round=False
                 ),
                 "global_weight": _weight(500.0, "The whole picture moves the style text's way."),
                 "patch_weight": _weight(
                     9000.0, "The judge's verdict on augmented patches: the brush strokes."
                 ),
-                "patch_scales": (
-                    "STRING",
-                    {
-                        "default": "global 1, intermediate 1, local 1",
-                        "tooltip": "Weight of each patch size: the whole short side, half, a quarter of it.",
-                    },
+                "patch_scales": inputs.text(
+                    "global 1, intermediate 1, local 1",
+                    "Weight of each patch size: the whole short side, half, a quarter of it.",
                 ),
                 "attention_weight": _weight(1.0, "Alignment of stylized and content features by attention."),
                 "content_weight": _weight(150.0, "Perceptual features stay those of the content."),
@@ -140,70 +103,35 @@ class AttnStyle:
                     "For clips: what moves keeps its style, and nothing flickers. Try 5 to 10; with too much "
                     "the style does not arrive.",
                 ),
-                "patches": (
-                    "INT",
-                    {
-                        "default": 64,
-                        "min": 1,
-                        "max": 512,
-                        "tooltip": "Patches per epoch, shared out over the scales; fewer is faster.",
-                    },
+                "patches": inputs.integer(
+                    64, 1, 512, "Patches per epoch, shared out over the scales; fewer is faster."
                 ),
-                "threshold": (
-                    "FLOAT",
-                    {
-                        "default": 0.7,
-                        "min": 0.0,
-                        "max": 2.0,
-                        "step": 0.01,
-                        "tooltip": "Patches whose loss is below have style enough and ask for no more.",
-                    },
+                "threshold": inputs.decimal(
+                    0.7, 0.0, 2.0, "Patches whose loss is below have style enough and ask for no more."
                 ),
-                "curriculum": (
-                    "BOOLEAN",
-                    {
-                        "default": True,
-                        "tooltip": "Structure first: the judge's weights rise over 40% of the run.",
-                    },
+                "curriculum": inputs.switch(
+                    True, "Structure first: the judge's weights rise over 40% of the run."
                 ),
-                "perceptual": (
+                "perceptual": inputs.choice(
                     perceptual.names(),
-                    {
-                        "default": perceptual.EMBEDDED,
-                        "tooltip": "The network that the content loss looks through: the embedded StyA2K "
-                        "encoder, or a file in models/perceptual.",
-                    },
+                    "The network that the content loss looks through: the embedded StyA2K "
+                    "encoder, or a file in models/perceptual.",
+                    perceptual.EMBEDDED,
                 ),
-                "seed": (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 0xFFFFFFFFFFFFFFFF,
-                        "control_after_generate": True,
-                        "tooltip": "Of the network's first weights and of all draws.",
-                    },
-                ),
+                "seed": inputs.seed("Of the network's first weights and of all draws."),
             },
             "optional": {
-                "early_stop": (
-                    "BOOLEAN",
-                    {
-                        "default": True,
-                        "tooltip": "Stop when 30 epochs have brought less than half a percent.",
-                    },
+                "early_stop": inputs.switch(
+                    True, "Stop when 30 epochs have brought less than half a percent."
                 ),
                 "confidence_weight": _weight(
                     20000.0, "How sure the judge is of the style text on the whole picture."
                 ),
-                "other_texts": (
-                    "STRING",
-                    {
-                        "default": "",
-                        "multiline": True,
-                        "tooltip": "What else the result might be taken for, one text a line: the judge "
-                        "must prefer the style text to all of these, and to the source text.",
-                    },
+                "other_texts": inputs.text(
+                    "",
+                    "What else the result might be taken for, one text a line: the judge "
+                    "must prefer the style text to all of these, and to the source text.",
+                    multiline=True,
                 ),
             },
         }
@@ -264,9 +192,9 @@ class AttnStyleApply:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": (ATTNSTYLE, {"tooltip": "From AttnStyle: Text to Style or Load AttnStyle."}),
-                "images": ("IMAGE", {"tooltip": "Pictures; best of the size that was trained on."}),
-                "strength": _strength(),
+                "model": inputs.connection(ATTNSTYLE, "From AttnStyle: Text to Style or Load AttnStyle."),
+                "images": inputs.connection("IMAGE", "Pictures; best of the size that was trained on."),
+                "strength": STRENGTH,
             }
         }
 
@@ -288,9 +216,9 @@ class AttnStyleApplyVideo:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": (ATTNSTYLE, {"tooltip": "From AttnStyle: Text to Style or Load AttnStyle."}),
-                "video": ("VIDEO", {"tooltip": "The clip; its sound comes along."}),
-                "strength": _strength(),
+                "model": inputs.connection(ATTNSTYLE, "From AttnStyle: Text to Style or Load AttnStyle."),
+                "video": inputs.connection("VIDEO", "The clip; its sound comes along."),
+                "strength": STRENGTH,
             }
         }
 
@@ -318,8 +246,8 @@ class SaveAttnStyle:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": (ATTNSTYLE, {"tooltip": "From AttnStyle: Text to Style."}),
-                "name": ("STRING", {"default": "my_style", "tooltip": "A new number is added to the name."}),
+                "model": inputs.connection(ATTNSTYLE, "From AttnStyle: Text to Style."),
+                "name": inputs.text("my_style", "A new number is added to the name."),
             }
         }
 
@@ -342,11 +270,11 @@ class LoadAttnStyle:
     @classmethod
     def INPUT_TYPES(cls):
         names = host.model_names(style.KIND) or [_NO_FILE]
-        return {"required": {"file": (names, {"tooltip": "A file that Save AttnStyle wrote."})}}
+        return {"required": {"file": inputs.names(names, "A file that Save AttnStyle wrote.")}}
 
     @classmethod
     def IS_CHANGED(cls, file):
-        return style.changed(style.KIND, file)
+        return changed(host.model_path, style.KIND, file)
 
     def load(self, file):
         return (style.load(host.model_path(style.KIND, file)),)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import host
+from ..common.files import replacing
 from ..video.operation import Operation, Worker, operation
 from .network import AttnStyleNet
 
@@ -41,12 +42,8 @@ def save(style: TextStyle, path: Path) -> Path:
     """Write a style; the file appears under its name when it is whole."""
     from safetensors.torch import save_file
 
-    part = path.with_name(f".{path.name}.part")
-    try:
-        save_file(style.tensors, part, metadata={MARK: json.dumps(style.about)})
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        save_file(style.tensors, temporary, metadata={MARK: json.dumps(style.about)})
     return path
 
 
@@ -77,16 +74,6 @@ def checked(style: Any) -> TextStyle:
             f"model is a {type(style).__name__}: connect AttnStyle: Text to Style or Load AttnStyle"
         )
     return style
-
-
-def changed(kind: str, name: str) -> str:
-    """What makes a loader run again: the age and size of what it loads."""
-    try:
-        path = host.model_path(kind, name)
-    except ValueError as error:
-        return str(error)
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    return str([(p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in files])
 
 
 def batch(height: int, width: int) -> int:

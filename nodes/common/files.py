@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .. import host
+
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
@@ -14,11 +16,13 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
     The temporary name is a hidden sibling of `path` that contains the process number, so two processes
     never write to the same one. It becomes `path` when the block ends; after an error it is removed.
+    An empty file or folder may already be there: it reserves the number of an output file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    _remove(temporary)
+    temporary = host.temporary_path(path)
+    if not _is_empty(temporary):
+        _remove(temporary)
     try:
         yield temporary
         if temporary.is_dir() and path.is_dir():
@@ -28,6 +32,12 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         _remove(temporary)
 
 
+def _is_empty(path: Path) -> bool:
+    if path.is_dir():
+        return not any(path.iterdir())
+    return not path.exists() or path.stat().st_size == 0
+
+
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
@@ -35,20 +45,20 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def fingerprint(path: str | os.PathLike) -> str:
+def fingerprint(*paths: str | os.PathLike) -> str:
     """Changes when a file, or any file in a folder, gets another path, time of change or size."""
-    path = Path(path)
-    members = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    lines = [str(path.resolve())]
-    for member in members:
-        about = member.stat()
-        lines.append(f"{member.relative_to(path).as_posix()}:{about.st_mtime_ns}:{about.st_size}")
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for path in map(Path, paths):
+        members = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        for member in members:
+            about = member.stat()
+            digest.update(f"{os.path.abspath(member)}\0{about.st_mtime_ns}\0{about.st_size}\n".encode())
+    return digest.hexdigest()
 
 
-def changed(find: Callable[..., Path], *args: str) -> str:
-    """The IS_CHANGED value of a node that loads `find(*args)`; a missing file gives the error message."""
+def changed(find: Callable[..., Path], *names: str) -> str:
+    """The IS_CHANGED value of a node that loads `find(*names)`; a missing file gives the error message."""
     try:
-        return fingerprint(find(*args))
+        return fingerprint(find(*names))
     except (ValueError, OSError) as error:
         return str(error)

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-MAX_SEED = 2**64 - 1
-
 
 def connection(kind: str, tooltip: str) -> tuple:
     """An input that only takes a connection: IMAGE, MODEL, VIDEO, ..."""
@@ -52,7 +50,12 @@ def names(options: Sequence[str], tooltip: str) -> tuple:
 
 def seed(tooltip: str) -> tuple:
     """A seed, with the front end's control for the next run."""
-    return integer(0, 0, MAX_SEED, tooltip, control_after_generate=True)
+    return integer(0, 0, 2**64 - 1, tooltip, control_after_generate=True)
+
+
+def fixed_seed(tooltip: str) -> tuple:
+    """A seed that stays the same for the next run: a training can only be resumed with its own seed."""
+    return integer(0, 0, 2**63 - 1, tooltip, control_after_generate=False)
 
 
 def strength(tooltip: str, default: float = 1.0) -> tuple:
@@ -65,6 +68,6 @@ def percent(default: float, tooltip: str) -> tuple:
     return decimal(default, 0.0, 1.0, tooltip, 0.001)
 
 
-def max_side(tooltip: str, default: int = 0) -> tuple:
+def max_side(tooltip: str, high: int = 16384) -> tuple:
     """The number of pixels of the longer side; 0 keeps the size."""
-    return integer(default, 0, 16384, tooltip, 8)
+    return integer(0, 0, high, tooltip, 8)

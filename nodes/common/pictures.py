@@ -73,6 +73,8 @@ def write(path: Path, picture: Tensor, text: Mapping[str, str] | None = None) ->
         for key, value in (text or {}).items():
             info.add_text(key, value)
         options |= {"compress_level": 4, "pnginfo": info}
+    elif options["format"] == "JPEG":
+        options |= {"quality": 95}
     with replacing(path) as temporary:
         Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(temporary, **options)
     return path

@@ -1,5 +1,6 @@
 """Nodes that measure: declarations. The conventions are in conventions.py, the measuring in report.py."""
 
+from ..common import inputs
 from ..video.lazy_video import LazyVideo
 from . import measure
 from .charts import comparison, error_heatmap, error_plot
@@ -31,29 +32,19 @@ def settings() -> dict:
         "mask": "Compare only pixels that are seen in both frames, or all.",
         "normaliser": "Divide by the pixels that were compared, or by all pixels of the frame.",
     }
-    choices = {
-        name: (list(allowed), {"default": allowed[0], "tooltip": words[name]})
-        for name, allowed in CHOICES.items()
-    }
+    choices = {name: inputs.choice(allowed, words[name]) for name, allowed in CHOICES.items()}
     return {
-        "preset": (
-            list(PRESETS),
-            {
-                "default": "custom",
-                "tooltip": "Compute it as that public code does; then direction, norm, range, mask and "
-                "normaliser below are not used.",
-            },
+        "preset": inputs.choice(
+            PRESETS,
+            "Compute it as that public code does; then direction, norm, range, mask and "
+            "normaliser below are not used.",
+            "custom",
         ),
-        "method": (
-            list(METHODS),
-            {"default": "dis-medium", "tooltip": "How the content's motion is estimated (without a flow)."},
+        "method": inputs.choice(
+            METHODS, "How the content's motion is estimated (without a flow).", "dis-medium"
         ),
-        "strides": (
-            "STRING",
-            {
-                "default": "1",
-                "tooltip": "How far apart compared frames are: 1 for flicker, 1,8 for slow changes, too.",
-            },
+        "strides": inputs.text(
+            "1", "How far apart compared frames are: 1 for flicker, 1,8 for slow changes, too."
         ),
         **choices,
     }
@@ -73,13 +64,12 @@ class FlowError:
     @classmethod
     def INPUT_TYPES(cls):
         return {
-            "required": {"stylized": ("IMAGE", {"tooltip": "The frames to judge."}), **settings()},
+            "required": {"stylized": inputs.connection("IMAGE", "The frames to judge."), **settings()},
             "optional": {
-                "content": (
-                    "IMAGE",
-                    {"tooltip": "The frames before they were stylized: their motion counts."},
+                "content": inputs.connection(
+                    "IMAGE", "The frames before they were stylized: their motion counts."
                 ),
-                "flow": ("REELBRUSH_FLOW", {"tooltip": "The content's flow; then `method` is not used."}),
+                "flow": inputs.connection("REELBRUSH_FLOW", "The content's flow; then `method` is not used."),
             },
         }
 
@@ -118,8 +108,8 @@ class FlowErrorVideo:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "stylized": ("VIDEO", {"tooltip": "The clip to judge."}),
-                "content": ("VIDEO", {"tooltip": "The clip before it was stylized: its motion counts."}),
+                "stylized": inputs.connection("VIDEO", "The clip to judge."),
+                "content": inputs.connection("VIDEO", "The clip before it was stylized: its motion counts."),
                 **settings(),
             }
         }
@@ -149,15 +139,12 @@ class StabilityReport:
 
     @classmethod
     def INPUT_TYPES(cls):
-        clip = lambda i: ("IMAGE", {"tooltip": f"Version {i} of the clip."})  # noqa: E731
+        clip = lambda i: inputs.connection("IMAGE", f"Version {i} of the clip.")  # noqa: E731
         return {
             "required": {
-                "content": ("IMAGE", {"tooltip": "The frames before they were stylized."}),
+                "content": inputs.connection("IMAGE", "The frames before they were stylized."),
                 "a": clip("A"),
-                "names": (
-                    "STRING",
-                    {"default": "A,B,C,D", "tooltip": "The clips' names, with commas between."},
-                ),
+                "names": inputs.text("A,B,C,D", "The clips' names, with commas between."),
                 **settings(),
             },
             "optional": {name: clip(name.upper()) for name in "bcd"},

@@ -1,5 +1,7 @@
 """Flow nodes: declarations. Estimation is in estimate.py, files in store.py, stabilising in stabilize.py."""
 
+from ..common import inputs
+from ..common.files import changed
 from ..video.lazy_video import LazyVideo
 from . import batch, error_nodes, store
 from .cuts import find_cuts
@@ -7,23 +9,14 @@ from .estimate import CONSISTENCY, METHODS, estimate, estimator, method_files
 from .stabilize import StabilizeFrames, stabilize, stabilize_with_flow
 
 CATEGORY = "ReelBrush/Flow"
-METHOD = (
-    list(METHODS),
-    {
-        "default": "dis-medium",
-        "tooltip": "How motion is estimated. dis: fast, on the CPU. "
-        "raft: needs torchvision, and its weights in models/flow.",
-    },
+METHOD = inputs.choice(
+    METHODS,
+    "How motion is estimated. dis: fast, on the CPU. "
+    "raft: needs torchvision, and its weights in models/flow.",
+    "dis-medium",
 )
-STRENGTH = (
-    "FLOAT",
-    {
-        "default": 0.8,
-        "min": 0.0,
-        "max": 1.0,
-        "step": 0.05,
-        "tooltip": "How much of the previous result is kept where it is the same place. 0 changes nothing.",
-    },
+STRENGTH = inputs.strength(
+    "How much of the previous result is kept where it is the same place. 0 changes nothing.", 0.8
 )
 
 
@@ -50,31 +43,16 @@ class OpticalFlow:
         absolute, relative = CONSISTENCY
         return {
             "required": {
-                "images": ("IMAGE", {"tooltip": "The frames of the clip; for a stylized clip its content."}),
+                "images": inputs.connection(
+                    "IMAGE", "The frames of the clip; for a stylized clip its content."
+                ),
                 "method": METHOD,
-                "stride": (
-                    "INT",
-                    {"default": 1, "min": 1, "max": 1024, "tooltip": "Compare frames that are so far apart."},
+                "stride": inputs.integer(1, 1, 1024, "Compare frames that are so far apart."),
+                "consistency_abs": inputs.decimal(
+                    absolute, 0.0, 1000.0, "Squared pixels that going there and back may miss the start by."
                 ),
-                "consistency_abs": (
-                    "FLOAT",
-                    {
-                        "default": absolute,
-                        "min": 0.0,
-                        "max": 1000.0,
-                        "step": 0.01,
-                        "tooltip": "Squared pixels that going there and back may miss the start by.",
-                    },
-                ),
-                "consistency_rel": (
-                    "FLOAT",
-                    {
-                        "default": relative,
-                        "min": 0.0,
-                        "max": 1.0,
-                        "step": 0.001,
-                        "tooltip": "The same, as a share of the squared motion.",
-                    },
+                "consistency_rel": inputs.decimal(
+                    relative, 0.0, 1.0, "The same, as a share of the squared motion.", 0.001
                 ),
             }
         }
@@ -101,13 +79,9 @@ class SaveFlow:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "flow": ("REELBRUSH_FLOW", {"tooltip": "The flow to keep."}),
-                "name": (
-                    "STRING",
-                    {
-                        "default": "clip",
-                        "tooltip": f"Becomes output/flows/NAME{store.SUFFIX}; such a file is replaced.",
-                    },
+                "flow": inputs.connection("REELBRUSH_FLOW", "The flow to keep."),
+                "name": inputs.text(
+                    "clip", f"Becomes output/flows/NAME{store.SUFFIX}; such a file is replaced."
                 ),
             }
         }
@@ -133,16 +107,13 @@ class LoadFlow:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "file": (
-                    store.names(),
-                    {"tooltip": f"A *{store.SUFFIX} file, or a folder of .flo files."},
-                ),
+                "file": inputs.names(store.names(), f"A *{store.SUFFIX} file, or a folder of .flo files."),
             }
         }
 
     @classmethod
     def IS_CHANGED(cls, file):
-        return store.mark(file)
+        return changed(store.find, file)
 
     def load(self, file):
         return (store.load(store.find(file)),)
@@ -166,12 +137,9 @@ class FlowWarp:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "images": ("IMAGE", {"tooltip": "As many frames as the flow was made of, of any size."}),
-                "flow": ("REELBRUSH_FLOW", {"tooltip": "Of the clip whose motion the frames share."}),
-                "direction": (
-                    list(batch.DIRECTIONS),
-                    {"default": batch.DIRECTIONS[0], "tooltip": "Which neighbour is moved onto which frame."},
-                ),
+                "images": inputs.connection("IMAGE", "As many frames as the flow was made of, of any size."),
+                "flow": inputs.connection("REELBRUSH_FLOW", "Of the clip whose motion the frames share."),
+                "direction": inputs.choice(batch.DIRECTIONS, "Which neighbour is moved onto which frame."),
             }
         }
 
@@ -198,15 +166,14 @@ class Stabilize:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "stylized": ("IMAGE", {"tooltip": "The frames that flicker."}),
+                "stylized": inputs.connection("IMAGE", "The frames that flicker."),
                 "strength": STRENGTH,
                 "method": METHOD,
             },
             "optional": {
-                "content": ("IMAGE", {"tooltip": "The frames before they were stylized, of any size."}),
-                "flow": (
-                    "REELBRUSH_FLOW",
-                    {"tooltip": "The content's flow with stride 1; then `method` is not used."},
+                "content": inputs.connection("IMAGE", "The frames before they were stylized, of any size."),
+                "flow": inputs.connection(
+                    "REELBRUSH_FLOW", "The content's flow with stride 1; then `method` is not used."
                 ),
             },
         }
@@ -236,8 +203,10 @@ class StabilizeVideo:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "stylized": ("VIDEO", {"tooltip": "The clip that flickers."}),
-                "content": ("VIDEO", {"tooltip": "The clip before it was stylized; its size may differ."}),
+                "stylized": inputs.connection("VIDEO", "The clip that flickers."),
+                "content": inputs.connection(
+                    "VIDEO", "The clip before it was stylized; its size may differ."
+                ),
                 "strength": STRENGTH,
                 "method": METHOD,
             }

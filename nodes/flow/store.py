@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...kernels.flow import invert, validity
 from .. import host
+from ..common.files import replacing
 from ..sample import files as sample
 from .estimate import CONSISTENCY, Flow
 
@@ -60,26 +61,14 @@ def find(name: str) -> Path:
     return path
 
 
-def mark(name: str) -> str:
-    """Changes when the file does, so that the node runs again."""
-    path = find(name)
-    files = sorted(path.glob("*.flo")) if path.is_dir() else [path]
-    return ",".join(f"{f.name}:{f.stat().st_mtime_ns}:{f.stat().st_size}" for f in files)
-
-
 def save(flow: Flow, path: Path) -> Path:
     """Write a flow; the file appears under its name when it is whole."""
     from safetensors.torch import save_file
 
     tensors = {name: getattr(flow, name).contiguous() for name in ("forward", "backward", *MASKS)}
     about = {"stride": flow.stride, "method": flow.method, "consistency": flow.consistency, "cuts": flow.cuts}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        save_file(tensors, part, metadata={"reelbrush_flow": json.dumps(about)})
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"reelbrush_flow": json.dumps(about)})
     return path
 
 

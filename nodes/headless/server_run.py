@@ -70,16 +70,13 @@ def _out_files(entries: list[dict], out: Path) -> list[Path]:
 
 
 def _target(entry: dict[str, Any]) -> Path:
-    """A free name in output/server; the server chooses the name, but not the folder."""
+    """The next number of the result's name in output/server."""
     sub_folder, name = str(entry.get("subfolder") or ""), str(entry.get("filename") or "")
     if not name or name != Path(name).name or clean(name) != name or name.startswith("."):
         raise ValueError(f"the server's result has the file name {clean(name)!r}, which is not accepted")
-    base = host.folder("output") / FOLDER
-    target = host.inside(base, f"{sub_folder}/{name}".lstrip("/"), "result")
-    if not target.exists():
-        return target
-    stem, suffix = target.stem.rstrip("_0123456789") or target.stem, target.suffix
-    return host.numbered(str(target.parent.relative_to(host.folder("output")) / stem), suffix)[0]
+    stem = Path(name).stem.rstrip("_0123456789") or "result"
+    host.inside(host.folder("output") / FOLDER, f"{sub_folder}/{name}".lstrip("/"), "result")
+    return host.numbered(f"{FOLDER}/{sub_folder}/{stem}", Path(name).suffix)[0]
 
 
 async def _send_settings(server: Server, settings: list[Setting]) -> None:

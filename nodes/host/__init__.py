@@ -16,7 +16,6 @@ from .folders import (
     model_folders,
     model_names,
     model_path,
-    numbered,
     output_path,
     trained_path,
     trusting,
@@ -34,6 +33,7 @@ from .memory import (
     release_memory,
     trim_heap,
 )
+from .output_names import numbered, temporary_path
 from .progress import Preview, Progress, check_interrupt, executing_node, interrupt_types, progress
 from .sampling import Denoiser, SamplingFunction, attention, sample, sampler
 from .video import video_base, video_components, video_file
@@ -75,6 +75,7 @@ __all__ = [
     "release_memory",
     "sample",
     "sampler",
+    "temporary_path",
     "trained_path",
     "trim_heap",
     "trusting",

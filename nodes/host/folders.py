@@ -1,7 +1,6 @@
 """Input, output and model folders, and the checks that a name from a graph stays inside them."""
 
 import os
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -83,34 +82,6 @@ def output_path(name: str, what: str = "file") -> Path:
     path = inside(folder("output"), name, what)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def numbered(prefix: str, suffix: str, size: tuple[int, int] = (0, 0)) -> tuple[Path, str]:
-    """The next free `prefix_00001_suffix` below `output/`, numbered as ComfyUI does, and its sub-folder.
-
-    `prefix` may contain %year%, %month%, %day%, %hour%, %minute%, %second%, %width% and %height%.
-    """
-    now = time.localtime()
-    values = {"width": size[0], "height": size[1], "year": now.tm_year}
-    two_digits = {
-        "month": now.tm_mon,
-        "day": now.tm_mday,
-        "hour": now.tm_hour,
-        "minute": now.tm_min,
-        "second": now.tm_sec,
-    }
-    values |= {key: f"{value:02}" for key, value in two_digits.items()}
-    for key, value in values.items():
-        prefix = prefix.replace(f"%{key}%", str(value))
-    if not Path(prefix).name:
-        raise ValueError("filename_prefix is empty: give the file a name")
-    first = output_path(prefix, "filename_prefix")
-    stem = first.name + "_"
-    names = (p.name.removeprefix(".") for p in first.parent.glob("*"))  # unfinished files have a dot
-    numbers = (name.removeprefix(stem).split("_")[0] for name in names if name.startswith(stem))
-    number = max((int(n) for n in numbers if n.isdecimal()), default=0) + 1
-    sub_folder = Path(prefix).parent.as_posix()
-    return first.parent / f"{stem}{number:05}_{suffix}", "" if sub_folder == "." else sub_folder
 
 
 def model_folders(kind: str) -> list[Path]:

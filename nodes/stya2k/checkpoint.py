@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...kernels.all_to_key import Arithmetic
+from ..common.files import replacing
 from .network import DECODER, OFFICIAL, StyA2K
 from .perceptual import VGG19, VGG_NORMALISED, VGG_TORCHVISION, read_weights
 from .small import SmallStyA2K
@@ -158,8 +159,6 @@ def save(network: nn.Module, path: Path, *, half: bool = True, about: dict | Non
         facts["halving"] = network.halving
     dtype = torch.float16 if half else torch.float32
     state = {k: v.detach().cpu().to(dtype).contiguous() for k, v in network.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    save_file(state, part, metadata={"stya2k": json.dumps(facts)})
-    part.chmod(0o644)  # safetensors makes files that only their owner reads
-    part.replace(path)
+    with replacing(path) as temporary:
+        save_file(state, temporary, metadata={"stya2k": json.dumps(facts)})
+        temporary.chmod(0o644)  # safetensors writes files that only their owner can read

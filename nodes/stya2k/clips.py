@@ -1,6 +1,5 @@
 """Frame pairs of real clips with their motion, for the temporal loss; packed once beside the run."""
 
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..common.contact_sheet import spread
+from ..common.files import fingerprint, replacing
 from ..flow.estimate import estimate
 from ..video.lazy_video import LazyVideo
 
@@ -38,7 +38,7 @@ class ClipPairs:
         clips = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in ENDINGS)
         if not clips:
             raise ValueError(f"the folder {Path(folder).name!r} has no clips ({', '.join(ENDINGS)})")
-        stamp = json.dumps([side, [(p.name, p.stat().st_size) for p in clips]])
+        stamp = f"{side}:{fingerprint(*clips)}"
         file = cache / f"{Path(folder).name}-clips-{side}.safetensors"
         if not file.is_file() or self._stamp(file) != stamp:
             self._pack(clips, file, side, stamp)
@@ -67,10 +67,8 @@ class ClipPairs:
                 tensors[f"{name}.valid"] = flow.backward_valid[0].contiguous()
         if not tensors:
             raise ValueError(f"none of the {len(clips)} clips can be read or has two frames")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        save_file({k: v.contiguous() for k, v in tensors.items()}, part, metadata={"stamp": stamp})
-        part.replace(file)
+        with replacing(file) as temporary:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"stamp": stamp})
 
     @staticmethod
     def _pairs(clip: Path, side: int) -> Iterator[Tensor]:

@@ -19,39 +19,40 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
+from ..common import pictures
+from ..common.files import fingerprint, replacing
+
 log = logging.getLogger("reelbrush")
 PACKED = 4 << 30  # bytes of pixels that are packed at most
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def _read(path: Path, side: int) -> np.ndarray | None:
+    """A picture with short side `side`, None where it cannot be read or is too small."""
     import cv2
 
     try:
-        data = np.fromfile(path, np.uint8)
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    except (OSError, cv2.error):
-        image = None
-    if image is None or min(image.shape[:2]) < 32:
+        picture, _ = pictures.read(path)
+    except (ValueError, OSError):
         return None
-    h, w = image.shape[:2]
+    h, w = picture.shape[:2]
+    if min(h, w) < 32:
+        return None
     scale = side / min(h, w)
     size = (max(side, round(w * scale)), max(side, round(h * scale)))
-    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    h, w = image.shape[:2]
-    h, w = min(h, 2 * side), min(w, 2 * side)  # panoramas are cut
-    return np.ascontiguousarray(image[:h, :w, ::-1])
+    pixels = (picture * 255).round().byte().numpy()
+    pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    return np.ascontiguousarray(pixels[: 2 * side, : 2 * side])  # panoramas are cut
 
 
 def pictures_in(folder: Path) -> list[Path]:
     """The picture files of a folder and of the folders in it, in one order."""
-    return sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in ENDINGS)
+    return sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in pictures.EXTENSIONS)
 
 
 def pack(folder: Path, file: Path, side: int) -> int:
     """Write `folder`'s pictures, short side `side`, into `file`. Returns how many could not be read."""
     paths = pictures_in(folder)
-    pictures: dict[str, Tensor] = {}
+    packed: dict[str, Tensor] = {}
     skipped = []
     for path in paths:
         image = _read(path, side)
@@ -60,22 +61,15 @@ def pack(folder: Path, file: Path, side: int) -> int:
             skipped.append(name)
             log.warning("training picture %s cannot be read: skipped", name)
         else:
-            pictures[name] = torch.from_numpy(image)
-    if not pictures:
-        raise ValueError(f"the folder {Path(folder).name!r} has no readable picture ({', '.join(ENDINGS)})")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    stamp = {"side": str(side), "stamp": _stamp(paths), "skipped": json.dumps(skipped)}
-    save_file(pictures, part, metadata=stamp)
-    part.replace(file)
+            packed[name] = torch.from_numpy(image)
+    if not packed:
+        raise ValueError(
+            f"the folder {Path(folder).name!r} has no readable picture ({', '.join(pictures.EXTENSIONS)})"
+        )
+    about = {"side": str(side), "stamp": fingerprint(*paths), "skipped": json.dumps(skipped)}
+    with replacing(file) as temporary:
+        save_file(packed, temporary, metadata=about)
     return len(skipped)
-
-
-def _stamp(paths: list[Path]) -> str:
-    import hashlib
-
-    text = "\n".join(f"{p.name}:{p.stat().st_size}" for p in paths)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Pictures:
@@ -110,7 +104,7 @@ class Pictures:
             return False
         with safe_open(file, "pt") as f:
             meta = f.metadata() or {}
-        return meta.get("side") == str(side) and meta.get("stamp") == _stamp(paths)
+        return meta.get("side") == str(side) and meta.get("stamp") == fingerprint(*paths)
 
     def get(self, name: str) -> Tensor | None:
         """[3, H, W] in 0..1; None, and noted once, where it cannot be read."""

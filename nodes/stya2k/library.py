@@ -31,10 +31,3 @@ def path(name: str) -> Path:
     if name in embedded():
         return _embedded() / name
     return host.model_path(KIND, name)
-
-
-def mark(name: str) -> str:
-    """What changes when the file behind a name does."""
-    here = path(name)
-    members = sorted(here.iterdir()) if here.is_dir() else [here]
-    return str([(p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in members])

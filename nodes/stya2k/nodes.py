@@ -1,6 +1,8 @@
 """StyA2K nodes: declarations. Files are in checkpoint.py, stylizing in stylize.py, training in train.py."""
 
 from .. import host
+from ..common import inputs
+from ..common.files import changed
 from ..video.lazy_video import LazyVideo
 from . import library
 from .attention import KINDS, MODES
@@ -9,20 +11,8 @@ from .stylize import Look, stylize, stylize_video
 from .train_node import train
 
 CATEGORY = "ReelBrush/StyA2K"
-STRENGTH = (
-    "FLOAT",
-    {
-        "default": 1.0,
-        "min": 0.0,
-        "max": 1.0,
-        "step": 0.05,
-        "tooltip": "1 is the method, 0 gives the input back; between them features are interpolated.",
-    },
-)
-KEEP_COLOR = (
-    "BOOLEAN",
-    {"default": False, "tooltip": "Keep the content's colours: only lightness takes the style."},
-)
+STRENGTH = inputs.strength("1 is the method, 0 gives the input back; between them features are interpolated.")
+KEEP_COLOR = inputs.switch(False, "Keep the content's colours: only lightness takes the style.")
 
 
 class LoadStyA2K:
@@ -44,29 +34,21 @@ class LoadStyA2K:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": (
-                    library.names(),
-                    {"tooltip": "Those of the pack first, then files and folders in models/stya2k."},
+                "model": inputs.names(
+                    library.names(), "Those of the pack first, then files and folders in models/stya2k."
                 ),
-                "precision": (
-                    list(PRECISIONS),
-                    {"default": "auto", "tooltip": "auto: float16 on a GPU, float32 on a CPU."},
-                ),
+                "precision": inputs.choice(PRECISIONS, "auto: float16 on a GPU, float32 on a CPU.", "auto"),
             },
             "optional": {
-                "compile": (
-                    "BOOLEAN",
-                    {
-                        "default": False,
-                        "tooltip": "torch.compile: a slow first frame, faster ones after; for long clips.",
-                    },
+                "compile": inputs.switch(
+                    False, "torch.compile: a slow first frame, faster ones after; for long clips."
                 ),
             },
         }
 
     @classmethod
     def IS_CHANGED(cls, model, precision="auto", compile=False):
-        return library.mark(model)
+        return changed(library.path, model)
 
     def load(self, model, precision, compile=False):
         return (load_model(library.path(model), precision, compile),)
@@ -87,22 +69,16 @@ class StyA2KStyle:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": ("REELBRUSH_STYA2K", {"tooltip": "The stylizer from Load StyA2K."}),
-                "style": ("IMAGE", {"tooltip": "The style pictures; a batch of n is averaged."}),
-                "weights": (
-                    "STRING",
-                    {"default": "", "tooltip": "One number per picture, like 1, 0.5. Empty: all alike."},
-                ),
-                "size": (
-                    "INT",
-                    {
-                        "default": 512,
-                        "min": 64,
-                        "max": 2048,
-                        "step": 16,
-                        "tooltip": "The short side that the pictures get. Larger pictures show larger "
-                        "strokes. The paper uses 512.",
-                    },
+                "model": inputs.connection("REELBRUSH_STYA2K", "The stylizer from Load StyA2K."),
+                "style": inputs.connection("IMAGE", "The style pictures; a batch of n is averaged."),
+                "weights": inputs.text("", "One number per picture, like 1, 0.5. Empty: all alike."),
+                "size": inputs.integer(
+                    512,
+                    64,
+                    2048,
+                    "The short side that the pictures get. Larger pictures show larger "
+                    "strokes. The paper uses 512.",
+                    16,
                 ),
             }
         }
@@ -126,21 +102,16 @@ class StyA2KMix:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "a": ("REELBRUSH_STYLE", {"tooltip": "The first style."}),
-                "b": ("REELBRUSH_STYLE", {"tooltip": "The second style, of the same model."}),
-                "amount": (
-                    "FLOAT",
-                    {
-                        "default": 0.5,
-                        "min": 0.0,
-                        "max": 1.0,
-                        "step": 0.05,
-                        "tooltip": "How much of b: 0 is a, 1 is b. With a mask: where it is white.",
-                    },
+                "a": inputs.connection("REELBRUSH_STYLE", "The first style."),
+                "b": inputs.connection("REELBRUSH_STYLE", "The second style, of the same model."),
+                "amount": inputs.strength(
+                    "How much of b: 0 is a, 1 is b. With a mask: where it is white.", 0.5
                 ),
             },
             "optional": {
-                "mask": ("MASK", {"tooltip": "b where white. One frame, or one for each frame of the clip."}),
+                "mask": inputs.connection(
+                    "MASK", "b where white. One frame, or one for each frame of the clip."
+                ),
             },
         }
 
@@ -165,26 +136,16 @@ class StyA2KApply:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "style": ("REELBRUSH_STYLE", {"tooltip": "From StyA2K Style or Mix StyA2K Styles."}),
-                "images": ("IMAGE", {"tooltip": "The frames to stylize, of any size."}),
+                "style": inputs.connection("REELBRUSH_STYLE", "From StyA2K Style or Mix StyA2K Styles."),
+                "images": inputs.connection("IMAGE", "The frames to stylize, of any size."),
                 "strength": STRENGTH,
                 "keep_color": KEEP_COLOR,
-                "attention": (
-                    list(MODES),
-                    {
-                        "default": "all-to-key",
-                        "tooltip": "The method, or a part of it alone. For looking at what the parts do.",
-                    },
+                "attention": inputs.choice(
+                    MODES,
+                    "The method, or a part of it alone. For looking at what the parts do.",
+                    "all-to-key",
                 ),
-                "chunk": (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 256,
-                        "tooltip": "Frames at once. 0: what memory allows.",
-                    },
-                ),
+                "chunk": inputs.integer(0, 0, 256, "Frames at once. 0: what memory allows."),
             }
         }
 
@@ -211,19 +172,12 @@ class StyA2KApplyVideo:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "style": ("REELBRUSH_STYLE", {"tooltip": "From StyA2K Style or Mix StyA2K Styles."}),
-                "video": ("VIDEO", {"tooltip": "The clip to stylize, from Load Video."}),
+                "style": inputs.connection("REELBRUSH_STYLE", "From StyA2K Style or Mix StyA2K Styles."),
+                "video": inputs.connection("VIDEO", "The clip to stylize, from Load Video."),
                 "strength": STRENGTH,
                 "keep_color": KEEP_COLOR,
-                "max_side": (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 8192,
-                        "step": 8,
-                        "tooltip": "Shrink the clip so that its longer side is at most this. 0: as it is.",
-                    },
+                "max_side": inputs.max_side(
+                    "Shrink the clip so that its longer side is at most this. 0: as it is.", 8192
                 ),
             }
         }
@@ -256,92 +210,37 @@ class TrainStyA2K:
     def INPUT_TYPES(cls):
         judges = host.model_names("perceptual", (".safetensors", ".pth"))
         folders = host.input_names(folders=True) or ["contents", "styles"]  # told to make them
-        number = {"min": 0.0, "max": 1000.0, "step": 0.05}
         return {
             "required": {
-                "content_folder": (folders, {"tooltip": "A folder of photographs below input/."}),
-                "style_folder": (folders, {"tooltip": "A folder of style pictures below input/."}),
-                "perceptual": (
+                "content_folder": inputs.names(folders, "A folder of photographs below input/."),
+                "style_folder": inputs.names(folders, "A folder of style pictures below input/."),
+                "perceptual": inputs.names(
                     judges or ["(none in models/perceptual)"],
-                    {"tooltip": "The network that judges, from models/perceptual: SqueezeNet or VGG-19."},
+                    "The network that judges, from models/perceptual: SqueezeNet or VGG-19.",
                 ),
-                "size": (
-                    ["small", "paper"],
-                    {"default": "small", "tooltip": "small: for a CPU. paper: VGG-19, for a large GPU."},
+                "size": inputs.choice(
+                    ["small", "paper"], "small: for a CPU. paper: VGG-19, for a large GPU."
                 ),
-                "attention": (
-                    list(KINDS),
-                    {"default": "all-to-key", "tooltip": "The method, or one of the paper's comparisons."},
+                "attention": inputs.choice(
+                    KINDS, "The method, or one of the paper's comparisons.", "all-to-key"
                 ),
-                "steps": (
-                    "INT",
-                    {"default": 20000, "min": 1, "max": 10_000_000, "tooltip": "Optimisation steps in all."},
+                "steps": inputs.integer(20000, 1, 10_000_000, "Optimisation steps in all."),
+                "batch": inputs.integer(8, 1, 256, "Pairs per step."),
+                "load_size": inputs.integer(512, 64, 2048, "The short side that pictures get."),
+                "crop": inputs.integer(256, 64, 1024, "Side of the training crops.", 16),
+                "learning_rate": inputs.decimal(2e-4, 0.0, 1.0, "Adam's step size.", 1e-5),
+                "style_weight": inputs.decimal(10.0, 0.0, 1000.0, "Weight of eq. 16.", 0.05),
+                "match_weight": inputs.decimal(1.25, 0.0, 1000.0, "Weight of eq. 17.", 0.05),
+                "temporal_weight": inputs.decimal(
+                    0.0, 0.0, 1000.0, "Weight of the difference between moved frames.", 0.05
                 ),
-                "batch": (
-                    "INT",
-                    {"default": 8, "min": 1, "max": 256, "tooltip": "Pairs per step."},
-                ),
-                "load_size": (
-                    "INT",
-                    {
-                        "default": 512,
-                        "min": 64,
-                        "max": 2048,
-                        "tooltip": "The short side that pictures get.",
-                    },
-                ),
-                "crop": (
-                    "INT",
-                    {
-                        "default": 256,
-                        "min": 64,
-                        "max": 1024,
-                        "step": 16,
-                        "tooltip": "Side of the training crops.",
-                    },
-                ),
-                "learning_rate": (
-                    "FLOAT",
-                    {"default": 2e-4, "min": 0.0, "max": 1.0, "step": 1e-5, "tooltip": "Adam's step size."},
-                ),
-                "style_weight": (
-                    "FLOAT",
-                    {"default": 10.0, **number, "tooltip": "Weight of eq. 16."},
-                ),
-                "match_weight": (
-                    "FLOAT",
-                    {"default": 1.25, **number, "tooltip": "Weight of eq. 17."},
-                ),
-                "temporal_weight": (
-                    "FLOAT",
-                    {"default": 0.0, **number, "tooltip": "Weight of the difference between moved frames."},
-                ),
-                "seed": (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 2**63 - 1,
-                        "control_after_generate": False,  # a seed of its own at every run could not resume
-                        "tooltip": "Weights, data order, held-out pictures.",
-                    },
-                ),
-                "save_as": (
-                    "STRING",
-                    {"default": "my-style", "tooltip": "The run's name in output/stya2k."},
-                ),
-                "resume": (
-                    "BOOLEAN",
-                    {
-                        "default": True,
-                        "tooltip": "Go on from a run of this name. Off: it must be new.",
-                    },
-                ),
+                "seed": inputs.fixed_seed("Weights, data order, held-out pictures."),
+                "save_as": inputs.text("my-style", "The run's name in output/stya2k."),
+                "resume": inputs.switch(True, "Go on from a run of this name. Off: it must be new."),
             },
             "optional": {
-                "clip_folder": (
-                    ["", *folders],
-                    {"tooltip": "Clips for the temporal loss. Empty: pictures that are moved."},
+                "clip_folder": inputs.names(
+                    ["", *folders], "Clips for the temporal loss. Empty: pictures that are moved."
                 ),
             },
         }

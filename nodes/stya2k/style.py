@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import host
+from ..common.files import fingerprint
 from ..video.operation import tensor_digest
 from . import checkpoint
 
@@ -57,8 +58,7 @@ _live: WeakValueDictionary = WeakValueDictionary()  # a clip's chain finds the m
 def load_model(path: str | Path, precision: str = "auto", compiled: bool = False) -> Model:
     """A stylizer from a file or a folder of official files."""
     path = Path(path)
-    members = sorted(path.iterdir()) if path.is_dir() else [path]
-    key = (path.resolve(), *(p.stat().st_mtime_ns for p in members), precision, compiled)
+    key = (fingerprint(path), precision, compiled)
     model = _live.get(key)
     if model is None:
         model = _live[key] = Model(checkpoint.load(path), path, precision, compiled)

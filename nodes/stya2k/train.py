@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.palette import sample
+from ..common import pictures
+from ..common.files import replacing
 from ..common.plot import loss_plot
 from .attention import A2K
 from .capture import Captured, ahead
@@ -322,23 +324,17 @@ class Trainer:
         return rows.permute(0, 3, 1, 4, 2).reshape(len(rows) * size, -1, 3)
 
     def _write_sheet(self, sheet: Tensor) -> None:
-        import cv2
-
-        path = self.folder / "samples" / f"{self.step:07}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), (sheet * 255).round().byte().numpy()[..., ::-1].copy())
+        pictures.write(self.folder / "samples" / f"{self.step:07}.jpg", sheet)
         name = self.folder.name.lstrip(".")  # a node's run is hidden
         plot = loss_plot(self.history, f"training {name}", log=True)[0]
-        cv2.imwrite(str(self.folder / "losses.png"), (plot * 255).round().byte().numpy()[..., ::-1].copy())
+        pictures.write(self.folder / "losses.png", plot)
 
     # -- state -------------------------------------------------------------------------------------
 
     def save(self) -> None:
         """Write the whole state; never half of it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        part = self.folder / "recipe.part"
-        part.write_text(json.dumps(self.facts(), indent=1))
-        part.replace(self.folder / "recipe.json")
+        with replacing(self.folder / "recipe.json") as temporary:
+            temporary.write_text(json.dumps(self.facts(), indent=1))
         state = {
             "step": self.step,
             "seconds": self.seconds,
@@ -347,11 +343,10 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "history": {k: torch.tensor(v) for k, v in self.history.items()},
         }
-        part = self.folder / "state.part"
-        torch.save(state, part)
-        part.replace(self.folder / "state.pt")
-        with open(self.folder / "log.csv", "w", newline="") as f:
-            table = csv.writer(f)
+        with replacing(self.folder / "state.pt") as temporary:
+            torch.save(state, temporary)
+        with replacing(self.folder / "log.csv") as temporary, temporary.open("w", newline="") as file:
+            table = csv.writer(file)
             table.writerow(["step", *self.history])
             columns = list(self.history.values())
             table.writerows(

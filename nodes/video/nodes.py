@@ -1,6 +1,7 @@
 """Video nodes: declarations. Clips are in lazy_video.py, saving in save.py, files in codec/."""
 
 from .. import host
+from ..common import inputs
 from ..common.contact_sheet import contact_sheet, spread
 from . import codec
 from . import vae as vae_room
@@ -30,47 +31,31 @@ class SaveVideo:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "video": ("VIDEO", {"tooltip": "The clip; its sound comes along."}),
-                "filename_prefix": (
-                    "STRING",
-                    {
-                        "default": "video/ReelBrush",
-                        "tooltip": "Name inside the output folder; %date parts%, %width% and %height% work.",
-                    },
+                "video": inputs.connection("VIDEO", "The clip; its sound comes along."),
+                "filename_prefix": inputs.text(
+                    "video/ReelBrush",
+                    "Name inside the output folder; %date parts%, %width% and %height% work.",
                 ),
-                "format": (
-                    list(_containers()),
-                    {"default": "mp4", "tooltip": "The file type. 'png frames' makes a folder of pictures."},
+                "format": inputs.choice(
+                    _containers(), "The file type. 'png frames' makes a folder of pictures.", "mp4"
                 ),
-                "codec": (
-                    ["auto", *_codecs()],
-                    {
-                        "default": "auto",
-                        "tooltip": "How frames are compressed; auto takes the format's usual one.",
-                    },
+                "codec": inputs.choice(
+                    ["auto", *_codecs()], "How frames are compressed; auto takes the format's usual one."
                 ),
-                "quality": (
-                    "INT",
-                    {
-                        "default": 20,
-                        "min": 0,
-                        "max": 63,
-                        "tooltip": "The codec's constant rate factor: smaller is better and larger. "
-                        "18-23 for h264, about 30 for vp9 and av1. PNG and GIF have none.",
-                    },
+                "quality": inputs.integer(
+                    20,
+                    0,
+                    63,
+                    "The codec's constant rate factor: smaller is better and larger. "
+                    "18-23 for h264, about 30 for vp9 and av1. PNG and GIF have none.",
                 ),
-                "resume": (
-                    "BOOLEAN",
-                    {
-                        "default": True,
-                        "tooltip": "Keep finished frames on disk, and go on from there when queued again.",
-                    },
+                "resume": inputs.switch(
+                    True, "Keep finished frames on disk, and go on from there when queued again."
                 ),
             },
             "optional": {
-                "audio_from": (
-                    "VIDEO",
-                    {"tooltip": "Take the sound of this clip instead, from its beginning."},
+                "audio_from": inputs.connection(
+                    "VIDEO", "Take the sound of this clip instead, from its beginning."
                 ),
             },
             "hidden": {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"},
@@ -133,33 +118,14 @@ class TrimVideo:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "video": ("VIDEO", {"tooltip": "The clip to trim."}),
-                "start": (
-                    "INT",
-                    {"default": 0, "min": 0, "max": _MAX, "tooltip": "The first frame, from 0."},
+                "video": inputs.connection("VIDEO", "The clip to trim."),
+                "start": inputs.integer(0, 0, _MAX, "The first frame, from 0."),
+                "frames": inputs.integer(0, 0, _MAX, "How many frames at most; 0 takes all."),
+                "every_nth": inputs.integer(
+                    1, 1, 1000, "2 takes every second frame at half the frame rate: the duration stays."
                 ),
-                "frames": (
-                    "INT",
-                    {"default": 0, "min": 0, "max": _MAX, "tooltip": "How many frames at most; 0 takes all."},
-                ),
-                "every_nth": (
-                    "INT",
-                    {
-                        "default": 1,
-                        "min": 1,
-                        "max": 1000,
-                        "tooltip": "2 takes every second frame at half the frame rate: the duration stays.",
-                    },
-                ),
-                "max_side": (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 16384,
-                        "step": 8,
-                        "tooltip": "Shrink so that the longer side has this many pixels; 0 keeps the size.",
-                    },
+                "max_side": inputs.max_side(
+                    "Shrink so that the longer side has this many pixels; 0 keeps the size."
                 ),
             }
         }
@@ -183,11 +149,10 @@ class PreviewVideo:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "video": ("VIDEO", {"tooltip": "The clip; frames up to the last one shown are computed."}),
-                "frames": (
-                    "INT",
-                    {"default": 6, "min": 1, "max": 64, "tooltip": "How many frames, spread over the clip."},
+                "video": inputs.connection(
+                    "VIDEO", "The clip; frames up to the last one shown are computed."
                 ),
+                "frames": inputs.integer(6, 1, 64, "How many frames, spread over the clip."),
             }
         }
 
@@ -212,17 +177,10 @@ class EncodeVideo:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "video": ("VIDEO", {"tooltip": "The clip to encode."}),
-                "vae": ("VAE", {"tooltip": "The VAE of the model that will use the latents."}),
-                "max_side": (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 16384,
-                        "step": 8,
-                        "tooltip": "Shrink first: the longer side gets this many pixels; 0 keeps the size.",
-                    },
+                "video": inputs.connection("VIDEO", "The clip to encode."),
+                "vae": inputs.connection("VAE", "The VAE of the model that will use the latents."),
+                "max_side": inputs.max_side(
+                    "Shrink first: the longer side gets this many pixels; 0 keeps the size."
                 ),
             }
         }
@@ -245,21 +203,12 @@ class DecodeVideo:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "latent": ("LATENT", {"tooltip": "One latent per frame."}),
-                "vae": ("VAE", {"tooltip": "The VAE of the model that made the latents."}),
+                "latent": inputs.connection("LATENT", "One latent per frame."),
+                "vae": inputs.connection("VAE", "The VAE of the model that made the latents."),
             },
             "optional": {
-                "fps": (
-                    "FLOAT",
-                    {
-                        "default": 24.0,
-                        "min": 0.01,
-                        "max": 1000.0,
-                        "step": 0.01,
-                        "tooltip": "Frames per second; `like` overrides it.",
-                    },
-                ),
-                "like": ("VIDEO", {"tooltip": "Take frame rate and sound from this clip."}),
+                "fps": inputs.decimal(24.0, 0.01, 1000.0, "Frames per second; `like` overrides it."),
+                "like": inputs.connection("VIDEO", "Take frame rate and sound from this clip."),
             },
         }
 

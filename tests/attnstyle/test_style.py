@@ -8,8 +8,14 @@ from safetensors.torch import save_file
 
 from reelbrush.nodes.attnstyle import style
 from reelbrush.nodes.attnstyle.network import AttnStyleNet
+<<<<<<< HEAD
 from reelbrush.nodes.attnstyle.style import TextStyle, apply, changed, load, save
 from reelbrush.nodes.video.lazy_video import LazyVideo
+=======
+from reelbrush.nodes.attnstyle.nodes import LoadAttnStyle
+from reelbrush.nodes.attnstyle.style import TextStyle, apply, load, save
+from reelbrush.nodes.video.reel import LazyVideo
+>>>>>>> 0a4ebbf (Number output files exclusively; one helper for replacing files and for fingerprints)
 
 
 @pytest.fixture
@@ -46,12 +52,12 @@ def test_other_files_are_refused_in_words(trained, tmp_path):
 def test_a_loader_runs_again_when_the_file_changes(trained, home):
     path = home / "models" / "attnstyle" / "a.safetensors"
     path.parent.mkdir()
-    assert "was not found" in changed("attnstyle", "a.safetensors")
+    assert "was not found" in LoadAttnStyle.IS_CHANGED("a.safetensors")
     save(trained, path)
-    before = changed("attnstyle", "a.safetensors")
-    assert changed("attnstyle", "a.safetensors") == before
+    before = LoadAttnStyle.IS_CHANGED("a.safetensors")
+    assert LoadAttnStyle.IS_CHANGED("a.safetensors") == before
     path.write_bytes(path.read_bytes() + b"x")
-    assert changed("attnstyle", "a.safetensors") != before
+    assert LoadAttnStyle.IS_CHANGED("a.safetensors") != before
 
 
 def test_strength_runs_from_the_input_to_the_style(trained):

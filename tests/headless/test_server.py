@@ -159,6 +159,10 @@ def error_message(words):
     assert "\n" not in str(caught.value)
 
 
+def results(home):
+    return [p for p in (home / "output").rglob("*") if p.is_file() and not p.name.startswith(".")]
+
+
 def test_a_graph_is_sent_and_its_result_is_downloaded(comfy, graph, home):
     (file,) = render_on(comfy.url, graph)
     folder = home / "output" / "server" / "video"
@@ -245,7 +249,7 @@ def test_the_server_does_not_choose_the_folder_of_a_result(comfy, graph, home, n
     comfy.outputs["2"]["images"][0] |= {"filename": "v.mp4", "subfolder": "../.."}
     with error_message("leaves the server folder"):
         render_on(comfy.url, graph)
-    assert not [p for p in (home / "output").rglob("*") if p.is_file()]
+    assert not results(home)
 
 
 def test_a_download_that_breaks_off_leaves_no_file(comfy, graph, home, monkeypatch):
@@ -257,14 +261,14 @@ def test_a_download_that_breaks_off_leaves_no_file(comfy, graph, home, monkeypat
     comfy.view = cut
     with error_message("no ComfyUI answers|incomplete"):
         render_on(comfy.url, graph)
-    assert not [p for p in (home / "output").rglob("*") if p.is_file()]
+    assert not results(home)
 
 
 def test_answers_downloads_and_messages_are_limited(comfy, graph, home, monkeypatch):
     monkeypatch.setattr(connection, "MAX_DOWNLOAD", 4)
     with error_message("v_00001_.mp4 has more than"):
         render_on(comfy.url, graph)
-    assert not [p for p in (home / "output").rglob("*") if p.is_file()]
+    assert not results(home)
     monkeypatch.setattr(connection, "MAX_MESSAGE", 8)
     with error_message("closed the connection"):
         render_on(comfy.url, graph)

@@ -1,0 +1,100 @@
+"""Numbered names for output files, and the temporary names that they are written under."""
+
+import os
+import platform
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from .folders import folder, output_path
+
+_MACHINE = re.sub(r"[^A-Za-z0-9]", "", platform.node())[:20]
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)@(?P<machine>[A-Za-z0-9]*)\.part")
+_LOCK = ".reelbrush.lock"
+
+
+def temporary_path(path: Path) -> Path:
+    """The hidden sibling of `path` that this process, and no other, writes before it renames it."""
+    return path.with_name(f".{path.name}.{os.getpid()}@{_MACHINE}.part")
+
+
+def numbered(prefix: str, suffix: str, size: tuple[int, int] = (0, 0)) -> tuple[Path, str]:
+    """The next free `prefix_00001_suffix` below `output/`, numbered as ComfyUI does, and its sub-folder.
+
+    `prefix` may contain %year%, %month%, %day%, %hour%, %minute%, %second%, %width% and %height%.
+    The number is reserved by an empty file (a folder, without a suffix) under the temporary name. It is
+    free again when that is removed or when the process has ended.
+    """
+    prefix = _with_values(prefix, size)
+    first = output_path(prefix, "filename_prefix")
+    stem = first.name + "_"
+    with _locked(folder("output")):
+        names = (_number_name(p) for p in list(first.parent.iterdir()))
+        numbers = (n.removeprefix(stem).split("_")[0] for n in names if n and n.startswith(stem))
+        number = max((int(n) for n in numbers if n.isdecimal()), default=0) + 1
+        path = first.parent / f"{stem}{number:05}_{suffix}"
+        reserved = temporary_path(path)
+        if suffix:
+            reserved.touch()
+        else:
+            reserved.mkdir(exist_ok=True)
+    sub_folder = Path(prefix).parent.as_posix()
+    return path, "" if sub_folder == "." else sub_folder
+
+
+def _with_values(prefix: str, size: tuple[int, int]) -> str:
+    now = time.localtime()
+    values = {
+        "width": str(size[0]),
+        "height": str(size[1]),
+        "year": str(now.tm_year),
+        "month": f"{now.tm_mon:02}",
+        "day": f"{now.tm_mday:02}",
+        "hour": f"{now.tm_hour:02}",
+        "minute": f"{now.tm_min:02}",
+        "second": f"{now.tm_sec:02}",
+    }
+    for key, value in values.items():
+        prefix = prefix.replace(f"%{key}%", value)
+    if not Path(prefix).name:
+        raise ValueError("filename_prefix is empty: give the file a name")
+    return prefix
+
+
+def _number_name(path: Path) -> str | None:
+    """The final name of a file or of a file that is being written; None for what a dead process left.
+
+    Its reservations are removed.
+    """
+    match = _TEMPORARY.fullmatch(path.name)
+    if match is None:
+        return path.name
+    if match["machine"] == _MACHINE and not psutil.pid_exists(int(match["process"])):
+        with suppress(OSError):
+            if path.is_dir():
+                path.rmdir()  # only when it is empty
+            elif not path.stat().st_size:
+                path.unlink()
+        return None
+    return match["name"]
+
+
+@contextmanager
+def _locked(base: Path) -> Iterator[None]:
+    """One process of this machine at a time; the system releases the lock of a process that is killed."""
+    base.mkdir(parents=True, exist_ok=True)
+    with (base / _LOCK).open("a") as file:
+        with suppress(OSError):  # a file system without locks
+            if os.name == "nt":
+                import msvcrt
+
+                msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
