@@ -1,4 +1,4 @@
-"""The package as it is installed and as ComfyUI finds it."""
+"""The package as it is installed and as ComfyUI loads it."""
 
 import ast
 import re
@@ -16,8 +16,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def sources():
-    rooms = [p for top in ("nodes", "kernels") for p in (ROOT / top).rglob("*.py")]
-    return [*rooms, *ROOT.glob("*.py")]
+    modules = [p for folder in ("nodes", "kernels") for p in (ROOT / folder).rglob("*.py")]
+    return [*modules, *ROOT.glob("*.py")]
 
 
 def test_requirements_for_the_manager_are_the_projects():
@@ -36,31 +36,82 @@ def test_versions_agree():
 
 
 def test_only_nodes_host_imports_comfyui():
-    words = r"^\s*(?:import|from)\s+(?:comfy\w*|folder_paths|latent_preview|node_helpers|execution|server)\b"
-    guilty = [
+    pattern = (
+        r"^\s*(?:import|from)\s+(?:comfy\w*|folder_paths|latent_preview|node_helpers|execution|server)\b"
+    )
+    wrong = [
         str(path.relative_to(ROOT))
         for path in sources()
-        if path.parent != ROOT / "nodes" / "host" and re.search(words, path.read_text(), re.MULTILINE)
+        if path.parent != ROOT / "nodes" / "host" and re.search(pattern, path.read_text(), re.MULTILINE)
     ]
-    assert not guilty
+    assert not wrong
 
 
-def test_kernels_know_nothing_above_them():
-    for path in (ROOT / "kernels").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.level > 1:
-                assert path.parent != ROOT / "kernels", f"{path.name} imports from outside kernels/"
+ORDER = (
+    "kernels",
+    "host",
+    "common",
+    "video",
+    "sample",
+    "flow",
+    "stya2k",
+    "diffusion",
+    "distill",
+    "attnstyle",
+    "keyframes",
+    "headless",
+)
+"""The packages, lowest first; imports go downwards only."""
 
 
-def test_no_wing_imports_another_wings_declarations():
-    for path in (ROOT / "nodes").glob("*/*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.level == 2 and node.module:
-                assert not node.module.endswith(".nodes"), f"{path} imports {node.module}"
+def package_of(path):
+    """The place of a module's package in ORDER: kernels, or the folder below nodes."""
+    names = path.relative_to(ROOT).parts
+    return "kernels" if names[0] == "kernels" else names[1]
 
 
-def test_what_benchmarks_take_from_each_other_is_there():
-    """They need weights or ComfyUI to run, so a name that moved would be missed by no other test."""
+def imports(path):
+    """The modules of the pack that a module imports, as paths without a suffix."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            assert not any(alias.name.startswith("reelbrush") for alias in node.names), path
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            assert not node.module.startswith("reelbrush"), f"{path}: imports in the pack are relative"
+        elif isinstance(node, ast.ImportFrom):
+            base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            for alias in node.names:
+                name = base / alias.name
+                yield name if name.is_dir() or name.with_suffix(".py").exists() else base
+
+
+MODULES = [path for path in sources() if path.parent not in (ROOT, ROOT / "nodes")]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_downwards(path):
+    own = package_of(path)
+    for target in imports(path):
+        if target == ROOT / "nodes":  # the node list, for the package that runs all nodes
+            assert own == "headless", f"{path.name} imports the node list"
+            continue
+        other = package_of(target)
+        assert ORDER.index(other) <= ORDER.index(own), f"{own} imports {other}, which is above it"
+        is_declaration = target.name.startswith("nodes") or target.name.endswith("_nodes")
+        assert other == own or not is_declaration, f"{path.name} imports the declarations of {other}"
+
+
+def test_the_imports_are_found():
+    path = ROOT / "nodes" / "flow" / "store.py"
+    assert {str(target.relative_to(ROOT)) for target in imports(path)} >= {
+        "nodes/host",
+        "nodes/common/files",
+        "nodes/sample/files",
+        "kernels/flow",
+    }
+
+
+def test_names_that_benchmarks_import_from_each_other_exist():
+    """Benchmarks need weights or ComfyUI to run, so no other test notices a renamed function."""
     trees = {p.stem: ast.parse(p.read_text()) for p in (ROOT / "benchmarks").glob("*.py")}
     held = {
         name: {
@@ -81,7 +132,7 @@ def test_what_benchmarks_take_from_each_other_is_there():
     assert wanted and [x for x in wanted if x[2] not in held[x[1]]] == []
 
 
-def test_importing_the_package_costs_nothing():
+def test_importing_the_package_imports_nothing_heavy():
     code = (
         "import sys, reelbrush; assert not {'torch', 'av', 'cv2', 'numpy'} & set(sys.modules); "
         "reelbrush.NODE_CLASS_MAPPINGS; assert not {'cv2', 'matplotlib'} & set(sys.modules)"
@@ -89,7 +140,7 @@ def test_importing_the_package_costs_nothing():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_fault_in_the_lazy_import_is_not_hidden(monkeypatch):
+def test_an_error_in_the_lazy_import_is_not_hidden(monkeypatch):
     monkeypatch.setitem(sys.modules, "reelbrush.nodes", None)
     monkeypatch.delattr(reelbrush, "nodes", raising=False)
     with pytest.raises(ImportError):

@@ -8,14 +8,9 @@ from safetensors.torch import save_file
 
 from reelbrush.nodes.attnstyle import style
 from reelbrush.nodes.attnstyle.network import AttnStyleNet
-<<<<<<< HEAD
-from reelbrush.nodes.attnstyle.style import TextStyle, apply, changed, load, save
-from reelbrush.nodes.video.lazy_video import LazyVideo
-=======
 from reelbrush.nodes.attnstyle.nodes import LoadAttnStyle
 from reelbrush.nodes.attnstyle.style import TextStyle, apply, load, save
-from reelbrush.nodes.video.reel import LazyVideo
->>>>>>> 0a4ebbf (Number output files exclusively; one helper for replacing files and for fingerprints)
+from reelbrush.nodes.video.lazy_video import LazyVideo
 
 
 @pytest.fixture
