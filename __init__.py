@@ -1,7 +1,7 @@
-"""ReelBrush: video stylization nodes for ComfyUI, and the same graphs from a terminal.
+"""ReelBrush: video stylization nodes for ComfyUI, whose graphs also run from a terminal.
 
-ComfyUI asks this module for the node mappings; they are imported only then, so that importing the
-package (or collecting its tests) costs nothing.
+ComfyUI asks this module for the node mappings. They are imported only then, so that importing the
+package (or collecting its tests) loads nothing.
 """
 
 from typing import Any
@@ -18,6 +18,6 @@ def __getattr__(name: str) -> Any:
     try:
         from . import nodes
     except AttributeError as error:
-        # ComfyUI reads an AttributeError as "this pack has no mappings" and hides the cause.
+        # ComfyUI takes an AttributeError as "this pack has no mappings" and hides the cause.
         raise ImportError(f"ReelBrush could not be imported: {error}") from error
     return getattr(nodes, name)

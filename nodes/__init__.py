@@ -1,7 +1,7 @@
-"""The wings, and the list of their nodes that ComfyUI reads.
+"""The list of all nodes, which ComfyUI reads.
 
-The literal dictionary is for tools that scan packs without importing them; a test keeps it equal to
-what the wings declare.
+Tools that scan packs without importing them need the literal dictionary. A test checks that it is equal
+to the `NODES` of the packages.
 """
 
 from .attnstyle import nodes as attnstyle_nodes
@@ -11,7 +11,7 @@ from .flow import nodes as flow_nodes
 from .stya2k import nodes as stya2k_nodes
 from .video import nodes as video_nodes
 
-_WINGS = (video_nodes, flow_nodes, stya2k_nodes, distill_nodes, attnstyle_nodes, diffusion_nodes)
+_DECLARATIONS = (video_nodes, flow_nodes, stya2k_nodes, distill_nodes, attnstyle_nodes, diffusion_nodes)
 
 NODE_CLASS_MAPPINGS = {
     "ReelBrushSaveVideo": video_nodes.SaveVideo,
@@ -68,4 +68,6 @@ NODE_CLASS_MAPPINGS = {
     "ReelBrushLoadAttnStyle": attnstyle_nodes.LoadAttnStyle,
 }
 
-NODE_DISPLAY_NAME_MAPPINGS = {node_id: name for wing in _WINGS for node_id, (_, name) in wing.NODES.items()}
+NODE_DISPLAY_NAME_MAPPINGS = {
+    node_id: name for module in _DECLARATIONS for node_id, (_, name) in module.NODES.items()
+}

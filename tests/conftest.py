@@ -1,4 +1,4 @@
-"""Shared test set-up. With COMFYUI_PATH set, the tests run inside that ComfyUI; without, on the stand-ins."""
+"""Shared test set-up. With COMFYUI_PATH set, the tests run inside that ComfyUI."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ COMFYUI = os.environ.get("COMFYUI_PATH")
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 if COMFYUI:
-    # ComfyUI parses the command line when it is imported: give it one that suits a test machine.
+    # ComfyUI parses the command line when it is imported.
     sys.path.insert(0, COMFYUI)
     arguments, sys.argv = sys.argv, [sys.argv[0], "--cpu", "--use-pytorch-cross-attention"]
     try:
@@ -34,8 +34,8 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def stand_ins_stay_where_they_are(monkeypatch):
-    """Inside a ComfyUI too, many tests run on a stand-in of a model: the host must not manage that."""
+def stand_in_models_are_not_managed(monkeypatch):
+    """Inside ComfyUI too, many tests use a stand-in for a model, which ComfyUI cannot load."""
     if COMFYUI:
         from reelbrush.nodes import host
 
@@ -57,7 +57,7 @@ def home(tmp_path, monkeypatch):
         for kind in ("input", "output", "temp"):
             monkeypatch.setattr(folder_paths, f"{kind}_directory", str(tmp_path / kind))
         monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
-        # kinds of models that an earlier test made known lead to its own home
+        # Kinds of models that an earlier test registered have paths in that test's home.
         known = {k: v for k, v in folder_paths.folder_names_and_paths.items() if k in CORE_KINDS}
         monkeypatch.setattr(folder_paths, "folder_names_and_paths", known)
     return tmp_path
@@ -65,7 +65,7 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def data():
-    """Real pictures and clips that are not part of the project."""
+    """Pictures and clips that are not part of the project."""
     if not DATA.is_dir():
         pytest.skip("needs the pictures and clips of ../shared/data")
     return DATA
