@@ -41,7 +41,7 @@ if OFFICIAL:
 from ad_sheets import Bench, draw, losses  # noqa: E402
 
 from reelbrush.nodes.distill.clip import stylize  # noqa: E402
-from reelbrush.nodes.distill.optimize import Recipe, References, distill, falling, gradient  # noqa: E402
+from reelbrush.nodes.distill.optimize import DistillRecipe, References, distill, falling, gradient  # noqa: E402
 from reelbrush.nodes.flow.estimate import estimate  # noqa: E402
 
 
@@ -67,7 +67,7 @@ def official_seconds(bench: Bench, style: Tensor, content: Tensor, steps: int = 
             about.memory = 0
             begin = time.process_time()
             for t in falling(steps):
-                gradient(about, about.style_at(t), content, t, Recipe(), (0,))
+                gradient(about, about.style_at(t), content, t, DistillRecipe(), (0,))
             return (time.process_time() - begin) / steps
     official = loaded(ROOT / "tests" / "distill" / "official.py")
     with official.pipeline_module() as module:
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="a picture of frames, cold and warm results")
     a = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    recipe = Recipe(a.learning_rate, a.content_weight, frames_per_call=a.per_call)
+    recipe = DistillRecipe(a.learning_rate, a.content_weight, frames_per_call=a.per_call)
     bench = Bench(a.weights, a.style.parent, a.size, a.steps, a.learning_rate, 0)
     flow = estimate(read_clip(a.clip, a.frames, a.every, 256))
     content = bench.vae.encode(read_clip(a.clip, a.frames, a.every, a.size))
@@ -137,7 +137,7 @@ def main() -> None:
 
 
 def compared(
-    bench: Bench, about: References, frame: int, content: Tensor, warm: Tensor, recipe: Recipe
+    bench: Bench, about: References, frame: int, content: Tensor, warm: Tensor, recipe: DistillRecipe
 ) -> list:
     """One frame cold and warm: how far the losses fall, and pictures."""
     one, numbers = slice(frame, frame + 1), range(frame, frame + 1)

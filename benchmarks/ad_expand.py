@@ -16,8 +16,8 @@ from types import ModuleType
 
 import torch
 
-from reelbrush.nodes.diffusion import unet
-from reelbrush.nodes.distill.expand import Canvas, Expansion, expand
+from reelbrush.nodes.distill.expand import Expansion, TextureCanvas, expand
+from reelbrush.nodes.distill.features import opened
 from reelbrush.nodes.distill.guided import seeded
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
@@ -39,10 +39,10 @@ def main() -> None:
     texture = tests.styles(size=(64, 64))
 
     def grown(height: int, width: int, overlap: int) -> torch.Tensor:
-        canvas = Canvas(height // 8, width // 8, 64, overlap // 8)
+        canvas = TextureCanvas(height // 8, width // 8, 64, overlap // 8)
         how = Expansion(steps=1, iterations=1, windows_per_call=1)
-        with torch.inference_mode(), unet.loaded(model) as base:
-            return expand(model, base, tests.null(model), texture, canvas, how, seeded(0))
+        with torch.inference_mode(), opened(model, tests.null(model)) as (clone, reader):
+            return expand(clone, reader, texture, canvas, how, seeded(0))
 
     begin = time.process_time()
     out = grown(512, 1536, 448)

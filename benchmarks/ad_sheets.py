@@ -33,11 +33,10 @@ from pictures import square
 from torch import Tensor
 
 from reelbrush.nodes import host
-from reelbrush.nodes.diffusion import unet
 from reelbrush.nodes.distill import features, texture
-from reelbrush.nodes.distill.expand import ladder, stepped
+from reelbrush.nodes.distill.expand import ladder, sampling_step
 from reelbrush.nodes.distill.guided import seeded
-from reelbrush.nodes.distill.optimize import Recipe, References, distill, falling, gradient
+from reelbrush.nodes.distill.optimize import DistillRecipe, References, distill, falling, gradient
 from reelbrush.nodes.distill.seamless import circular, padded_convolutions, seamless_model
 
 log = logging.getLogger("ad_sheets")
@@ -66,7 +65,7 @@ Update = Callable[[References, Tensor, int], Tensor]
 
 def losses(references: References, z: Tensor, weight: float = 0.0, frame: int = 0) -> Tensor:
     """Style and content loss of one frame [1, C, h, w], averaged over the probed timesteps."""
-    recipe = Recipe(content_weight=weight)
+    recipe = DistillRecipe(content_weight=weight)
     each = [gradient(references, references.style_at(t), z, t, recipe, (frame,))[0] for t in PROBES]
     return torch.stack(each).mean(dim=0)[:, 0]
 
@@ -113,27 +112,27 @@ class Bench:
     @contextmanager
     def references(self, style: Tensor, content: Tensor | None = None, *masks, model=None):
         """References on the opened model, gradients on."""
-        with unet.loaded(model or self.model) as base, features.gradients(base):
-            yield References(features.Eye(base, self.null), style, content, *masks, memory=1 << 32)
+        with features.opened(model or self.model, self.null) as (_, reader):
+            yield References(reader, style, content, *masks, memory=1 << 32)
 
     def optimized(self, style: Tensor, content: Tensor | None, weight: float, *masks: Tensor) -> Tensor:
         """Algorithm 1 from the content, or from noise."""
         start = seeded(self.seed)(style) if content is None else content
         with self.references(style, content, *masks) as about:
-            return distill(about, start, falling(self.steps), Recipe(self.learning_rate, weight))
+            return distill(about, start, falling(self.steps), DistillRecipe(self.learning_rate, weight))
 
     def sampled(self, style: Tensor, update: Update, *, model=None, seed: int | None = None) -> Tensor:
         """DDIM under the empty text from noise, `update` after every step (algorithm 2 without AdaIN)."""
         noise = seeded(self.seed if seed is None else seed)
         with self.references(style, model=model) as about:
-            base = about.eye.base
+            base = about.reader.base
             z = noise(style)
-            given = unet.conditions(base, self.null, z)
+            given = host.conditions(base, self.null, z)
             for t, then in ladder(self.sampling_steps):
-                sigma, level = about.eye.sigma(t), about.eye.sigma(then)
-                z = stepped(model or self.model, base, z, sigma, level, given)
+                sigma, level = about.reader.sigma(t), about.reader.sigma(then)
+                z = sampling_step(model or self.model, base, z, sigma, level, given)
                 noised = (style + level * noise(style)) / (1 + level**2) ** 0.5
-                z = update(References(about.eye, noised, memory=1 << 32), z, then)
+                z = update(References(about.reader, noised, memory=1 << 32), z, then)
         return z
 
     def tiling_vae(self) -> own.tiny_vae.VAE:
@@ -201,7 +200,7 @@ def appearance(bench: Bench) -> Rows:
 
 def adam(rate: float, iterations: int) -> Update:
     """Guidance that Adam manages."""
-    return lambda about, z, t: distill(about, z, [t] * iterations, Recipe(rate, 0.0))
+    return lambda about, z, t: distill(about, z, [t] * iterations, DistillRecipe(rate, 0.0))
 
 
 def textures(bench: Bench) -> Rows:
@@ -330,7 +329,7 @@ def strength(bench: Bench) -> Rows:
     def fixed(by: float) -> Update:
         def update(about: References, z: Tensor, t: int) -> Tensor:
             for _ in range(2):
-                pull = gradient(about, about.style_at(t), z, t, Recipe(content_weight=0.0), (0,))[1]
+                pull = gradient(about, about.style_at(t), z, t, DistillRecipe(content_weight=0.0), (0,))[1]
                 pulls.append(float(pull.abs().mean()))
                 z = z - by * pull
             return z

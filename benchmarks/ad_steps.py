@@ -55,25 +55,24 @@ def official_steps(official, module, unet, content, style, text, steps):
 
 def our_steps(model, content, style, text, steps, per_call):
     """The same of ours on all frames at once."""
-    from reelbrush.nodes.diffusion import unet
     from reelbrush.nodes.distill import features
-    from reelbrush.nodes.distill.optimize import Recipe, References, distill, falling
+    from reelbrush.nodes.distill.optimize import DistillRecipe, References, distill, falling
 
-    rows, look = [], features.Eye.__call__
+    rows, look = [], features.FeatureReader.__call__
 
     def counted(self, z, *args, **more):
         rows.append(len(z))
         return look(self, z, *args, **more)
 
-    features.Eye.__call__ = counted
+    features.FeatureReader.__call__ = counted
     try:
-        with unet.loaded(model) as base, features.gradients(base):
-            references = References(features.Eye(base, [[text, {}]]), style, content)
+        with features.opened(model, [[text, {}]]) as (_, reader):
+            references = References(reader, style, content)
             begin = now()
-            distill(references, content, falling(steps), Recipe(frames_per_call=per_call))
+            distill(references, content, falling(steps), DistillRecipe(frames_per_call=per_call))
             seconds = now() - begin
     finally:
-        features.Eye.__call__ = look
+        features.FeatureReader.__call__ = look
     return seconds / steps / len(content), sum(rows) / steps / len(content)
 
 

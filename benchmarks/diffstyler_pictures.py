@@ -32,9 +32,9 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, max_pool2d
 from zstar_pictures import CONTENTS, Bench, distances
 
-from reelbrush.nodes.diffusion import lora
-from reelbrush.nodes.diffusion.inject_nodes import ApplyStyleLoRA, Inject
-from reelbrush.nodes.diffusion.inversion import psnr
+from reelbrush.nodes.diffusion.inversion.inversion import psnr
+from reelbrush.nodes.diffusion.lora import file as lora
+from reelbrush.nodes.diffusion.nodes_inject import ApplyStyleLoRA, Inject
 from reelbrush.nodes.stya2k.perceptual import load_perceptual
 
 PROMPT = "painting"

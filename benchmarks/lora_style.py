@@ -43,8 +43,8 @@ from pictures import square
 from torch import Tensor
 from zstar_pictures import CONTENTS
 
-from reelbrush.nodes.diffusion import lora
-from reelbrush.nodes.diffusion.lora_train import Recipe, places, train
+from reelbrush.nodes.diffusion.lora import file as lora
+from reelbrush.nodes.diffusion.lora.train import LoRARecipe, places, train
 
 STYLES = ("glass", "lines")  # made_styles.py
 TEXT = "painting"
@@ -71,7 +71,7 @@ def trained(given: argparse.Namespace) -> dict[str, lora.StyleLoRA]:
 def train_all(given: argparse.Namespace) -> None:
     """A LoRA for every picture; what is finished is left alone."""
     model, text = own.load(given.weights), own.encode_text(TEXT)
-    recipe = Recipe(given.rank, given.steps, given.learning_rate, given.projections, given.seed)
+    recipe = LoRARecipe(given.rank, given.steps, given.learning_rate, given.projections, given.seed)
     end = time.monotonic() + 60 * given.minutes
     from reelbrush.nodes.host import Progress
 
@@ -94,7 +94,7 @@ def with_lora(
 ) -> torch.nn.Module:
     """A copy of the network with the LoRA's products added to its weights."""
     network = copy.deepcopy(network)
-    for path, change in (part.parts if part else {}).items():
+    for path, change in (part.weights if part else {}).items():
         network.get_submodule(path).weight.data += strength * change.delta()
     return network
 
@@ -182,8 +182,8 @@ def routes(given: argparse.Namespace) -> None:
 
     import nodes
     from reelbrush.nodes import host
-    from reelbrush.nodes.diffusion.inject_nodes import ApplyStyleLoRA
-    from reelbrush.nodes.diffusion.lora_nodes import LoadStyleLoRA
+    from reelbrush.nodes.diffusion.nodes_inject import ApplyStyleLoRA
+    from reelbrush.nodes.diffusion.nodes_lora import LoadStyleLoRA
 
     folder_paths.set_output_directory(str(given.out / "output"))
     base, text = own.load(given.weights), own.encode_text(TEXT)

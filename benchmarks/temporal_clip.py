@@ -30,9 +30,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from zstar_pictures import STYLES, Bench
 
-from reelbrush.nodes.diffusion import unet
-from reelbrush.nodes.diffusion.clip_nodes import FramesPerCall
-from reelbrush.nodes.diffusion.temporal import Temporal
+from reelbrush.nodes.diffusion.nodes_clip import FramesPerCall
+from reelbrush.nodes.diffusion.patching import unet
+from reelbrush.nodes.diffusion.patching.layers import pick_layers, sigma_range
+from reelbrush.nodes.diffusion.temporal import TemporalPatch
 from reelbrush.nodes.flow.conventions import convention
 from reelbrush.nodes.flow.estimate import Flow, estimate
 from reelbrush.nodes.flow.report import Report, measure_with_flow
@@ -53,8 +54,8 @@ def run(
     """The painted clip."""
     model = bench.zstar(style, layers=given.layers).clone()
     if name != "alone":
-        chosen, when = unet.pick_layers(model, given.layers), unet.sigma_range(model, 0.0, 1.0)
-        temporal = Temporal(chosen, when)
+        chosen, when = pick_layers(model, given.layers), sigma_range(model, 0.0, 1.0)
+        temporal = TemporalPatch(chosen, when)
         temporal.attach(model)
         if name == "forgetful":
 

@@ -32,8 +32,8 @@ from pictures import square
 from torch import Tensor
 
 from reelbrush.nodes import host
-from reelbrush.nodes.diffusion.style_nodes import MatchLatent, ReferenceAttentionNode, ZStarNode
-from reelbrush.nodes.diffusion.trajectory_nodes import Invert
+from reelbrush.nodes.diffusion.nodes_style import MatchLatent, ReferenceAttention, ZStar
+from reelbrush.nodes.diffusion.nodes_trajectory import Invert
 from reelbrush.nodes.stya2k.perceptual import load_perceptual
 
 CONTENTS = ("0c1fe22f3d.jpg", "0ceae61546.jpg", "12fd4d87c9.jpg")  # an owl, a coast, thistles
@@ -61,11 +61,11 @@ class Bench:
         return self.vae.decode(out)
 
     def zstar(self, style: object, mix: str = "reweight", **changes: object) -> object:
-        return ZStarNode().patch(self.model, style, mix=mix, add_weight=0.5, **{**PAPER, **changes})[0]
+        return ZStar().patch(self.model, style, mix=mix, add_weight=0.5, **{**PAPER, **changes})[0]
 
     def reference(self, style: object, mode: str, content: object) -> object:
         given = (mode, 0.75, 1.5, PAPER["layers"], 0.0, 1.0)
-        return ReferenceAttentionNode().patch(self.model, style, *given, content=content)[0]
+        return ReferenceAttention().patch(self.model, style, *given, content=content)[0]
 
 
 Draws = dict[str, Callable[[], Tensor]]

@@ -29,13 +29,13 @@ def tools() -> ModuleType:
 
 def rows(frames: int, steps: int, per_call: int, cache: str) -> float:
     """Rows per frame and step of one run over the whole clip."""
-    from reelbrush.nodes.diffusion.clip_nodes import FramesPerCall
-    from reelbrush.nodes.diffusion.style_nodes import ZStarNode
+    from reelbrush.nodes.diffusion.nodes_clip import FramesPerCall
+    from reelbrush.nodes.diffusion.nodes_style import ZStar
 
     t = tools()
     model = t.make("tiny")
     style = t.trajectory(model, sigmas=t.levels(model, steps))
-    (patched,) = ZStarNode().patch(model, style, 1.2, "10-15", 0.0, 1.0, "reweight", 0.5, cache=cache)
+    (patched,) = ZStar().patch(model, style, 1.2, "10-15", 0.0, 1.0, "reweight", 0.5, cache=cache)
     if per_call:
         (patched,) = FramesPerCall().patch(patched, per_call)
     with t.counted(model) as seen, torch.inference_mode():

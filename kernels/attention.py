@@ -3,9 +3,9 @@
 Shapes: q is [B, heads, N, d]; k is [B or 1, heads, M, d], v is [B or 1, heads, M, e], M free; mask is added
 to the logits and broadcasts to [B, heads, N, M]. `scale` is 1/√d unless given.
 
-Three ways, one meaning: `xformers` (CUDA, no mask), `torch` (PyTorch's fused kernels), `reference` (the
-equation as it is written; it stores the N x M weights). A way that cannot take a call says why; asked for
-by name it raises with that reason, asked for "auto" the next one serves.
+Backends with the same result: `xformers` (CUDA, no mask), `torch` (PyTorch's fused kernels), `reference` (the
+equation as it is written; it stores the N x M weights). A backend that cannot compute a call says why. "auto"
+takes the first one that can; a backend that is asked for by name raises an error with the reason.
 """
 
 import importlib
@@ -17,15 +17,26 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+QUERIES = 1024  # queries per call of `by_queries`
+
+
+def weights(q: Tensor, k: Tensor, mask: Tensor | None = None, scale: float | None = None) -> Tensor:
+    """softmax(scale · q kᵀ + mask), [..., N, M]."""
+    logits = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    return (logits if mask is None else logits + mask).softmax(dim=-1)
+
+
+def by_queries(run: Callable[[Tensor], Tensor], q: Tensor) -> Tensor:
+    """`run` maps queries [..., n, d] to one number each, [..., n]. It is called with a few queries at a time,
+    so that N x M weights inside it are never stored at once."""
+    return torch.cat([run(some) for some in q.split(QUERIES, dim=-2)], dim=-1)
+
 
 def reference(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
     """The equation as it is written."""
-    logits = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    if mask is not None:
-        logits = logits + mask
-    return logits.softmax(dim=-1) @ v
+    return weights(q, k, mask, scale) @ v
 
 
 def _torch(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
@@ -52,7 +63,7 @@ def _not_xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> str:
     if q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"xformers takes float16, bfloat16 and float32, not {q.dtype}"
     if mask is not None:
-        return "the xformers way takes no mask"
+        return "the xformers backend takes no mask"
     if len(q) * q.shape[1] > 65535:
         return "xformers takes at most 65535 heads in a call"
     return ""
@@ -74,15 +85,12 @@ def attend(
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """Attention by the fastest way that takes this call, or by the one that is named."""
-    if backend != "auto":
-        if backend not in BACKENDS:
-            raise ValueError(f"{backend!r} is no attention backend: auto, {', '.join(BACKENDS)}")
-        run, refuse = BACKENDS[backend]
-        if reason := refuse(q, k, v, mask):
-            raise ValueError(f"attention backend {backend}: {reason}")
-        return run(q, k, v, mask, scale)
-    for run, refuse in BACKENDS.values():
-        if not refuse(q, k, v, mask):
+    """Attention by the fastest backend that can compute this call, or by the named one."""
+    if backend != "auto" and backend not in BACKENDS:
+        raise ValueError(f"{backend!r} is not an attention backend: use auto, {', '.join(BACKENDS)}")
+    for name in BACKENDS if backend == "auto" else [backend]:
+        run, refuse = BACKENDS[name]
+        reason = refuse(q, k, v, mask)
+        if not reason:
             return run(q, k, v, mask, scale)
-    raise AssertionError("the reference takes everything")
+    raise ValueError(f"attention backend {name}: {reason}")

@@ -2,22 +2,22 @@
 
     x0 = (z - sqrt(1 - a) eps) / sqrt(a),        z' = sqrt(a') x0 + sqrt(1 - a') eps
 
-z is the variance-preserving latent at alpha-bar `a`, eps the noise the model sees in it; a' > a denoises,
-a' < a inverts. Here a level is a sigma, as ComfyUI counts: a = 1 / (1 + sigma^2), and x = z sqrt(1 + sigma^2)
-is what ComfyUI's models take. In x the step is Euler's: x' = x + (sigma' - sigma) eps.
+z is the variance-preserving latent at alpha-bar `a`, eps the noise that the model predicts in it; a' > a
+denoises, a' < a inverts. Levels are given as sigma, as in ComfyUI: a = 1 / (1 + sigma^2), and
+x = z sqrt(1 + sigma^2) is the input of ComfyUI's models. In x the step is Euler's step:
+x' = x + (sigma' - sigma) eps.
 
-Inverting is implicit: the noise of the step belongs to the *noisier* latent, which is not known yet. The two
-conventions evaluate the model at the latent that is known, and differ in the noise level they name beside it:
+Inversion is an implicit equation: the noise of the step belongs to the noisier latent, which is unknown. The
+two conventions evaluate the model on the known latent, and differ in the noise level that they pass with it:
 
     next      the level that the step goes to (the official inversion loops of Z*, DiffStyler, AD, null-text)
-    current   the level that the latent has
+    current   the level of the latent
 
-`refine` then solves the implicit equation by fixed-point iterations, each evaluating the model at the last
-guess and the level that the step goes to; the round trip's error shrinks with every one while the model
-is smooth at this step size (as in Pan et al. 2023, AIDI).
+`refine` solves the implicit equation by fixed-point iterations. Each evaluates the model on the last result
+at the level that the step goes to (as in Pan et al. 2023, AIDI).
 
-Shapes: any; one level for all rows. Limits: sigma' > 0 where the model is evaluated; a level of 0 is left
-with the noise at the lowest level that the model knows (`lowest`).
+Shapes: any; one level for all rows. Limits: sigma' > 0 where the model is evaluated; the step from level 0
+evaluates the model at its lowest level (`lowest`).
 """
 
 from collections.abc import Callable
@@ -26,11 +26,37 @@ import torch
 from torch import Tensor
 
 CONVENTIONS = ("next", "current")
+Level = Tensor | float
 
 
-def alpha_bar(sigma: Tensor | float) -> Tensor:
-    """1 / (1 + sigma^2): what diffusers calls alphas_cumprod."""
+def alpha_bar(sigma: Level) -> Tensor:
+    """1 / (1 + sigma^2), which diffusers calls alphas_cumprod."""
     return 1 / (1 + torch.as_tensor(sigma, dtype=torch.float64) ** 2)
+
+
+def x_scale(sigma: Level) -> Level:
+    """sqrt(1 + sigma^2): x = z * x_scale(sigma)."""
+    return (1 + sigma**2) ** 0.5
+
+
+def to_x(z: Tensor, sigma: Level) -> Tensor:
+    """Variance-preserving latents in ComfyUI's scale."""
+    return z * x_scale(sigma)
+
+
+def to_z(x: Tensor, sigma: Level) -> Tensor:
+    """ComfyUI's latents in variance-preserving scale."""
+    return x / x_scale(sigma)
+
+
+def noised(clean: Tensor, noise: Tensor, sigma: Level) -> Tensor:
+    """Clean latents with noise at a level, in variance-preserving scale."""
+    return to_z(clean + sigma * noise, sigma)
+
+
+def noise_in(x: Tensor, denoised: Tensor, sigma: Level) -> Tensor:
+    """The noise eps that a model has predicted, from its denoised latents; x is in ComfyUI's scale."""
+    return (x - denoised) / sigma
 
 
 def reference(z: Tensor, eps: Tensor, sigma: float, sigma_to: float) -> Tensor:
@@ -41,9 +67,9 @@ def reference(z: Tensor, eps: Tensor, sigma: float, sigma_to: float) -> Tensor:
 
 
 def step(z: Tensor, eps: Tensor, sigma: float, sigma_to: float) -> Tensor:
-    """One step from level `sigma` to `sigma_to`, up or down; two multiplications, no division by sqrt(a)."""
+    """One step from level `sigma` to `sigma_to`, up or down, without a division by sqrt(a)."""
     gain = ((1 + sigma**2) / (1 + sigma_to**2)) ** 0.5
-    return z * gain + eps * ((sigma_to - sigma) / (1 + sigma_to**2) ** 0.5)
+    return z * gain + eps * ((sigma_to - sigma) / x_scale(sigma_to))
 
 
 def inverse_step(
@@ -58,7 +84,9 @@ def inverse_step(
 ) -> Tensor:
     """One step up, from `sigma` to `sigma_to`; `noise(z, sigma)` is the model, called 1 + refine times."""
     if convention not in CONVENTIONS:
-        raise ValueError(f"{convention!r} is no convention of DDIM inversion: {' or '.join(CONVENTIONS)}")
+        raise ValueError(
+            f"{convention!r} is not a convention of DDIM inversion: use {' or '.join(CONVENTIONS)}"
+        )
     at = sigma_to if convention == "next" else max(sigma, lowest)
     raised = step(z, noise(z, at), sigma, sigma_to)
     for _ in range(refine):
@@ -67,7 +95,7 @@ def inverse_step(
 
 
 def interpolate(values: Tensor, places: Tensor, at: float) -> Tensor:
-    """values[S, ...] at a place between places[S] (ascending), linear; the ends serve beyond them."""
+    """values[S, ...] at a position between places[S] (ascending), linear; beyond the ends the end values."""
     index = int(torch.searchsorted(places, at))
     if index == 0 or index == len(places):
         return values[min(index, len(places) - 1)]

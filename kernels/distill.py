@@ -1,54 +1,40 @@
-"""Attention distillation: how far a layer's attention output is from one that aggregates a style's values.
+"""Attention distillation: the distance of an attention output from one that aggregates a style's values.
 
     L_AD      = | Attn(Q, K, V) - Attn(s Q, K_s, V_s) |      (eq. 3; s is the attention scale, 1 in the paper)
-    L_MAD     = the same, query i seeing style token j only where their labels agree      (eqs. 11, 12)
-    L_content = | Q - Q_c |                                                                (eq. 4)
+    L_MAD     = the same, where query i attends to style token j only if their labels agree     (eqs. 11, 12)
+    L_content = | Q - Q_c |                                                                     (eq. 4)
 
-Each is a mean over a frame's elements, one number per frame: the official code takes the mean over the
-whole batch, which makes a frame's gradient depend on how many frames share the call.
+Each is a mean over a frame's elements, one number per frame. The official code takes the mean over the whole
+batch, so that a frame's gradient depends on the number of frames in the call.
 
 Shapes: q, k, v, out are [B, heads, N, d]; k_style and v_style are [1, heads, M, d], M free (the tokens of
-several style pictures side by side). Labels are integers, [1 or B, N] for the target and [M] for the style.
+several style pictures, concatenated). Labels are integers, [1 or B, N] for the target and [M] for the style.
 
-The ideal output is a constant, as in the official code: no gradient flows into Q through it. So the layer's
-own output, which the network has computed anyway, is all that needs a graph, and what is kept for the
-backward pass is one sign per element. The ideal output is made a few queries at a time, so the N x M weights
-are never stored, whatever attention kernel serves; the masked form needs no N x M mask either, because it
-attends label by label, which also saves the work on the pairs that the mask forbids.
+The ideal output Attn(s Q, K_s, V_s) is a constant, as in the official code: no gradient flows into Q through
+it. So only the layer's own output needs a graph, and the backward pass keeps one sign per element. The ideal
+output is computed a few queries at a time, so that the N x M weights are never stored with any attention
+kernel. The masked form computes label by label: it needs no N x M mask and skips the pairs that it forbids.
 """
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, scaled_dot_product_attention
 
-SCORES = 1 << 26  # how many query-key pairs the ideal output may look at in one call, over all heads and rows
-LEVELS = 255  # masks come from 8-bit pictures: labels are told apart at that grain
+SCORES = 1 << 26  # query-key pairs in one attention call for the ideal output, over all heads and rows
+LEVELS = 255  # masks come from 8-bit pictures: labels that differ by 1/255 are different
 
 Labels = tuple[Tensor, Tensor]
-
-
-def attention_distillation(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    style: tuple[Tensor, Tensor],
-    *,
-    scale: float = 1.0,
-    labels: Labels | None = None,
-) -> Tensor:
-    """Eqs. 3 and 12 from q, k, v: one loss per frame [B]. `labels` is (style's, target's)."""
-    return distance(scaled_dot_product_attention(q, k, v), q, style, scale=scale, labels=labels)
 
 
 def distance(
     out: Tensor, q: Tensor, style: tuple[Tensor, Tensor], *, scale: float = 1.0, labels: Labels | None = None
 ) -> Tensor:
-    """Eqs. 3 and 12 where the layer's own output `out` is at hand: one loss per frame [B]."""
+    """Eqs. 3 and 12: one loss per frame [B]. `out` is the layer's output, `labels` (style's, target's)."""
     k_style, v_style = style
     if k_style.shape[1] != q.shape[1] or k_style.shape[-1] != q.shape[-1]:
         raise ValueError(
-            f"style keys have {k_style.shape[1]} heads of {k_style.shape[-1]}, the model has {q.shape[1]} of "
-            f"{q.shape[-1]}: take the style's features from the same model"
+            f"the style keys have {k_style.shape[1]} heads of {k_style.shape[-1]} channels, the queries "
+            f"{q.shape[1]} of {q.shape[-1]}: take the style's features from the same model"
         )
     if labels is not None:
         check_labels(*labels)
@@ -56,7 +42,7 @@ def distance(
 
 
 def query_distance(q: Tensor, q_content: Tensor) -> Tensor:
-    """Eq. 4: one loss per frame [B]. One content serves all frames, or each has its own."""
+    """Eq. 4: one loss per frame [B], for one content for all frames or one per frame."""
     return (q - q_content.detach()).abs().mean(dim=(1, 2, 3), dtype=wide(q.dtype))
 
 
@@ -69,7 +55,7 @@ def reference(
     scale: float = 1.0,
     labels: Labels | None = None,
 ) -> Tensor:
-    """Eqs. 3, 11 and 12 as they are written. Stores the weights; for tests and for reading."""
+    """Eqs. 3, 11 and 12 as they are written. It stores the weights; for tests."""
     k_style, v_style = style
     logits = scale * q @ k_style.transpose(-1, -2) / q.shape[-1] ** 0.5
     if labels is not None:
@@ -82,7 +68,7 @@ def reference(
 
 
 class _Distance(torch.autograd.Function):
-    """The L1 distance to the ideal output, made in pieces; keeps one sign per element."""
+    """The L1 distance to the ideal output, computed in pieces; it keeps one sign per element."""
 
     @staticmethod
     def forward(ctx, out, q, k, v, scale, labels):
@@ -106,7 +92,7 @@ class _Distance(torch.autograd.Function):
 
 
 def _pieces(q: Tensor, k: Tensor, labels: Labels | None):
-    """(rows, queries, style tokens) of each attention call: few enough pairs, and labels that agree."""
+    """(rows, queries, style tokens) of each attention call: at most SCORES pairs, and labels that agree."""
     everything = slice(None)
     if labels is None:
         step = max(1, SCORES // max(1, q.shape[0] * q.shape[1] * k.shape[2]))
@@ -129,7 +115,7 @@ def _tokens(k: Tensor, v: Tensor, keys, rows: int) -> tuple[Tensor, Tensor]:
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """The type that sums of this type are taken in."""
+    """The number type for sums: at least float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -139,14 +125,14 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 def labels_at(mask: Tensor, height: int, width: int) -> Tensor:
     """A mask [B, H, W] at an attention layer's resolution: integer labels [B, height * width].
 
-    Nearest sampling, as in the official code: a label is a name, and names have no averages.
+    Sampled to the nearest pixel, as in the official code: an average of labels would be another label.
     """
     small = interpolate(mask[:, None].float(), size=(height, width), mode="nearest")
     return (small * LEVELS).round().to(torch.int32).flatten(1)
 
 
 def check_labels(of_style: Tensor, of_target: Tensor, where: str = "") -> None:
-    """Every label of the target needs a style token, else its attention has nothing to attend to."""
+    """Every label of the target needs at least one style token to attend to."""
     missing = of_target[~torch.isin(of_target, of_style)].unique().tolist()
     if missing:
         wanted, had = (

@@ -38,11 +38,13 @@ def stand_in_models_are_not_managed(monkeypatch):
     """Inside ComfyUI too, many tests use a stand-in for a model, which ComfyUI cannot load."""
     if COMFYUI:
         from reelbrush.nodes import host
+        from reelbrush.nodes.host import memory
 
         load = host.load_model
-        monkeypatch.setattr(
-            host, "load_model", lambda model: None if getattr(model, "stand_in", False) else load(model)
-        )
+        for module in (host, memory):
+            monkeypatch.setattr(
+                module, "load_model", lambda model: None if getattr(model, "stand_in", False) else load(model)
+            )
 
 
 @pytest.fixture

@@ -29,8 +29,8 @@ from torch.func import functional_call
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 from torch.utils.checkpoint import checkpoint
 
+from ...kernels.ddim import noised
 from .. import host
-from ..diffusion.unet import conditions, evaluate, loaded, standalone_options
 
 SHARPNESS = 50.0  # k
 LAYOUT_SIDE = 16
@@ -74,7 +74,7 @@ class DiffusionJudge:
         if self._base is not None:
             yield
             return
-        with loaded(self.model) as base, host.gradients():
+        with host.loaded(self.model) as base, host.gradients():
             self._weights = {
                 k: w.detach().to(host.device(), torch.float32, copy=True)
                 for k, w in self._encoder.state_dict(keep_vars=True).items()
@@ -128,11 +128,10 @@ class DiffusionJudge:
         return torch.cat(rows)
 
     def _error(self, z: Tensor, noise: Tensor, sigma: float, text: list) -> Tensor:
-        x = z + sigma * noise
-        options = standalone_options(self.model, x.new_full((1,), sigma))
-        given = conditions(self._base, text, z)
-        given = {k: v.to(z.device) if torch.is_tensor(v) else v for k, v in given.items()}
-        denoised = evaluate(self._base, x / (1 + sigma**2) ** 0.5, sigma, given, options)
+        options = host.transformer_options(self.model, z.new_full((1,), sigma))
+        conditions = host.conditions(self._base, text, z)
+        conditions = {k: v.to(z.device) if torch.is_tensor(v) else v for k, v in conditions.items()}
+        denoised = host.evaluate(self._base, noised(z, noise, sigma), sigma, conditions, options)
         # (x - denoised) / sigma is the predicted noise
         return ((z - denoised) / sigma).square().mean(1)
 

@@ -71,3 +71,32 @@ def percent(default: float, tooltip: str) -> tuple:
 def max_side(tooltip: str, high: int = 16384) -> tuple:
     """The number of pixels of the longer side; 0 keeps the size."""
     return integer(0, 0, high, tooltip, 8)
+
+
+SAMPLING_RANGE = "0 is the start of the sampling, 1 its end, for any sampler and number of steps."
+
+
+def percent_range(start: float = 0.0, tooltip: str = SAMPLING_RANGE) -> dict[str, tuple]:
+    """`start_percent` and `end_percent`: the part of the sampling in which a node is active."""
+    return {"start_percent": percent(start, tooltip), "end_percent": percent(1.0, SAMPLING_RANGE)}
+
+
+def layers(default: str) -> tuple:
+    """Self-attention layers of a UNet."""
+    return text(
+        default,
+        'Self-attention layers in execution order: "10-15", "last 6", "all", "0, 3, 5-7", "none". SD1.x and '
+        "SD2.x have 0-15 (10-15 are decoder blocks 6-11), SDXL has 0-69 (64-69 are the last of the decoder).",
+    )
+
+
+def model(
+    tooltip: str = "A Stable Diffusion 1.x, 2.x or XL model, also with LoRAs and ControlNets.",
+) -> tuple:
+    """A MODEL."""
+    return connection("MODEL", tooltip)
+
+
+def trajectory(tooltip: str) -> tuple:
+    """A TRAJECTORY: the latents of a clip at every noise level, from DDIM Inversion."""
+    return connection("REELBRUSH_TRAJECTORY", tooltip)

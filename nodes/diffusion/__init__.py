@@ -1,1 +1,3 @@
-"""Diffusion: everything done to ComfyUI's own MODEL."""
+"""Diffusion methods on ComfyUI's MODEL."""
+
+CATEGORY = "ReelBrush/Diffusion"

@@ -1,96 +1,77 @@
-"""Injection: the content's own features and attention put into the stylized pass (DiffStyler, eqs. 4 and 5).
+"""Injection: the content's own features and attention in the stylized evaluation (DiffStyler, eqs. 4 and 5).
 
-At every step the inverted content's latents go through the model once: the source. What the decoder's
-residual blocks add there (features, f) overrides what they add in the sampler's rows, and the source's
-queries and keys override theirs in self- and cross-attention (attention, A); values stay, so that what is
-looked at is the content's layout and what is seen is the style's. Plug-and-Play (Tumanyan et al. 2023) is
-this with features in block 4 and self-attention in blocks 4-11.
+At every step the inverted content's latents are evaluated once: the *source*. What its decoder's residual
+blocks add (features, f) replaces what they add in the sampler's rows. Its queries and keys replace theirs in
+self- and cross-attention (attention, A). Values are not replaced: queries and keys carry the content's
+layout, values carry the style. Plug-and-Play (Tumanyan et al. 2023) is this with features in block 4 and
+self-attention in blocks 4-11.
 
     replace   the source's in place of the row's own (the paper)
     fade      queries and keys q = a q_source + (1 - a) q with a = min(1, 2 t / 1000), features as above (the
               official code)
 
 The source is a reading pass: one row per frame and noise level, for all regions, sides of the guidance and
-calls of that level; it sees no ControlNet and none of the style LoRAs of Apply Style LoRA, as the paper has
-it ("the original denoising step"), and leaves the UNet after the last thing that is needed. With regions,
-rows of the base model outside all masks are left alone (eq. 7 injects in the LoRAs' terms only) until
-`outside_when` says otherwise.
+calls of that level. It sees no ControlNet and none of the style LoRAs of Apply Style LoRA, as in the paper
+("the original denoising step"), and it stops after the last thing that is needed. With regions, the base
+model's rows are not injected (eq. 7 injects in the LoRAs' terms only), except where `outside_active` says so.
 
 Departures of the official code: the source runs under each LoRA (and once per LoRA); features in block 4
-only; cross-attention left out; attention in blocks 4-11 where the paper says all decoder layers; base rows
-injected in all steps (`outside_end` 1).
+only; no cross-attention; attention in blocks 4-11 where the paper has all decoder layers; base rows injected
+in all steps (`outside_end` 1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import unet
-from .hooks import Now
+from .inversion.trajectory import Trajectory
+from .patching import unet
+from .patching.feature_cache import FeatureCache
+from .patching.hooks import RunningOptions, on_resblock
+from .patching.layers import AttentionLayer, DecoderBlock, SigmaRange
+from .patching.rows import rows
+from .patching.unet import AttentionSite, UNetCall
 from .regions import ROUTES
-from .rows import rows, select
-from .store import Reference
-from .unet import At, Block, Layer, Pass, SigmaRange
-
-if TYPE_CHECKING:
-    from .trajectory import Trajectory
 
 BLENDS = ("replace", "fade")
 KINDS = ("attn1", "attn2")
-Item = tuple[str, int]  # ("features", block) or ("attn1" or "attn2", layer)
+Item = tuple[str, int]  # ("features", block number), or ("attn1" or "attn2", layer number)
 
 
 # -- the source ------------------------------------------------------------------------------------
 
 
-class Source(Reference):
-    """The content's features at a call's noise level, kept as the store keeps a style's: once per level and
-    frames. Answers {("features", block): [n, C, h, w], ("attn1", layer): (q, k), ("attn2", layer): (q,
-    k)}."""
+class InjectionSource(FeatureCache):
+    """The content's features at a call's noise level, computed once per level and frames.
 
-    def __init__(self, model: Any, content: Trajectory, layers: Sequence[Layer], key: str):
+    {("features", block): [n, C, h, w], ("attn1", layer): (q, k), ("attn2", layer): (q, k)}.
+    """
+
+    def __init__(self, model: Any, content: Trajectory, layers: Sequence[AttentionLayer], key: str):
         super().__init__(model, content, layers, "qk", frames_apart=True)
-        self.key, self._items = key, frozenset()
+        self.key = key
 
-    def read(self, call: Pass, frames: Sequence[int], items: Sequence[Item]) -> dict[Item, Any]:
-        """What `items` names, of these frames."""
-        self._items = frozenset(items)
-        return self.features(call, frames)
-
-    def _key(self, call: Pass, frames: tuple[int, ...]) -> tuple[Hashable, ...]:
-        return (*super()._key(call, frames), self._items)
-
-    def _compute(self, call: Pass, frames: Sequence[int]) -> dict[Item, Any]:
-        latents = select(self.trajectory.at(call.sigma), frames, "content trajectory").to(call.x.device)
-        if latents.shape[2:] != call.x.shape[2:]:
-            raise ValueError(
-                f"the content trajectory is {latents.shape[3] * 8}x{latents.shape[2] * 8}, what is sampled "
-                f"is {call.x.shape[3] * 8}x{call.x.shape[2] * 8}: inject from an inversion of these latents"
-            )
-        given = unet.conditions(self.base, self.trajectory.conditioning, latents, call.sigma)
-        reading = _Reading(self._items)
-        options = {**unet.reference(call.options), self.key: reading}
+    def _read(self, call: UNetCall, latents: Tensor, conditions: dict, wanted: frozenset[Item]) -> dict:
+        reading = ItemReader(wanted)
+        options = {**unet.reading_options(call.options), self.key: reading}
         for kind in KINDS:
-            chosen = [layer for layer in self.chosen if (kind, layer.number) in self._items]
-            options = unet.patched(options, chosen, reading.attend(kind), reading=True, kind=kind)
-        with suppress(unet.Enough):
-            call.elsewhere(latents, given)(options)
+            layers = [layer for layer in self.layers if (kind, layer.number) in wanted]
+            options = unet.with_attention(options, layers, reading.attend(kind), reading=True, kind=kind)
+        with suppress(unet.StopForward):
+            call.on_latents(latents, conditions)(options)
         if reading.missing:
-            raise RuntimeError(
-                "another node replaces whole attention blocks, so that their layers cannot be read: "
-                "take it off this model"
-            )
+            raise unet.unreadable()
         return reading.found
 
 
-class _Reading:
-    """What a reading pass has met so far."""
+class ItemReader:
+    """Keeps the wanted items of one reading pass, and ends it after the last one."""
 
     def __init__(self, wanted: frozenset[Item]):
         self.missing, self.found = set(wanted), {}
@@ -100,12 +81,12 @@ class _Reading:
             self.found[item] = value
             self.missing.remove(item)
             if not self.missing:
-                raise unet.Enough
+                raise unet.StopForward
 
-    def attend(self, kind: str):
-        def attend(q: Tensor, k: Tensor, v: Tensor, at: At) -> Tensor:
-            self.keep((kind, at.layer.number), (q, k))
-            return at.below(q, k, v)
+    def attend(self, kind: str) -> unet.Attend:
+        def attend(q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
+            self.keep((kind, site.layer.number), (q, k))
+            return site.inner(q, k, v)
 
         return attend
 
@@ -114,112 +95,105 @@ class _Reading:
 
 
 @dataclass
-class Plan:
-    """One evaluation's injection: from what, into which rows."""
+class Injection:
+    """What is injected in one evaluation, and into which rows."""
 
-    held: dict[Item, Any]
-    features: list[slice]
-    attention: list[slice]
-    amount: float = 1.0  # of queries and keys
+    source: dict[Item, Any]
+    feature_rows: list[slice]
+    attention_rows: list[slice]
+    amount: float = 1.0  # of the source's queries and keys
+
+    def attend(self, kind: str) -> unet.Attend:
+        """Attention with the source's queries and keys and the row's own values."""
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
+            q_source, k_source = self.source[kind, site.layer.number]
+            return site.inner(self._blended(q, q_source), self._blended(k, k_source), v)
+
+        return attend
+
+    def _blended(self, own: Tensor, source: Tensor) -> Tensor:
+        """A shorter or longer text is repeated or cut, as ComfyUI does for texts in one batch."""
+        if source.shape[1] != own.shape[1]:
+            source = source[:, torch.arange(own.shape[1], device=own.device) % source.shape[1]]
+        own = own.clone()
+        for chosen in self.attention_rows:
+            target = own[chosen].unflatten(0, (-1, len(source)))
+            if self.amount < 1:
+                target.lerp_(source, self.amount)
+            else:
+                target.copy_(source)
+        return own
 
 
 @dataclass
-class Inject:
-    """The part. Ranges are noise levels; `outside_when` is for the base model's rows beside regions."""
+class InjectPatch:
+    """Injection in some blocks and layers; `outside_active` is for the base model's rows beside regions."""
 
     content: Trajectory
-    blocks: Sequence[Block]
-    layers: Sequence[Layer]
-    features_when: SigmaRange
-    attention_when: SigmaRange
-    outside_when: SigmaRange
+    blocks: Sequence[DecoderBlock]
+    layers: Sequence[AttentionLayer]
+    features_active: SigmaRange
+    attention_active: SigmaRange
+    outside_active: SigmaRange
     kinds: Sequence[str] = KINDS
     blend: str = "replace"
-    now: Now = field(default_factory=Now)
+    running: RunningOptions = field(default_factory=RunningOptions)
 
     def __post_init__(self):
         if self.blend not in BLENDS:
-            raise ValueError(f"{self.blend!r} is no blend of an injection: {', '.join(BLENDS)}")
-        self.key = f"reelbrush inject {id(self)}"  # several injections may stand on one model
-
-    def __deepcopy__(self, memo: dict) -> Inject:
-        return self
+            raise ValueError(f"blend is {self.blend!r}: choose {', '.join(BLENDS)}")
+        self.key = f"reelbrush inject {id(self)}"  # a model may have several injections
 
     def attach(self, model: Any) -> None:
-        """Put the part on a CLONE; innermost of the parts, so that all others see the injected attention."""
-        self.source = Source(model, self.content, self.layers, f"{self.key} source")
-        self.now.attach(model, self.key)
-        unet.attach(model, "inject", self.part, rank=9)
+        """Put the patch on a CLONE, inside all others, so that they see the injected attention."""
+        self.source = InjectionSource(model, self.content, self.layers, f"{self.key} source")
+        self.running.attach(model, self.key)
+        unet.attach(model, "inject", self.patch, rank=9)
         self.source.attach(model, self.key)
         for block in self.blocks:
-            unet.on_resblock(model, block.number, lambda h, number=block.number: self._block(number, h))
+            on_resblock(model, block, lambda h, number=block.number: self._block(number, h))
 
     def _block(self, number: int, h: Tensor) -> Tensor:
-        """The hook on a residual block: of the source it is read, of the sampler's rows replaced."""
+        """The hook on a residual block: it reads the source's output and replaces the sampler's."""
         item = ("features", number)
-        if (reading := self.now.wish(self.source.key, reading=True)) is not None:
+        if (reading := self.running.get(self.source.key, reading=True)) is not None:
             reading.keep(item, h)
-        plan = self.now.wish(self.key)
-        if plan is not None and item in plan.held:
-            for where in plan.features:
-                source = plan.held[item]
-                h[where].unflatten(0, (-1, len(source))).copy_(source)
+        injection = self.running.get(self.key)
+        if injection is not None and item in injection.source:
+            source = injection.source[item]
+            for chosen in injection.feature_rows:
+                h[chosen].unflatten(0, (-1, len(source))).copy_(source)
         return h
 
-    def part(self, call: Pass) -> Tensor:
+    def patch(self, call: UNetCall) -> Tensor:
         """Around one evaluation of the UNet."""
-        plan = self._plan(call)
-        if plan is None:
+        injection = self._injection(call)
+        if injection is None:
             return call.run()
-        options = {**call.options, self.key: plan}
+        options = {**call.options, self.key: injection}
         for kind in self.kinds:
-            chosen = [layer for layer in self.layers if (kind, layer.number) in plan.held]
-            options = unet.patched(options, chosen, _attend(plan, kind), kind=kind)
+            layers = [layer for layer in self.layers if (kind, layer.number) in injection.source]
+            options = unet.with_attention(options, layers, injection.attend(kind), kind=kind)
         return call.run(options=options)
 
-    def _plan(self, call: Pass) -> Plan | None:
-        features, attention = self._rows(call, self.features_when), self._rows(call, self.attention_when)
+    def _injection(self, call: UNetCall) -> Injection | None:
+        features, attention = self._rows(call, self.features_active), self._rows(call, self.attention_active)
         items = [("features", block.number) for block in self.blocks if features]
         items += [(kind, layer.number) for kind in self.kinds for layer in self.layers if attention]
         if not items:
             return None
-        where = rows(call.options, len(call.x))
-        held = self.source.read(call, where.frames, items)
+        frames = rows(call.options, len(call.x)).frames
+        source = self.source.features(call, frames, frozenset(items))
         amount = min(1.0, float(call.timesteps[0]) / 500) if self.blend == "fade" else 1.0
-        return Plan(held, features, attention, amount)
+        return Injection(source, features, attention, amount)
 
-    def _rows(self, call: Pass, when: SigmaRange) -> list[slice]:
-        """The rows that are injected now, the base model's beside regions for as long as they are."""
+    def _rows(self, call: UNetCall, active: SigmaRange) -> list[slice]:
+        """The rows that are injected in this call."""
         routes, count = call.options.get(ROUTES), len(call.x)
-        now = call.sigma in when
+        is_active = call.sigma in active
         outside = None if routes is None or routes.count != count else routes.outside
         if outside is None:
-            return [slice(0, count)] if now else []
-        found = [outside] if call.sigma in self.outside_when and not self.outside_when.empty else []
-        return found + ([slice(outside.stop, count)] if now and outside.stop < count else [])
-
-
-def _attend(plan: Plan, kind: str):
-    """Queries and keys of the source, values of the row's own."""
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, at: At) -> Tensor:
-        q_source, k_source = plan.held[kind, at.layer.number]
-        q, k = (_blended(own, s, plan) for own, s in ((q, q_source), (k, k_source)))
-        return at.below(q, k, v)
-
-    return attend
-
-
-def _blended(own: Tensor, source: Tensor, plan: Plan) -> Tensor:
-    """Tokens of the rows of a plan moved to the source's. A text of another length is read again from its
-    start, as where texts of two lengths meet in one batch."""
-    if source.shape[1] != own.shape[1]:
-        source = source[:, torch.arange(own.shape[1], device=own.device) % source.shape[1]]
-    own = own.clone()
-    for where in plan.attention:
-        mine = own[where].unflatten(0, (-1, len(source)))
-        if plan.amount < 1:
-            mine.lerp_(source, plan.amount)
-        else:
-            mine.copy_(source)
-    return own
+            return [slice(0, count)] if is_active else []
+        chosen = [outside] if call.sigma in self.outside_active and not self.outside_active.empty else []
+        return chosen + ([slice(outside.stop, count)] if is_active and outside.stop < count else [])

@@ -1,58 +1,56 @@
-"""A mask from a word: where the inverted content's cross-attention looks for it.
+"""A mask from a word: where the cross-attention of the inverted content attends to it.
 
-At some noise levels of the content's inversion, in some decoder blocks, every picture token's attention over
-the text is read (mean over the heads); the columns of the word's tokens, added up, are a rough map of where
-the word is. The self-attention beside it says which places belong together: the map is multiplied by that
-matrix `refine` times, which fills objects and follows their borders. Maps are averaged over layers and
-levels, stretched to 0..1 over the whole clip, enlarged to the picture and cut at a threshold.
+At some noise levels of the content's inversion, in some decoder blocks, the attention of every picture token
+to the text is read (mean over the heads). The columns of the word's tokens, added up, are a rough map of the
+word. Self-attention of the same layer connects tokens of the same object: the map is multiplied by its matrix
+`refine` times, which fills objects and follows their outlines. The maps are averaged over layers and levels,
+scaled to 0..1 over the whole clip, enlarged to the picture and cut at a threshold.
 
     h_l = mean over layers of sum over tokens softmax(q k_text)[:, tokens],    h = mean over l of A_l^r h_l
 
-Departure: the DiffStyler paper takes masks from FastSAM, which it finds better than such maps; a segmentation
-model is a download and a pack of its own. Masks of any such pack go straight into Apply Style LoRA.
+Departure: the DiffStyler paper takes masks from FastSAM, which it finds better than such maps. That needs the
+download of a segmentation model and a pack of its own; Apply Style LoRA takes the masks of any such pack.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ...kernels.attention import by_queries, weights
 from .. import host
-from . import unet
-from .unet import At, Features, Layer
-
-if TYPE_CHECKING:
-    from .trajectory import Trajectory
-
-_QUERIES = 1024
+from .inversion.trajectory import Trajectory
+from .patching import unet
+from .patching.layers import AttentionLayer
+from .patching.unet import AttentionSite, Features
 
 # -- words -----------------------------------------------------------------------------------------
 
 
 def positions(clip: Any, text: str, words: str) -> list[list[int]]:
-    """For each of the comma-separated `words` (a word may be several), its places among the text's tokens."""
+    """For each word or phrase of the comma-separated `words`, its positions among the text's tokens."""
     tokens = _ids(clip, text)
-    marks = set(_ids(clip, ""))  # start, end, padding
-    wanted = [w.strip() for w in words.split(",") if w.strip()]
+    special = set(_ids(clip, ""))  # start, end, padding
+    phrases = [w.strip() for w in words.split(",") if w.strip()]
     found = []
-    for word in wanted or [text]:
-        piece = [t for t in _ids(clip, word) if t not in marks]
+    for phrase in phrases or [text]:
+        piece = [t for t in _ids(clip, phrase) if t not in special]
         starts = [i for i in range(len(tokens) - len(piece) + 1) if tokens[i : i + len(piece)] == piece]
         if not piece or not starts:
             raise ValueError(
-                f"the words {word!r} do not stand in the text {text!r}: write a text that holds them, and "
-                "give words as they stand there, with commas between"
+                f"the words {phrase!r} are not in the text {text!r}: write a text that contains them, and "
+                "give the words as they are in the text, separated by commas"
             )
         found.append([i + n for i in starts for n in range(len(piece))])
     return found
 
 
 def _ids(clip: Any, text: str) -> list[int]:
-    """The token numbers of a text, all its chunks of 77 one after the other, padding off."""
+    """The token numbers of a text: all its chunks of 77 joined, without padding."""
     tokens = clip.tokenize(text)
     chunks = tokens.get("l") or next(iter(tokens.values()))
     ids = [entry[0] for chunk in chunks for entry in chunk]
@@ -62,7 +60,7 @@ def _ids(clip: Any, text: str) -> list[int]:
 
 
 def encoded(clip: Any, text: str) -> list:
-    """CONDITIONING of a text, as CLIP Text Encode makes it."""
+    """CONDITIONING of a text, as from CLIP Text Encode."""
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 
@@ -70,94 +68,86 @@ def encoded(clip: Any, text: str) -> list:
 
 
 def levels(model: Any, trajectory: Trajectory, start: float, end: float, count: int) -> list[float]:
-    """Noise levels evenly spread over a part of the sampling, those that the trajectory reaches."""
-    to_sigma = model.get_model_object("model_sampling").percent_to_sigma
-    lowest, highest = max(float(trajectory.sigmas.min()), 1e-3), float(trajectory.sigmas.max())
-    parts = torch.linspace(start, end, count).tolist() if count > 1 else [(start + end) / 2]
-    return [min(max(float(to_sigma(p)), lowest), highest) for p in parts]
+    """Noise levels evenly spread over a part of the sampling, within the trajectory's range."""
+    percents = torch.linspace(start, end, count).tolist() if count > 1 else [(start + end) / 2]
+    return [max(trajectory.reached(host.percent_to_sigma(model, p)), 1e-3) for p in percents]
 
 
 def heat(
     model: Any,
     trajectory: Trajectory,
     conditioning: list,
-    places: Sequence[Sequence[int]],
-    chosen: Sequence[Layer],
+    words: Sequence[Sequence[int]],
+    layers: Sequence[AttentionLayer],
     sigmas: Sequence[float],
     refine: int,
 ) -> Tensor:
-    """[frames, h, w] in 0..1, at the latents' size; several words' maps are averaged."""
+    """[frames, h, w] in 0..1, at the latents' size; the mean over the words (token positions of each)."""
     size, frames = tuple(trajectory.latents.shape[-2:]), []
-    with unet.loaded(model) as base, host.progress(trajectory.frames * len(sigmas), "Reading") as bar:
+    with host.loaded(model) as base, host.progress(trajectory.frames * len(sigmas), "Reading") as bar:
         for frame in range(trajectory.frames):
             total = torch.zeros(size)
             for sigma in sigmas:
                 latents = trajectory.at(sigma)[frame : frame + 1].to(model.load_device)
-                cross, own = _read(model, base, latents, sigma, conditioning, chosen)
-                total += _refined(_rough(cross, places, size), own, refine).cpu()
+                cross, own = _read(model, base, latents, sigma, conditioning, layers)
+                total += _refined(_rough(cross, words, size), own, refine).cpu()
                 bar.step()
             frames.append(total)
-    found = torch.stack(frames)
-    low, high = found.min(), found.max()
-    return (found - low) / (high - low).clamp_min(1e-12)
+    maps = torch.stack(frames)
+    low, high = maps.min(), maps.max()
+    return (maps - low) / (high - low).clamp_min(1e-12)
 
 
 def _read(
-    model: Any, base: Any, latents: Tensor, sigma: float, conditioning: list, chosen: Sequence[Layer]
+    model: Any,
+    base: Any,
+    latents: Tensor,
+    sigma: float,
+    conditioning: list,
+    layers: Sequence[AttentionLayer],
 ) -> tuple[list[Features], list[Features]]:
     """Queries and keys of cross- and self-attention of one frame at one noise level."""
-    found: dict[str, list[Features]] = {"attn1": [], "attn2": []}
+    features: dict[str, list[Features]] = {"attn2": [], "attn1": []}
 
-    def reading(kind: str):
-        def attend(q: Tensor, k: Tensor, v: Tensor, at: At) -> Tensor:
-            found[kind].append(Features(at.layer, at.size, q, k))
-            return at.below(q, k, v)
+    def keep(kind: str) -> unet.Attend:
+        def attend(q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
+            features[kind].append(Features(site.layer, site.size, q, k))
+            return site.inner(q, k, v)
 
         return attend
 
-    options = unet.reference(unet.standalone_options(model, torch.tensor([sigma])))
-    for kind in found:
-        options = unet.patched(options, chosen, reading(kind), reading=True, kind=kind)
-    given = unet.conditions(base, conditioning, latents, sigma)
+    options = unet.reading_options(host.transformer_options(model, torch.tensor([sigma])))
+    for kind in features:
+        options = unet.with_attention(options, layers, keep(kind), reading=True, kind=kind)
     with torch.no_grad():
-        unet.evaluate(base, latents, sigma, given, options)
-    if any(len(features) != len(chosen) for features in found.values()):
-        raise RuntimeError(
-            "another node replaces whole attention blocks, so that their layers cannot be read: take it off "
-            "this model"
-        )
-    return found["attn2"], found["attn1"]
+        host.evaluate(base, latents, sigma, host.conditions(base, conditioning, latents, sigma), options)
+    if any(len(read) != len(layers) for read in features.values()):
+        raise unet.unreadable()
+    return tuple(features.values())
 
 
-def _rough(cross: Sequence[Features], places: Sequence[Sequence[int]], size: tuple[int, int]) -> Tensor:
+def _rough(cross: Sequence[Features], words: Sequence[Sequence[int]], size: tuple[int, int]) -> Tensor:
     """The words' share of the attention to the text, mean over layers and words, [h, w]."""
     maps = []
     for f in cross:
-        q, k = f.heads("q").float(), f.heads("k").float()
-        weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1).mean(1)[0]  # [N, text]
-        each = torch.stack([weights[:, list(p)].sum(-1) for p in places]).mean(0)
-        maps.append(_resized(each.view(f.size), size))
+        to_text = weights(f.heads("q").float(), f.heads("k").float()).mean(1)[0]  # [N, text]
+        to_words = torch.stack([to_text[:, list(tokens)].sum(-1) for tokens in words]).mean(0)
+        maps.append(_resized(to_words.view(f.size), size))
     return torch.stack(maps).mean(0)
 
 
 def _refined(rough: Tensor, own: Sequence[Features], times: int) -> Tensor:
-    """The map spread over what belongs together: times a layer's self-attention, mean over layers."""
+    """The map multiplied by a layer's self-attention `times` times, mean over layers."""
     if not times:
         return rough
     maps = []
     for f in own:
-        spread = _resized(rough, f.size).flatten()
+        q, k = f.heads("q").float()[0], f.heads("k").float()[0]
+        values = _resized(rough, f.size).flatten()
         for _ in range(times):
-            spread = _looked_up(f.heads("q").float()[0], f.heads("k").float()[0], spread)
-        maps.append(_resized(spread.view(f.size), tuple(rough.shape)))
+            values = by_queries(lambda some, k=k, values=values: weights(some, k) @ values, q).mean(0)
+        maps.append(_resized(values.view(f.size), tuple(rough.shape)))
     return torch.stack(maps).mean(0)
-
-
-def _looked_up(q: Tensor, k: Tensor, values: Tensor) -> Tensor:
-    """softmax(q k) @ values, mean over heads; never all of N x N at once."""
-    scale = q.shape[-1] ** -0.5
-    parts = [((p @ k.transpose(-1, -2)) * scale).softmax(-1) @ values for p in q.split(_QUERIES, dim=1)]
-    return torch.cat(parts, dim=-1).mean(0)
 
 
 def _resized(one: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,11 +1,11 @@
-"""The diffusion wing's nodes, gathered: each room declares its own."""
+"""All nodes of nodes/diffusion."""
 
-from . import clip_nodes, inject_nodes, lora_nodes, style_nodes, trajectory_nodes
+from . import nodes_clip, nodes_inject, nodes_lora, nodes_style, nodes_trajectory
 
 NODES = {
-    **trajectory_nodes.NODES,
-    **style_nodes.NODES,
-    **lora_nodes.NODES,
-    **inject_nodes.NODES,
-    **clip_nodes.NODES,
+    **nodes_trajectory.NODES,
+    **nodes_style.NODES,
+    **nodes_lora.NODES,
+    **nodes_inject.NODES,
+    **nodes_clip.NODES,
 }

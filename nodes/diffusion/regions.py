@@ -4,22 +4,19 @@
 
 Every row of a UNet call (a frame under a side of the guidance) becomes one row per region and one for the
 base model, all in ONE call. A LoRA is a low-rank branch beside each projection that it changes, and runs on
-its region's rows only: weights are never patched, there are no copies of them, and switching a region on
-costs its rows and nothing else. Rows come together again by the masks. Where masks overlap, they are divided
-by their sum. Rows that no mask needs in a call are not computed: no base row where the masks cover
-everything, no region whose mask is black in all frames of the call. A LoRA without a mask is part of every
-row, the base model's included, as a LoRA on the model itself would be.
+its region's rows only. Weights are never patched or copied, and a region costs its rows only. The outputs
+are mixed by the masks; where masks overlap, they are divided by their sum. Rows that no mask needs are not
+computed: no base row where the masks cover everything, no region whose mask is black in all frames of the
+call. A LoRA without a mask is part of every row, also of the base model's, like a LoRA on the model itself.
 
 With a content trajectory the outside is not the base model but the inverted content (eq. 6):
 
     z = M z* + (1 - M) z_content
 
-applied at every step, so that there are no base rows at all. A patch has no hold on a sampler's latents, so
-the outside gets the derivative that leads from here to the content's next level; for Euler and DDIM this is
-eq. 6 exactly, and every sampler ends at the content's own clean latents.
+at every step, so that there are no base rows at all (see patching/prediction.py).
 
-Nodes chain: each adds a region to one part (`apply`). Passes that only read (the source of an injection,
-a Z* style) never see these LoRAs.
+Nodes chain: each adds a region to one patch (`apply`). Reading passes (the source of an injection, a Z*
+style) do not use these LoRAs.
 
 Departures of the official code: one copy of the UNet per LoRA, three rows in each, the source row in all of
 them and under the LoRA; hard masks that overwrite one another in order; no eq. 6.
@@ -31,31 +28,33 @@ import math
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, linear
 
 from .. import host
-from . import unet
-from .hooks import Now, around
-from .rows import Rows, frames_of, rows, select
-from .unet import Pass
+from .inversion.trajectory import Trajectory
+from .lora.file import StyleLoRA
+from .patching import unet
+from .patching.hooks import RunningOptions, around
+from .patching.layers import family
+from .patching.prediction import Prediction, change_predictions
+from .patching.rows import Rows, fitting, rows, select
+from .patching.unet import UNetCall
 
-if TYPE_CHECKING:
-    from .lora import StyleLoRA
-    from .trajectory import Trajectory
-
-ROUTES = "reelbrush_regions"  # in transformer_options: which rows are whose
-BASE = -1  # beside the regions' numbers
-_NAME, _RANK = "regions", 3
+ROUTES = "reelbrush_regions"  # in transformer_options: which rows belong to which region
+BASE = -1  # the base model's number beside the regions' numbers
+_NAME, _RANK, _CONTENT = "regions", 3, "reelbrush regions content"
 _TINY = 1e-6  # a weight below it is rounding
+
+Branches = dict[str, tuple[Tensor, Tensor, float]]  # by module path: down, up, factor
 
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """A style, and where it goes: everywhere without a mask."""
+    """A style LoRA and its mask; without a mask it is everywhere."""
 
     lora: StyleLoRA
     strength: float = 1.0
@@ -68,108 +67,106 @@ class Region:
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
-    """Who speaks where in some frames."""
+class RegionWeights:
+    """How the outputs of the regions are mixed in some frames."""
 
-    groups: list[int]  # who has rows: BASE first, where it is needed, then masked regions by number
-    weights: Tensor  # [groups, 1 or frames, h, w], together 1
+    groups: list[int]  # whose rows are needed: BASE first, then masked regions by number
+    weights: Tensor  # [groups, 1 or frames, h, w], sum 1
     covered: Tensor  # the sum of the masks, at most 1, [1 or frames, h, w]
 
 
 @dataclass(eq=False)
 class Routes:
-    """Who has which rows of one evaluation."""
+    """Which rows of one evaluation belong to which region."""
 
     count: int
-    branches: list[tuple[slice, dict[str, tuple[Tensor, Tensor, float]]]]
-    outside: slice | None = None  # the base model's rows, where there are regions beside them
+    branches: list[tuple[slice, Branches]]
+    outside: slice | None = None  # the base model's rows, where there are also regions
 
     def add(self, path: str, x: Tensor, out: Tensor) -> Tensor:
-        """The LoRAs' branches beside one projection, each on its rows."""
-        for where, parts in self.branches:
-            if (part := parts.get(path)) is None:
+        """Add the LoRAs' branches to the output of one projection, each on its rows."""
+        for of_region, branches in self.branches:
+            if (branch := branches.get(path)) is None:
                 continue
             if len(x) != self.count:
                 raise RuntimeError(
-                    f"a projection has {len(x)} rows where the call has {self.count}: take HyperTile and "
-                    "other nodes that tile attention off this model, or the regional LoRAs"
+                    f"a projection has {len(x)} rows where the call has {self.count}: remove HyperTile and "
+                    "other nodes that tile attention from this model, or the regional LoRAs"
                 )
-            down, up, factor = part
-            if x.ndim == 4:  # SD1.x goes in and out of its transformers by 1x1 convolutions
-                low = linear(x[where].movedim(1, -1), down.to(x))
-                out[where].add_(linear(low, up.to(out)).movedim(-1, 1), alpha=factor)
+            down, up, factor = branch
+            if x.ndim == 4:  # SD1.x has 1x1 convolutions before and after its transformers
+                low = linear(x[of_region].movedim(1, -1), down.to(x))
+                out[of_region].add_(linear(low, up.to(out)).movedim(-1, 1), alpha=factor)
             else:
-                low = linear(x[where], down.to(x))
-                out[where].view(-1, out.shape[-1]).addmm_(low.flatten(0, -2), up.to(out).T, alpha=factor)
+                low = linear(x[of_region], down.to(x))
+                out[of_region].view(-1, out.shape[-1]).addmm_(low.flatten(0, -2), up.to(out).T, alpha=factor)
         return out
 
 
 def apply(model: Any, region: Region, content: Trajectory | None = None) -> Any:
-    """A clone of `model` with one region more; `content` is what stays outside all masks."""
+    """A clone of `model` with one more region; `content` is what stays outside all masks."""
     region.lora.check(model)
     if content is not None:
-        content.require(unet.family(model))
-    before: Regions | None = model.attachments.get(f"reelbrush {_NAME}")
+        content.require(family(model))
+    before: RegionsPatch | None = model.attachments.get(f"reelbrush {_NAME}")
     clone = model.clone()
-    chain = Regions(model.model) if before is None else before
+    chain = RegionsPatch(model.model) if before is None else before
     if content is not None and chain.content not in (None, content):
         raise ValueError(
-            "two regions name different contents: give `content` to one Apply Style LoRA of the chain, or "
+            "two regions have different contents: connect `content` to one Apply Style LoRA of the chain, or "
             "the same trajectory to all"
         )
-    replace(
-        chain, regions=(*chain.regions, region), content=chain.content if content is None else content
-    ).attach(clone, first=before is None)
+    content = chain.content if content is None else content
+    replace(chain, regions=(*chain.regions, region), content=content).attach(clone, first=before is None)
     return clone
 
 
 @dataclass(eq=False)
-class Regions:
-    """The part: all regions of a chain of nodes."""
+class RegionsPatch:
+    """All regions of a chain of nodes."""
 
     base: Any
     regions: tuple[Region, ...] = ()
     content: Trajectory | None = None
-    now: Now = field(default_factory=Now)
+    running: RunningOptions = field(default_factory=RunningOptions)
     hooked: frozenset[str] = frozenset()
 
     def __post_init__(self):
-        self._placed: dict[Any, list[dict]] = {}
-        self._splits: dict[Any, Split] = {}
+        self._on_device: dict[Any, list[Branches]] = {}
+        self._weights: dict[Any, RegionWeights] = {}
 
-    def __deepcopy__(self, memo: dict) -> Regions:
+    def __deepcopy__(self, memo: dict) -> RegionsPatch:
         return self
 
     def attach(self, model: Any, *, first: bool) -> None:
-        """Put the part on a CLONE, in place of the one with a region less."""
+        """Put the patch on a CLONE, in place of the one with one region less."""
         if first:
-            self.now.attach(model, _NAME)
+            self.running.attach(model, _NAME)
         unet.detach(model, _NAME, rank=_RANK)
-        unet.attach(model, _NAME, self.part, rank=_RANK)
-        model.remove_wrappers_with_key("predict_noise", "reelbrush regions content")
+        unet.attach(model, _NAME, self.patch, rank=_RANK)
+        host.remove_wrappers(model, "predict_noise", _CONTENT)
         if self.content is not None and self.masked:
-            model.add_wrapper_with_key("predict_noise", "reelbrush regions content", self._predictor())
-        model.remove_callbacks_with_key("on_cleanup", f"reelbrush {_NAME}")
-        model.add_callback_with_key("on_cleanup", f"reelbrush {_NAME}", lambda patcher: self.drop())
-        wanted = {path for region in self.regions for path in region.lora.parts}
-        for path in sorted(wanted - self.hooked):
+            change_predictions(model, _CONTENT, self._with_content)
+        host.on_cleanup(model, f"reelbrush {_NAME}", self.drop)
+        paths = {path for region in self.regions for path in region.lora.weights}
+        for path in sorted(paths - self.hooked):
             around(model, path, self._hook(path))
-        self.hooked |= wanted
+        self.hooked |= paths
         model.attachments[f"reelbrush {_NAME}"] = self
 
     def _hook(self, path: str) -> Callable[[Tensor, Tensor], Tensor]:
-        now = self.now
+        running = self.running
 
         def hook(x: Tensor, out: Tensor) -> Tensor:
-            routes = now.wish(ROUTES)
+            routes = running.get(ROUTES)
             return out if routes is None else routes.add(path, x, out)
 
         return hook
 
     def drop(self) -> None:
-        """Forget what is on the device: at the end of a run, after a cancel too."""
-        self._placed.clear()
-        self._splits.clear()
+        """Release the device's memory: at the end of a run, after a cancel too."""
+        self._on_device.clear()
+        self._weights.clear()
 
     @property
     def masked(self) -> list[int]:
@@ -177,161 +174,120 @@ class Regions:
 
     # one evaluation
 
-    def part(self, call: Pass) -> Tensor:
+    def patch(self, call: UNetCall) -> Tensor:
         """Around one evaluation of the UNet."""
-        where = rows(call.options, len(call.x))
-        split = self.split(where.frames, tuple(call.x.shape[2:]), call.x.device)
-        found = [self._run(call, where, groups) for groups in self._fitting(call, split.groups)]
-        if len(split.groups) == 1:
-            return found[0]
-        apart = torch.cat(found).unflatten(0, (len(split.groups), len(where.sides), where.count))
-        weights = split.weights[:, None, :, None]
-        spoken = (apart.float() * weights).masked_fill_(weights == 0, 0)  # an overflow stays in its region
-        return spoken.sum(0).flatten(0, 1).to(found[0])
+        of_call = rows(call.options, len(call.x))
+        mix = self.weights(of_call.frames, tuple(call.x.shape[2:]), call.x.device)
+        size = fitting(self.base, len(mix.groups), len(call.x), call.x)
+        runs = [mix.groups[i : i + size] for i in range(0, len(mix.groups), size)]
+        outputs = [self._run(call, of_call, groups) for groups in runs]
+        if len(mix.groups) == 1:
+            return outputs[0]
+        apart = torch.cat(outputs).unflatten(0, (len(mix.groups), len(of_call.sides), of_call.count))
+        weights = mix.weights[:, None, :, None]
+        weighted = (apart.float() * weights).masked_fill_(weights == 0, 0)  # overflows stay in their region
+        return weighted.sum(0).flatten(0, 1).to(outputs[0])
 
-    def split(self, frames: Sequence[int], size: tuple[int, int], device: Any = None) -> Split:
-        """Who speaks where in these frames."""
+    def weights(self, frames: Sequence[int], size: tuple[int, int], device: Any = None) -> RegionWeights:
+        """How the regions are mixed in these frames."""
         key = (tuple(frames), size, device)
-        if key not in self._splits:
+        if key not in self._weights:
             masks = self._masks(frames, size, device)
             total = sum(masks, torch.zeros(1, *size, device=device))
             if self.content is None or not masks:
                 shares = [mask / total.clamp_min(1) for mask in masks]
-            else:  # the outside is the content's, and the regions share all that is left
+            else:  # the outside comes from the content, and the regions share everything
                 shares = [torch.where(total > 0, mask / total.clamp_min(1e-30), mask) for mask in masks]
-                shares[0] = shares[0] + (total <= 0).to(shares[0])  # what is said there is not heard
+                shares[0] = shares[0] + (total <= 0).to(shares[0])  # the content replaces this later
             base = 1 - sum(shares, torch.zeros_like(total))
-            shares = {BASE: torch.where(base < _TINY, torch.zeros_like(base), base)} | dict(
-                zip(self.masked, shares, strict=True)
-            )
-            needed = [number for number, share in shares.items() if share.any()]
-            weights = torch.stack(torch.broadcast_tensors(*[shares[number] for number in needed]))
-            self._splits[key] = Split(needed, weights, total.clamp_max(1))
-        return self._splits[key]
+            base = torch.where(base < _TINY, torch.zeros_like(base), base)
+            by_group = {BASE: base, **dict(zip(self.masked, shares, strict=True))}
+            needed = {number: share for number, share in by_group.items() if share.any()}
+            stacked = torch.stack(torch.broadcast_tensors(*needed.values()))
+            self._weights[key] = RegionWeights(list(needed), stacked, total.clamp_max(1))
+        return self._weights[key]
 
     def _masks(self, frames: Sequence[int], size: tuple[int, int], device: Any) -> list[Tensor]:
-        found = []
-        for number in self.masked:
-            mask = select(self.regions[number].mask, frames, "region's mask").float()
-            small = interpolate(mask[:, None], size=size, mode="area")[:, 0]
-            found.append(small.clamp(0, 1).to(device))
-        return found
+        selected = [select(self.regions[i].mask, frames, "region's mask").float() for i in self.masked]
+        small = [interpolate(mask[:, None], size=size, mode="area")[:, 0] for mask in selected]
+        return [mask.clamp(0, 1).to(device) for mask in small]
 
-    def _fitting(self, call: Pass, groups: list[int]) -> list[list[int]]:
-        """All regions in one run, or in several where free memory does not take their rows together."""
-        free, n = host.free_memory(call.x.device), len(call.x)
-        size = len(groups)
-        while size > 1 and self.base.memory_required([n * size, *call.x.shape[1:]]) > free:
-            size = (size + 1) // 2
-        return [groups[i : i + size] for i in range(0, len(groups), size)]
-
-    def _run(self, call: Pass, where: Rows, groups: list[int]) -> Tensor:
+    def _run(self, call: UNetCall, of_call: Rows, groups: list[int]) -> Tensor:
         """The rows of some regions, one region after the other."""
-        n, times = len(call.x), len(groups)
-
-        def many(t: Any) -> Any:
-            return (
-                t.repeat(times, *[1] * (t.ndim - 1))
-                if torch.is_tensor(t) and len(t) == n and times > 1
-                else t
-            )
-
+        n = of_call.count
         texts = [self._text(number, call) for number in groups]
-        at = [i * where.count + f for i, s in enumerate(where.sides) if s[0] == 0 for f in range(where.count)]
-        options = {**call.options, ROUTES: self._routes(call.x, groups)}
-        if times > 1:
-            options["cond_or_uncond"] = list(options.get("cond_or_uncond") or [0]) * times
-            options["uuids"] = [_own(side, number) for number in groups for side in where.sides]
-        control = call.control  # lists of its own: the UNet empties them
-        return call.run(
-            x=many(call.x),
-            timesteps=many(call.timesteps),
-            context=_texts(call.context, [t.get("c_crossattn") for t in texts], at),
-            y=_texts(call.y, [t.get("y") for t in texts], at),
-            control=control and {name: [many(t) for t in outputs] for name, outputs in control.items()},
-            extra={name: many(value) for name, value in call.extra.items()},
+        positive = [i * n + f for i, side in enumerate(of_call.sides) if side[0] == 0 for f in range(n)]
+        repeated = call.repeated(len(groups))
+        options = {**repeated.options, ROUTES: self._routes(call.x, groups)}
+        if len(groups) > 1:
+            options["uuids"] = [_side_id(side, number) for number in groups for side in of_call.sides]
+        return repeated.run(
+            context=_with_texts(call.context, [t.get("c_crossattn") for t in texts], positive),
+            y=_with_texts(call.y, [t.get("y") for t in texts], positive),
             options=options,
         )
 
     def _routes(self, like: Tensor, groups: list[int]) -> Routes:
         key, count = (like.device, like.dtype), len(like)
-        if key not in self._placed:
-            self._placed[key] = [_placed(region, like) for region in self.regions]
-        placed, total = self._placed[key], count * len(groups)
-        branches = [(slice(0, total), placed[i]) for i, r in enumerate(self.regions) if r.mask is None]
+        if key not in self._on_device:
+            self._on_device[key] = [_branches(region, like) for region in self.regions]
+        branches, total = self._on_device[key], count * len(groups)
+        routes = [(slice(0, total), branches[i]) for i, r in enumerate(self.regions) if r.mask is None]
         for place, number in enumerate(groups):
             if number != BASE:
-                branches.append((slice(place * count, (place + 1) * count), placed[number]))
+                routes.append((slice(place * count, (place + 1) * count), branches[number]))
         outside = slice(0, count) if self.masked and groups[0] == BASE else None
-        return Routes(total, branches, outside)
+        return Routes(total, routes, outside)
 
-    def _text(self, number: int, call: Pass) -> dict[str, Tensor]:
-        """The text of a region, else of the last region without a mask, else the sampler's (nothing)."""
+    def _text(self, number: int, call: UNetCall) -> dict[str, Tensor]:
+        """The text of a region, else of the last region without a mask, else none (the sampler's is used)."""
         own = [r.positive for r in self.regions if r.mask is None and r.positive is not None][-1:]
         if number != BASE and self.regions[number].positive is not None:
             own = [self.regions[number].positive]
-        return unet.conditions(self.base, own[0], call.x, call.sigma) if own else {}
+        return host.conditions(self.base, own[0], call.x, call.sigma) if own else {}
 
-    # eq. 6
-
-    def _predictor(self) -> Callable:
-        """PREDICT_NOISE: all frames of the clip, after guidance. Where no mask is, the derivative leads to
-        the content at the next level; the first step begins from the content there."""
-
-        def predict(run: Callable, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            sigma = float(timestep.flatten()[0])
-            options = (kwargs.get("model_options") or next(iter(args), {})).get("transformer_options", {})
-            levels = options.get("sample_sigmas")
-            levels = [] if levels is None else levels.tolist()
-            following = max((s for s in levels if s < sigma * (1 - 1e-5)), default=0.0)
-            frames = frames_of(options, len(x))
-            share = self.split(frames, tuple(x.shape[2:]), x.device).covered[:, None].to(x)
-            content = lambda s: self._content(frames, s, x)  # noqa: E731
-            begins = sigma >= max(levels, default=sigma) * (1 - 1e-5)
-            seen = content(sigma).lerp(x, share) if begins else x
-            denoised = run(seen, timestep, *args, **kwargs)
-            inside = denoised + (seen - x) * (following / (sigma - following))
-            outside = x - (content(following) - x) * (sigma / (following - sigma))
-            return outside.lerp(inside.to(x), share).to(denoised)
-
-        return predict
-
-    def _content(self, frames: Sequence[int], sigma: float, like: Tensor) -> Tensor:
-        latents = select(self.content.at(sigma), frames, "content trajectory")
-        if latents.shape[2:] != like.shape[2:]:
-            raise ValueError("the content trajectory has another size than the latents: invert these latents")
-        return latents.to(like) * (1 + sigma**2) ** 0.5
+    def _with_content(self, prediction: Prediction) -> Tensor:
+        """Eq. 6: outside the masks the sampler has the content at the next level; its first step starts from
+        the content there."""
+        x, sigma = prediction.x, prediction.sigma
+        mix = self.weights(prediction.frames, tuple(x.shape[2:]), x.device)
+        share = mix.covered[:, None].to(x)
+        start = prediction.content(self.content, sigma).lerp(x, share) if prediction.first else x
+        inside = prediction.continued_from(start)
+        outside = prediction.leading_to(prediction.content(self.content, prediction.following))
+        return outside.lerp(inside.to(x), share).to(inside)
 
 
-def _placed(region: Region, like: Tensor) -> dict[str, tuple[Tensor, Tensor, float]]:
-    """A region's low-rank parts where and how the UNet computes."""
+def _branches(region: Region, like: Tensor) -> Branches:
+    """A region's low-rank matrices on the UNet's device, in its number type."""
 
-    def there(t: Tensor) -> Tensor:
-        t = t.to(like)  # what a node has made in inference mode cannot take part in gradients: a copy can
+    def place(t: Tensor) -> Tensor:
+        t = t.to(like)
+        # a tensor from inference mode cannot take part in gradients, a copy can
         return t.clone() if t.is_inference() and not torch.is_inference_mode_enabled() else t
 
     return {
-        path: (there(part.down), there(part.up), float(part.scale * region.strength))
-        for path, part in region.lora.parts.items()
+        path: (place(low_rank.down), place(low_rank.up), float(low_rank.scale * region.strength))
+        for path, low_rank in region.lora.weights.items()
     }
 
 
-def _own(side: tuple, number: int) -> uuid.UUID:
-    """A name for a side of the guidance in a region; the same in every call."""
+def _side_id(side: tuple, number: int) -> uuid.UUID:
+    """An id for a side of the guidance in a region; the same in every call."""
     return uuid.uuid5(uuid.NAMESPACE_OID, f"{side} {number}")
 
 
-def _texts(values: Tensor | None, own: list[Tensor | None], at: list[int]) -> Tensor | None:
-    """A tensor of rows once per region, the rows `at` of each replaced by the region's own text. Texts of
-    different lengths are repeated up to the same, which attention does not notice (core does so too)."""
-    if values is None or (len(own) == 1 and own[0] is None):
+def _with_texts(values: Tensor | None, texts: list[Tensor | None], rows: list[int]) -> Tensor | None:
+    """A tensor of rows once per region, with the region's own text in `rows`. Texts of different lengths are
+    repeated to the same length, as in ComfyUI; this does not change the attention to them."""
+    if values is None or (len(texts) == 1 and texts[0] is None):
         return values
-    length = math.lcm(*[t.shape[1] for t in (values, *own) if t is not None])
+    length = math.lcm(*[t.shape[1] for t in (values, *texts) if t is not None])
     fitted = lambda t: t if t.ndim < 3 else t.repeat(1, length // t.shape[1], 1)  # noqa: E731
-    found = []
-    for text in own:
+    groups = []
+    for text in texts:
         group = fitted(values).clone()
-        if text is not None and at:
-            group[at] = fitted(text[:1].to(values))
-        found.append(group)
-    return torch.cat(found)
+        if text is not None and rows:
+            group[rows] = fitted(text[:1].to(values))
+        groups.append(group)
+    return torch.cat(groups)

@@ -1,1 +1,9 @@
 """Attention distillation: a style's attention features as a loss on a latent."""
+
+from ..common.inputs import connection
+
+CATEGORY = "ReelBrush/Attention Distillation"
+NULL = connection(
+    "CONDITIONING",
+    "The empty text: CLIP Text Encode of nothing, with the checkpoint's own CLIP. Features are read with it.",
+)

@@ -1,17 +1,17 @@
-"""Whole clips: the style once per timestep for all frames, and each call warm from the one before.
+"""Attention distillation of whole clips: one style for all frames, and warm starts along the optical flow.
 
-Without a flow every frame starts from its content and takes all steps. With one, the first frame after a
-cut takes all steps; the frames after it start on their own content, changed as the finished frame before
-them was changed, and take a few:
+Without a flow every frame starts from its content and takes all steps. With a flow, the first frame after a
+cut takes all steps. The frames after it start from their own content, changed as the finished frame before
+them was changed, and take a few steps (a *warm start*):
 
     start(t+1) = content(t+1) + move(z(t) - content(t))
 
-`move` takes whole latent pixels along the flow, and what came from beyond the frame from where it stands.
-A mean of neighbouring latents is a latent that the style does not have: interpolated, or put back to its
-content where the flow is not valid, a start is farther from the end than most steps can make up for.
+`move` copies whole latent pixels along the flow; a pixel from outside the frame is copied from its own
+position. Interpolation is not used: a mean of neighbouring latents is unlike any latent of the style, and the
+optimization needs many steps to correct it. For the same reason pixels without valid flow are moved too.
 
-Frames that share a call start from the same finished frame; their flows are chained, so that a change is
-moved once. The optional temporal term pulls a frame towards its warped predecessor, where valid.
+Frames of one call start from the same finished frame; their flows are chained, so that a change is moved
+once. The optional temporal term pulls a frame towards its warped predecessor, where the flow is valid.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,37 +22,42 @@ import torch
 from torch import Tensor
 
 from ...kernels.flow import inside, warp
-from .optimize import Anchor, Recipe, References, Report, distill, falling
+from .optimize import Anchor, DistillRecipe, References, Report, distill, falling
 
 
 @dataclass(frozen=True)
-class Call:
-    """Frames that are optimised together, and whether they start warm from the frame before them."""
+class FrameBatch:
+    """Frames that are optimized together, and whether they have a warm start."""
 
     frames: range
     warm: bool
 
     def timesteps(self, all_steps: int, warm_steps: int) -> list[int]:
-        """Where its steps look. Two warm steps share a timestep, and with it the content's features: they
-        get as far, and cost an eighth less."""
+        """The timesteps of its steps. Two warm steps share a timestep, and with it the content's features:
+        the result is as good, at an eighth less cost."""
         if not self.warm:
             return falling(all_steps)
         return [t for t in falling(-(-warm_steps // 2)) for _ in range(2)][warm_steps % 2 :]
 
 
-def calls(frames: int, cuts: Sequence[int], per_call: int, warm: bool) -> Iterator[Call]:
-    """A clip as calls: all at once, or after each cut one frame alone and then its followers."""
+def batches(frames: int, cuts: Sequence[int], per_call: int, warm: bool) -> Iterator[FrameBatch]:
+    """A clip in batches: all at once, or with warm starts one frame after each cut and then the others."""
     if not warm:
-        yield Call(range(frames), False)
+        yield FrameBatch(range(frames), False)
         return
-    starts = sorted({0, *(c for c in cuts if 0 < c < frames)})
+    starts = shot_starts(frames, cuts)
     for start, end in zip(starts, [*starts[1:], frames], strict=True):
-        yield Call(range(start, start + 1), False)
+        yield FrameBatch(range(start, start + 1), False)
         for first in range(start + 1, end, per_call):
-            yield Call(range(first, min(first + per_call, end)), True)
+            yield FrameBatch(range(first, min(first + per_call, end)), True)
 
 
-class Motion:
+def shot_starts(frames: int, cuts: Sequence[int]) -> list[int]:
+    """The first frame of each shot."""
+    return sorted({0, *(c for c in cuts if 0 < c < frames)})
+
+
+class LatentFlow:
     """A FLOW at the latents' size: from each frame back to the one before."""
 
     def __init__(self, flow: Any, like: Tensor):
@@ -64,13 +69,13 @@ class Motion:
         self.flow, self.like = flow, like
 
     def back(self, frame: int) -> tuple[Tensor, Tensor]:
-        """The flow [1, 2, h, w] from a frame to the one before, and where it holds [1, 1, h, w]."""
+        """The flow [1, 2, h, w] from a frame to the one before, and where it is valid [1, 1, h, w]."""
         pair = self.flow.pair(frame - 1).at(*self.like.shape[-2:])
         valid = pair.backward_valid[:, None] & (not self.flow.crosses_cut(frame - 1))
         return pair.backward.to(self.like), valid.to(self.like)
 
     def chained(self, frames: Sequence[int]) -> Tensor:
-        """Flows [n, 2, h, w] from several frames in a row to the one before them all."""
+        """Flows [n, 2, h, w] from consecutive frames to the one before them all."""
         flows = []
         for frame in frames:
             flow, _ = self.back(frame)
@@ -79,28 +84,28 @@ class Motion:
 
 
 def move(images: Tensor, flow: Tensor) -> Tensor:
-    """images(p + f(p)) [N, C, h, w] by whole pixels; where that is beyond the frame, images(p)."""
+    """images(p + f(p)) [N, C, h, w] by whole pixels; where that is outside the frame, images(p)."""
     whole = flow.round()
     return warp(images, whole * inside(whole)[:, None])
 
 
-def carried(
-    result: Tensor, content: Tensor | None, motion: Motion, last: int, frames: Sequence[int]
+def warm_start(
+    result: Tensor, content: Tensor | None, flow: LatentFlow, last: int, frames: Sequence[int]
 ) -> Tensor:
-    """Where frames begin after the `result` [1, C, h, w] of the frame `last` before them. Without content,
-    at the moved result; one content may serve all frames."""
-    flows = motion.chained(frames)
+    """The start of frames after the `result` [1, C, h, w] of the frame `last` before them. Without content,
+    the moved result; the content has one frame for all, or one for each frame of the clip."""
+    flows = flow.chained(frames)
     if content is None:
         return move(result.expand(len(frames), -1, -1, -1), flows)
-    content = content.expand(len(motion.like), -1, -1, -1)
+    content = content.expand(len(flow.like), -1, -1, -1)
     change = result - content[last]
     return content[list(frames)] + move(change.expand(len(frames), -1, -1, -1), flows)
 
 
-def neighbours(z: Tensor, before: Tensor | None, motion: Motion, frames: Sequence[int]) -> Anchor:
-    """Every frame's warped predecessor: within the call as it is now, else the finished frame before."""
+def predecessors(z: Tensor, before: Tensor | None, flow: LatentFlow, frames: Sequence[int]) -> Anchor:
+    """Every frame's warped predecessor: inside the batch its current latents, else the finished frame."""
     first = z[:1] if before is None else before
-    flows, weights = zip(*(motion.back(max(f, 1)) for f in frames), strict=True)
+    flows, weights = zip(*(flow.back(max(f, 1)) for f in frames), strict=True)
     weights = torch.cat(weights)
     if before is None:
         weights[0] = 0
@@ -110,30 +115,36 @@ def neighbours(z: Tensor, before: Tensor | None, motion: Motion, frames: Sequenc
 def stylize(
     references: References,
     start: Tensor,
-    recipe: Recipe,
+    recipe: DistillRecipe,
     *,
     steps: int,
     warm_steps: int = 0,
     flow: Any = None,
     report: Report = lambda step: None,
 ) -> Tensor:
-    """Optimise the latents of a clip (within `features.gradients`), each from `start` or from a warm one."""
+    """Optimize the latents of a clip (within `features.opened`), from `start` or with warm starts."""
     if recipe.temporal_weight and flow is None:
         raise ValueError("temporal_weight compares neighbouring frames: connect a flow, or set it to 0")
-    motion = None if flow is None or len(start) == 1 else Motion(flow, start)
-    warm = motion is not None and warm_steps > 0
+    latent_flow = None if flow is None or len(start) == 1 else LatentFlow(flow, start)
+    warm = latent_flow is not None and warm_steps > 0
     done = torch.empty_like(start)
-    for call in calls(len(start), flow.cuts if warm else (), recipe.frames_per_call, warm):
-        some = slice(call.frames.start, call.frames.stop)
-        z, before, anchor = start[some], None, None
-        if call.warm:
-            last = some.start - 1
-            before = done[last : some.start]
-            z = carried(before, references.content, motion, last, call.frames)
-        if motion is not None and recipe.temporal_weight:
-            anchor = lambda z, before=before, f=call.frames: neighbours(z, before, motion, f)  # noqa: E731
-        levels = call.timesteps(steps, warm_steps)
-        done[some] = distill(
-            references, z, levels, recipe, frames=call.frames, anchor=anchor, warm=call.warm, report=report
+    for batch in batches(len(start), flow.cuts if warm else (), recipe.frames_per_call, warm):
+        rows = slice(batch.frames.start, batch.frames.stop)
+        z, before, anchor = start[rows], None, None
+        if batch.warm:
+            last = rows.start - 1
+            before = done[last : rows.start]
+            z = warm_start(before, references.content, latent_flow, last, batch.frames)
+        if latent_flow is not None and recipe.temporal_weight:
+            anchor = lambda z, before=before, f=batch.frames: predecessors(z, before, latent_flow, f)  # noqa: E731
+        done[rows] = distill(
+            references,
+            z,
+            batch.timesteps(steps, warm_steps),
+            recipe,
+            frames=batch.frames,
+            anchor=anchor,
+            warm=batch.warm,
+            report=report,
         )
     return done

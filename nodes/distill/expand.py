@@ -1,31 +1,31 @@
 """Texture expansion: attention distillation guided sampling in overlapping windows (MultiDiffusion).
 
-Every window of the canvas takes the sampling step and the guidance on its own, as a picture of the size that
-the UNet was trained on; where windows overlap, the canvas is their mean. The UNet never sees more than a few
-windows at once, so its memory does not grow with the canvas. A window that leaves a seamless edge goes on at
-the other side. Departure from the official code: all windows of a step share one noised style.
+The sampling step and the guidance are computed for every window of the canvas on its own, at the picture size
+that the UNet was trained on. Where windows overlap, the canvas is their mean. The UNet evaluates a few
+windows at once, so that its memory does not grow with the canvas. A window that crosses a seamless edge
+continues at the opposite edge. Departure from the official code: all windows of a step have one noised style.
 """
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..diffusion import unet
-from . import features
-from .features import Eye
+from ...kernels import ddim
+from .. import host
+from .features import FeatureReader
 from .guided import Noise
-from .optimize import Recipe, References, distill, falling
+from .optimize import DistillRecipe, References, distill, falling
 from .seamless import AXES
 
-TEXTURE = Recipe(content_weight=0.0)
+TEXTURE = DistillRecipe(content_weight=0.0)
 
 
 @dataclass(frozen=True)
-class Canvas:
+class TextureCanvas:
     """A latent's size and the windows on it; all in latent pixels."""
 
     height: int
@@ -42,7 +42,7 @@ class Canvas:
             )
 
     def starts(self, size: int, wraps: bool) -> list[int]:
-        """Where windows begin along one axis: the last one ends at the edge, or runs over it to the start."""
+        """Where windows begin along one axis: the last one ends at the edge, or wraps around it."""
         stride = self.window - self.overlap
         if wraps:
             return list(range(0, size, stride))
@@ -52,7 +52,7 @@ class Canvas:
         return [min(i * stride, size - self.window) for i in range(count)]
 
     def windows(self) -> list[tuple[Tensor, Tensor]]:
-        """Rows and columns [h], [w] of each window."""
+        """Row and column numbers [h], [w] of each window."""
         x, y = AXES[self.seamless]
         cells = lambda start, size: (start + torch.arange(min(self.window, size))) % size  # noqa: E731
         return [
@@ -64,64 +64,64 @@ class Canvas:
 
 @dataclass(frozen=True)
 class Expansion:
-    """How a canvas is filled; the defaults are the paper's."""
+    """The settings of an expansion; the defaults are the paper's."""
 
     steps: int = 50
     iterations: int = 3
-    recipe: Recipe = TEXTURE
+    recipe: DistillRecipe = TEXTURE
     windows_per_call: int = 0  # 0: from free memory
 
 
 def ladder(steps: int) -> Iterator[tuple[int, int]]:
-    """Each step's timestep and the one that it leads to; the last leads to 0."""
+    """Each step's timestep and the next one; the last step leads to 0."""
     levels = falling(steps)
     yield from zip(levels, [*levels[1:], 0], strict=True)
 
 
 def expand(
     model: Any,
-    base: Any,
-    null: list,
+    reader: FeatureReader,
     source: Tensor,
-    canvas: Canvas,
-    how: Expansion,
+    canvas: TextureCanvas,
+    expansion: Expansion,
     noise: Noise,
     report: Callable[[int, Tensor], None] = lambda windows, z: None,
 ) -> Tensor:
-    """A latent of the canvas' size in model space; `base` is the loaded model, `source` in model space."""
-    with features.gradients(base):
-        eye = Eye(base, null)
-        source = source.detach().clone()
-        z = noise(source.new_empty(1, source.shape[1], canvas.height, canvas.width))
-        places = canvas.windows()
-        crop = z[..., : len(places[0][0]), : len(places[0][1])]
-        given = unet.conditions(base, null, crop)
-        plan = features.plan(eye, crop.expand(len(places), -1, -1, -1), 1, how.windows_per_call)
-    recipe = plan.on(how.recipe)
-    with features.gradients(base, frugal=plan.frugal):
-        for t, then in ladder(how.steps):
-            sigma, level = eye.sigma(t), eye.sigma(then)
-            noised = (source + level * noise(source)) / (1 + level**2) ** 0.5
-            references = References(eye, noised, memory=1 << 62)
-            total, count = torch.zeros_like(z), torch.zeros_like(z[:, :1])
-            for first in range(0, len(places), plan.frames_per_call):
-                some = places[first : first + plan.frames_per_call]
-                crops = torch.cat([z[:, :, rows[:, None], columns] for rows, columns in some])
-                crops = stepped(model, base, crops, sigma, level, given)
-                if how.iterations:
-                    crops = distill(references, crops, [then] * how.iterations, recipe)
-                for (rows, columns), crop in zip(some, crops, strict=True):
-                    total[0, :, rows[:, None], columns] += crop
-                    count[0, :, rows[:, None], columns] += 1
-                report(len(some), z)
-            z = total / count
+    """A latent of the canvas' size, like `source` in model space. `model` and `reader` are from
+    `features.opened`."""
+    source = source.detach().clone()
+    z = noise(source.new_empty(1, source.shape[1], canvas.height, canvas.width))
+    windows = canvas.windows()
+    crop = z[..., : len(windows[0][0]), : len(windows[0][1])]
+    conditions = reader.null_conditions(crop)
+    crops = crop.expand(len(windows), -1, -1, -1)
+    per_call = reader.frames_per_call(crops, 1, expansion.windows_per_call)
+    recipe = replace(expansion.recipe, frames_per_call=per_call)
+    for t, following in ladder(expansion.steps):
+        sigma, level = reader.sigma(t), reader.sigma(following)
+        style = ddim.noised(source, noise(source), level)
+        references = References(reader, style, memory=1 << 62)
+        total, count = torch.zeros_like(z), torch.zeros_like(z[:, :1])
+        for first in range(0, len(windows), per_call):
+            group = windows[first : first + per_call]
+            crops = torch.cat([z[:, :, rows[:, None], columns] for rows, columns in group])
+            crops = sampling_step(model, reader.base, crops, sigma, level, conditions)
+            if expansion.iterations:
+                crops = distill(references, crops, [following] * expansion.iterations, recipe)
+            for (rows, columns), crop in zip(group, crops, strict=True):
+                total[0, :, rows[:, None], columns] += crop
+                count[0, :, rows[:, None], columns] += 1
+            report(len(group), z)
+        z = total / count
     return z
 
 
 @torch.no_grad()
-def stepped(model: Any, base: Any, z: Tensor, sigma: float, level: float, given: dict[str, Tensor]) -> Tensor:
+def sampling_step(
+    model: Any, base: Any, z: Tensor, sigma: float, level: float, conditions: dict[str, Tensor]
+) -> Tensor:
     """A deterministic DDIM step of variance-preserving latents from noise level `sigma` to `level`."""
-    options = unet.standalone_options(model, torch.full((1,), sigma, device=z.device))
-    x = z * (1 + sigma**2) ** 0.5
-    denoised = unet.evaluate(base, z, sigma, given, options)
-    return (denoised + (x - denoised) * (level / sigma)) / (1 + level**2) ** 0.5
+    options = host.transformer_options(model, torch.full((1,), sigma, device=z.device))
+    denoised = host.evaluate(base, z, sigma, conditions, options)
+    x = ddim.to_x(z, sigma)
+    return ddim.to_z(denoised + (x - denoised) * (level / sigma), level)

@@ -1,127 +1,121 @@
-"""What the UNet sees in a latent: the self-attention features that all losses here are made of.
+"""The self-attention features of a latent that all losses of Attention Distillation use.
 
-Latents are variance preserving, as diffusers has them: the UNet's own input. `Eye` looks at them at a
-timestep, under the null conditioning, through the bare network (LoRAs in the weights count; attention patches
-of other nodes do not). It works on a loaded base model, so the same eye serves a node and a sampler.
+Latents are variance preserving, as in diffusers: the UNet's own input. A `FeatureReader` evaluates the
+network under the null conditioning at a timestep. LoRAs in the weights are used, attention patches of other
+nodes are not. It reads a loaded, differentiable model; `opened` makes one from a MODEL.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import host
-from ..diffusion import unet
-from ..diffusion.autograd import dtype_of, gradients, held_bytes, plain_attention
-
-Features = unet.Features
+from ..diffusion.patching.layers import pick_layers
+from ..diffusion.patching.unet import Features, capture
 
 
-class Eye:
-    """`eye(z, t, "qo", grad=True)`: what the chosen layers hold, one `Features` per layer."""
+class FeatureReader:
+    """`reader(z, t, "qo", grad=True)`: `Features` of each of the chosen layers."""
 
-    def __init__(self, base: Any, null: list, layers: str = "last 6"):
-        self.base, self.null = base, null
-        self.layers = unet.pick_layers(base, layers)
+    def __init__(
+        self,
+        base: Any,
+        null: list,
+        layers: str = "last 6",
+        recomputation: host.Recomputation | None = None,
+    ):
+        self.base, self.null, self.recomputation = base, null, recomputation
+        self.layers = pick_layers(base, layers)
         if not self.layers:
-            raise ValueError(
-                f"layers is {layers!r} and names none: attention distillation needs at least one"
-            )
+            raise ValueError(f"layers is {layers!r}, which names none: attention distillation needs a layer")
         self._conditions: dict[tuple, dict[str, Tensor]] = {}
 
     @property
     def device(self) -> torch.device:
         return next(self.base.diffusion_model.parameters()).device
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the UNet computes in."""
-        return dtype_of(self.base)
-
     def sigma(self, timestep: float) -> float:
         """ComfyUI's noise level of a training timestep."""
         return float(self.base.model_sampling.sigma(torch.tensor(float(timestep))))
 
     def timestep(self, sigma: float) -> float:
-        """The training timestep of a noise level; level 0 is met at timestep 0, as in the official code."""
+        """The training timestep of a noise level; level 0 has timestep 0, as in the official code."""
         sampling = self.base.model_sampling
         low, high = float(sampling.sigma_min), float(sampling.sigma_max)
         return float(sampling.timestep(torch.tensor([min(max(sigma, low), high)])))
 
-    def __call__(self, z: Tensor, timestep: float, parts: str, *, grad: bool = False) -> list[Features]:
-        sigma = self.sigma(timestep)
-        found = unet.capture(
+    def __call__(self, z: Tensor, timestep: float, names: str, *, grad: bool = False) -> list[Features]:
+        features = capture(
             self.base,
             z,
-            sigma,
-            self._under_null(z),
+            self.sigma(timestep),
+            self.null_conditions(z),
             self.layers,
-            parts,
-            options={"optimized_attention_override": plain_attention},
+            names,
+            options={"optimized_attention_override": host.differentiable_attention},
             grad=grad,
         )
-        return [found[layer.number] for layer in self.layers]
+        return [features[layer.number] for layer in self.layers]
 
-    def _under_null(self, z: Tensor) -> dict[str, Tensor]:
+    def null_conditions(self, z: Tensor) -> dict[str, Tensor]:
+        """The null conditioning for latents of this size, as arguments of the model."""
         key = tuple(z.shape[1:])
         if key not in self._conditions:
-            given = unet.conditions(self.base, self.null, z[:1])
             self._conditions[key] = {
                 name: t.detach().clone().to(z.device) if torch.is_tensor(t) else t
-                for name, t in given.items()
+                for name, t in host.conditions(self.base, self.null, z[:1]).items()
             }
         return self._conditions[key]
 
+    def graph_bytes(self, z: Tensor, timestep: float) -> int:
+        """The bytes that one evaluation with gradients keeps for its backward pass."""
+        leaf = z.detach().clone().requires_grad_()
+        return host.graph_bytes(self.base, lambda: self(leaf, timestep, "qo", grad=True))
 
-def graph_bytes(eye: Eye, z: Tensor, timestep: float) -> int:
-    """What one evaluation with gradients keeps for its backward pass, weights not counted."""
-    return held_bytes(eye.base, lambda: eye(z.detach().requires_grad_(), timestep, "qo", grad=True))
+    def frames_per_call(self, z: Tensor, timestep: float, wanted: int = 0) -> int:
+        """How many frames share an evaluation with gradients: `wanted`, or for 0 as many as fit into free
+        memory. Where not even one fits, the reader recomputes in the backward pass from now on."""
+        if wanted > 0:
+            return wanted
+        one = max(1, self.graph_bytes(z[:1], timestep))
+        fits = int(host.graph_room(self.base, host.free_memory(z.device)) / one)
+        self.recomputation.on = fits < 1
+        return max(1, min(fits, len(z)))
 
 
-class Style(NamedTuple):
-    """One layer's keys and values of S style pictures side by side, and the size of one picture's tokens."""
+def recomputable(module: nn.Module) -> bool:
+    """Residual blocks and feed-forward layers. Not attention: a reading pass ends inside it."""
+    return hasattr(module, "in_layers") or hasattr(module, "net")
+
+
+@contextmanager
+def opened(model: Any, null: list, layers: str = "last 6") -> Iterator[tuple[Any, FeatureReader]]:
+    """A differentiable clone of a MODEL, loaded, and a reader on it, with gradients enabled. Its memory is
+    released at the end."""
+    clone = host.differentiable(model)
+    recomputation = host.Recomputation(clone, recomputable)
+    try:
+        with host.gradients(), host.loaded(clone) as base:
+            yield clone, FeatureReader(base, null, layers, recomputation)
+    finally:
+        host.release_memory()
+
+
+class StyleFeatures(NamedTuple):
+    """One layer's keys and values of S style pictures, concatenated, and the token size of one picture."""
 
     k: Tensor  # [1, heads, S * M, d]
     v: Tensor
     size: tuple[int, int]
 
-    def to(self, device: torch.device) -> "Style":
-        return Style(self.k.to(device), self.v.to(device), self.size)
+    def to(self, device: torch.device) -> "StyleFeatures":
+        return StyleFeatures(self.k.to(device), self.v.to(device), self.size)
 
 
-def join(seen: Sequence[Features]) -> list[Style]:
-    """Features of S style pictures as what one attention looks at."""
+def join(pictures: Sequence[Features]) -> list[StyleFeatures]:
+    """Features of S style pictures, per layer, as the keys and values of one attention."""
     flat = lambda t: t.transpose(0, 1).flatten(1, 2).unsqueeze(0).contiguous()  # noqa: E731
-    return [Style(flat(f.heads("k")), flat(f.heads("v")), f.size) for f in seen]
-
-
-# -- memory ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How many frames share an evaluation with gradients, and whether it recomputes to save memory."""
-
-    frames_per_call: int
-    frugal: bool = False
-
-    def on(self, recipe: Any) -> Any:
-        """The recipe with this many frames per call."""
-        return replace(recipe, frames_per_call=self.frames_per_call)
-
-
-SHARE = 0.7  # of the free memory; the backward pass needs room beside the graph
-
-
-def plan(eye: Eye, z: Tensor, timestep: float, frames_per_call: int = 0) -> Plan:
-    """A person's wish (> 0), else as many frames as fit into free memory; recomputing if not even one."""
-    if frames_per_call > 0:
-        return Plan(frames_per_call)
-    with gradients(eye.base):
-        one = max(1, graph_bytes(eye, z[:1].detach().clone(), timestep))
-    copied = sum(p.numel() for p in eye.base.diffusion_model.parameters()) * eye.dtype.itemsize
-    room = SHARE * host.free_memory(z.device) - copied
-    fits = max(0, int(room / one))
-    return Plan(min(fits, len(z))) if fits else Plan(1, frugal=True)
+    return [StyleFeatures(flat(f.heads("k")), flat(f.heads("v")), f.size) for f in pictures]

@@ -1,38 +1,38 @@
-"""Attention distillation guided sampling (algorithm 2): classifier guidance whose strength Adam manages.
+"""Attention distillation guided sampling (algorithm 2): classifier guidance with Adam's step size.
 
     z <- one deterministic step of the sampler, to the next noise level
     z_s <- the style's latent noised to that level
-    z <- AdaIN(z, z_s);  M times:  z <- Adam(z, dL_AD(z, z_s)/dz)      with a fresh Adam at every level
+    z <- AdaIN(z, z_s);  M times:  z <- Adam(z, dL_AD(z, z_s)/dz)      with a new Adam at every level
 
-The model call is ComfyUI's own, so guidance scale, ControlNet, LoRA and regional conditioning are whatever
-the guider makes of them. Losses and Adam work on variance-preserving latents z = x / sqrt(1 + sigma²): in
-ComfyUI's scale a fixed learning rate would vanish next to the noise.
+The sampler's model call is ComfyUI's own: guidance scale, ControlNet, LoRA and regional conditioning work.
+Losses and Adam work on variance-preserving latents z = x / sqrt(1 + sigma²): in ComfyUI's scale a constant
+learning rate would be too small at high noise.
 
-As in the official loop, AdaIN and the features have noises of their own, and the last step ends at the noise
-level of timestep 0, not at none: the UNet has seen no lower one.
+As in the official loop, AdaIN and the features have separate noises, and the last step ends at the noise
+level of timestep 0, not at zero: the UNet was not trained on lower levels.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...kernels import ddim
 from ...kernels.moments import match_moments
 from .. import host
-from . import features
-from .features import Eye
-from .optimize import NotANumberError, Recipe, References, distill
+from .features import FeatureReader, recomputable
+from .optimize import DistillRecipe, NotANumberError, References, distill
 
 Noise = Callable[[Tensor], Tensor]
-TEXT_TO_IMAGE = Recipe(learning_rate=0.015, content_weight=0.0)
+TEXT_TO_IMAGE = DistillRecipe(learning_rate=0.015, content_weight=0.0)
 
 
 @dataclass(frozen=True)
 class Guide:
-    """What a guided step is guided by. Latents are as LATENT carries them."""
+    """The settings of a guided sampling. Latents are scaled as in a LATENT."""
 
     style: Tensor
     null: list
@@ -44,42 +44,52 @@ class Guide:
     end_percent: float = 1.0
     style_mask: Tensor | None = None
     target_mask: Tensor | None = None
-    recipe: Recipe = TEXT_TO_IMAGE
+    recipe: DistillRecipe = TEXT_TO_IMAGE
     frames_per_call: int = 0  # 0: from free memory
 
-    def sampling(self, noise: Noise) -> Callable[[Any, Tensor, Tensor], Tensor]:
+    def sampling(self, noise: Noise) -> host.SamplingFunction:
         """The sampling function of a SAMPLER: Euler steps, each followed by guidance."""
 
-        def sample(denoise: Any, x: Tensor, sigmas: Tensor) -> Tensor:
-            guidance = Guidance(self, denoise.model, x, noise)
-            for i, (now, then) in enumerate(pairwise(sigmas)):
+        def sample(denoise: host.Denoiser, x: Tensor, sigmas: Tensor) -> Tensor:
+            recomputation = None
+            if self.iterations:
+                prepare = lambda clone: host.Recomputation(clone, recomputable)  # noqa: E731
+                recomputation = denoise.load_differentiable(prepare)
+            guidance = GuidedRun(self, denoise.model, x, noise, recomputation)
+            for i, (now, following) in enumerate(pairwise(sigmas)):
                 denoised = denoise(x, now)
                 guided = guidance.active(float(now))
-                level = guidance.reachable(then) if guided else then
-                x = x + (x - denoised) / now * (level - now)
+                level = guidance.reachable(following) if guided else following
+                x = x + ddim.noise_in(x, denoised, now) * (level - now)
                 if guided:
-                    scale = (1 + level**2).sqrt()
-                    z = guidance(x / scale, float(level))
-                    x = z if then == 0 else z * scale
+                    z = guidance(ddim.to_z(x, level), float(level))
+                    x = z if following == 0 else ddim.to_x(z, level)
                 denoise.step(i, x, denoised)
             return x
 
         return sample
 
 
-class Guidance:
-    """A guide in a running sampling: the loaded model, the references in model space."""
+class GuidedRun:
+    """One guided sampling: the loaded model, and the references in model space."""
 
-    def __init__(self, guide: Guide, base: Any, x: Tensor, noise: Noise):
+    def __init__(
+        self,
+        guide: Guide,
+        base: Any,
+        x: Tensor,
+        noise: Noise,
+        recomputation: host.Recomputation | None = None,
+    ):
         self.guide, self.noise = guide, noise
-        self.eye = Eye(base, guide.null, guide.layers)
+        self.reader = FeatureReader(base, guide.null, guide.layers, recomputation)
         with torch.inference_mode(False):
             place = lambda t: t if t is None else base.process_latent_in(t).to(x, copy=True)  # noqa: E731
             self.style, self.content = place(guide.style), place(guide.content)
         percent = base.model_sampling.percent_to_sigma
         self.high, self.low = percent(guide.start_percent), percent(guide.end_percent)
-        self.least = torch.tensor(self.eye.sigma(0)).to(x)
-        self.plan: features.Plan | None = None
+        self.lowest = torch.tensor(self.reader.sigma(0)).to(x)
+        self.frames_per_call: int | None = None
         if self.content is not None and len(self.content) not in (1, len(x)):
             raise ValueError(
                 f"the content has {len(self.content)} frames and the latent {len(x)}: "
@@ -92,39 +102,36 @@ class Guidance:
 
     def reachable(self, sigma: Tensor) -> Tensor:
         """The level, or that of timestep 0 where it is lower."""
-        return torch.maximum(sigma, self.least.to(sigma))
+        return torch.maximum(sigma, self.lowest.to(sigma))
 
     def __call__(self, z: Tensor, sigma: float) -> Tensor:
-        guide, eye = self.guide, self.eye
-        with features.gradients(eye.base, frugal=self.plan is not None and self.plan.frugal):
+        guide, noised = self.guide, lambda clean: ddim.noised(clean, self.noise(clean), sigma)
+        with host.gradients():
             z = z.detach().clone()
-            t = eye.timestep(sigma)
-            noised = lambda clean: (clean + sigma * self.noise(clean)) / (1 + sigma**2) ** 0.5  # noqa: E731
+            t = self.reader.timestep(sigma)
             if guide.adain:
                 z = match_moments(z, one_picture(noised(self.style)), 1e-12)
             style = noised(self.style)
-            content = (
-                noised(self.content) if self.content is not None and guide.recipe.content_weight else None
-            )
-            references = References(eye, style, content, guide.style_mask, guide.target_mask)
+            uses_content = self.content is not None and guide.recipe.content_weight
+            content = noised(self.content) if uses_content else None
+            references = References(self.reader, style, content, guide.style_mask, guide.target_mask)
             references.check_masks(len(z))
-        if self.plan is None:
-            self.plan = features.plan(eye, z, t, guide.frames_per_call)
-        recipe = self.plan.on(guide.recipe)
-        with features.gradients(eye.base, frugal=self.plan.frugal):
+            if self.frames_per_call is None:
+                self.frames_per_call = self.reader.frames_per_call(z, t, guide.frames_per_call)
+            recipe = replace(guide.recipe, frames_per_call=self.frames_per_call)
             try:
                 return distill(references, z, [t] * guide.iterations, recipe)
             except NotANumberError:
                 if not recipe.keep_last_good:
                     raise
                 host.log.warning(
-                    "attention distillation met a NaN at noise level %g: not guided there", sigma
+                    "attention distillation met a NaN at noise level %g: this level is not guided", sigma
                 )
                 return z
 
 
 def one_picture(latents: Tensor) -> Tensor:
-    """Several pictures' pixels as one picture, for their common statistics."""
+    """All pixels of several pictures as one picture, for their common statistics."""
     return latents.transpose(0, 1).flatten(1, 2).unsqueeze(0)
 
 
@@ -134,14 +141,8 @@ def seeded(seed: int) -> Noise:
     return lambda like: torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
 
 
-def replayed(noises: Sequence[Tensor]) -> Noise:
-    """Noises from a list, one after the other: another program's, for a comparison."""
-    queue = iter(noises)
-    return lambda like: next(queue).to(like)
-
-
 def sampler(guide: Guide, seed: int) -> Any:
-    """A guide as a SAMPLER; every sampling run draws the same noises again."""
+    """A SAMPLER; every sampling draws the same noises again."""
     return host.sampler(
         lambda denoise, x, sigmas: guide.sampling(seeded(seed))(denoise, x, sigmas),
         "Distill Style (Sampler)",

@@ -1,10 +1,38 @@
-"""Attention Distillation nodes: declarations only. The methods are beside this file."""
+"""Attention Distillation nodes: optimize latents, or sample with guidance."""
 
+from ..common.inputs import choice, connection, decimal, integer, model, percent, seed, switch, text
 from ..common.plot import loss_plot
-from . import run, texture_nodes
+from . import CATEGORY, NULL, nodes_texture, run
 from .guided import Guide, sampler
-from .inputs import CATEGORY, LAYERS, NULL, ON_NAN, SCALE, STYLE, STYLE_MASK, TARGET_MASK, number, seed
-from .optimize import Recipe
+from .optimize import DistillRecipe
+
+_SIZE = integer(512, 64, 8192, "In pixels; used when neither content nor start is connected.", 8)
+_STYLE = connection("LATENT", "One or several style pictures through VAE Encode; they are used together.")
+_LAYERS = text(
+    "last 6",
+    "Self-attention layers in execution order (0-15 on SD1.5, 0-69 on SDXL): 'last 6' is the paper's; '8-15' "
+    "or 'all' also transfer larger structures.",
+)
+_SCALE = decimal(
+    1.0,
+    0.1,
+    4.0,
+    "Multiplies the queries that attend to the style: above 1 each attends to fewer places.",
+    0.05,
+)
+_MASKS = {
+    "style_mask": connection(
+        "MASK",
+        "Labels of the style as grey levels, for target_mask: each region uses the style of its label.",
+    ),
+    "target_mask": connection(
+        "MASK", "Labels of the result as grey levels of style_mask; one mask, or one per frame."
+    ),
+}
+_ON_NAN = choice(
+    ["stop", "return last good"],
+    "When half precision overflows: stop with an error, or return the last valid latent.",
+)
 
 
 class ADOptimize:
@@ -12,9 +40,9 @@ class ADOptimize:
 
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "Redraws latents in the style of reference pictures by optimisation (Attention Distillation, "
-        "algorithm 1). With content: style or appearance transfer, for a picture or a clip. "
-        "Without: texture synthesis from noise."
+        "Redraws latents in the style of reference pictures by optimization (Attention Distillation, "
+        "algorithm 1). With content: style or appearance transfer, for a picture or a clip. Without content: "
+        "texture synthesis from noise."
     )
     SEARCH_ALIASES = (
         "attention distillation",
@@ -32,63 +60,49 @@ class ADOptimize:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": (
-                    "MODEL",
-                    {"tooltip": "SD1.x, SD2.x or SDXL; LoRAs on it count, it is not changed."},
-                ),
+                "model": model("SD1.x, SD2.x or SDXL, also with LoRAs. It is not changed."),
                 "null": NULL,
-                "style": STYLE,
-                "width": number("INT", 512, 64, 8192, "Pixels, when neither content nor start is given.", 8),
-                "height": number("INT", 512, 64, 8192, "Pixels, when neither content nor start is given.", 8),
-                "steps": number("INT", 200, 0, 10000, "Iterations; textures take 100-300. 0 is off."),
-                "learning_rate": number("FLOAT", 0.05, 0.0, 1.0, "Adam's step on the latent.", 0.001),
-                "content_weight": number(
-                    "FLOAT",
+                "style": _STYLE,
+                "width": _SIZE,
+                "height": _SIZE,
+                "steps": integer(200, 0, 10000, "Iterations; textures need 100-300. 0 is off."),
+                "learning_rate": decimal(0.05, 0.0, 1.0, "Adam's learning rate.", 0.001),
+                "content_weight": decimal(
                     0.25,
                     0.0,
                     10.0,
-                    "λ, how firmly the layout holds: 0.25 style, 0.2 appearance, 0.15 labels.",
-                    0.01,
+                    "λ, weight of the content's layout: 0.25 style, 0.2 appearance, 0.15 labels.",
                 ),
-                "attention_scale": SCALE,
-                "layers": LAYERS,
-                "warm_steps": number(
-                    "INT",
-                    60,
-                    0,
-                    10000,
-                    "With a flow: steps of a frame that starts as changed as the one before. 0: off.",
+                "attention_scale": _SCALE,
+                "layers": _LAYERS,
+                "warm_steps": integer(
+                    60, 0, 10000, "With a flow: steps of a frame that starts from the one before. 0: off."
                 ),
-                "temporal_weight": number(
-                    "FLOAT",
+                "temporal_weight": decimal(
                     0.0,
                     0.0,
                     100.0,
-                    "Pull towards the warped frame before, where the flow holds.",
+                    "Weight of the distance to the warped previous frame, where the flow is valid.",
                     0.05,
                 ),
-                "seed": seed("Decides the noise that a texture starts from."),
-                "frames_per_call": number(
-                    "INT",
+                "seed": seed("Seed of the noise that a texture starts from."),
+                "frames_per_call": integer(
                     0,
                     0,
                     256,
-                    "Frames that the UNet sees at once; 0: from free memory, 1 for warm ones.",
+                    "Frames that the UNet evaluates at once; 0: from free memory, 1 with warm starts.",
                 ),
             },
             "optional": {
-                "content": ("LATENT", {"tooltip": "What to redraw: frames through VAE Encode."}),
-                "start": (
-                    "LATENT",
-                    {"tooltip": "Where to start instead of at the content or at noise."},
-                ),
-                "style_mask": STYLE_MASK,
-                "target_mask": TARGET_MASK,
-                "flow": (
+                "content": connection("LATENT", "What to redraw: frames through VAE Encode."),
+                "start": connection("LATENT", "Where to start instead of from the content or from noise."),
+                **_MASKS,
+                "flow": connection(
                     "REELBRUSH_FLOW",
-                    {"tooltip": "Optical Flow (stride 1) of the clip: frames start warm, cuts afresh."},
+                    "Optical Flow (stride 1) of the clip: frames start from the one before, except after "
+                    "cuts.",
                 ),
-                "on_nan": ON_NAN,
+                "on_nan": _ON_NAN,
             },
         }
 
@@ -120,7 +134,9 @@ class ADOptimize:
             model,
             null,
             style,
-            Recipe(learning_rate, content_weight, attention_scale, temporal_weight, frames_per_call, keep),
+            DistillRecipe(
+                learning_rate, content_weight, attention_scale, temporal_weight, frames_per_call, keep
+            ),
             content=content,
             start=start,
             size=(height, width),
@@ -131,8 +147,8 @@ class ADOptimize:
             flow=flow,
             seed=seed,
         )
-        shown = {name: values for name, values in curves.items() if any(values)}
-        return latent, loss_plot(shown, "Attention distillation")
+        nonzero = {name: values for name, values in curves.items() if any(values)}
+        return latent, loss_plot(nonzero, "Attention distillation")
 
 
 class ADSampler:
@@ -140,13 +156,14 @@ class ADSampler:
 
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "A sampler that draws in the style of reference pictures (Attention Distillation, algorithm 2), for "
-        "SamplerCustom and SamplerCustomAdvanced. Prompt, guidance scale, ControlNet and LoRA work as ever."
+        "A sampler that samples in the style of reference pictures (Attention Distillation, algorithm 2), "
+        "for SamplerCustom and SamplerCustomAdvanced. Prompt, guidance scale, ControlNet and LoRA work as "
+        "usual."
     )
     SEARCH_ALIASES = ("attention distillation", "style guidance", "guided sampling", "style reference", "AD")
     RETURN_TYPES = ("SAMPLER",)
     OUTPUT_TOOLTIPS = (
-        "For SamplerCustom or SamplerCustomAdvanced; ddim_uniform with 50 steps is the paper's.",
+        "For SamplerCustom or SamplerCustomAdvanced; the paper uses ddim_uniform with 50 steps.",
     )
     FUNCTION = "make"
 
@@ -154,40 +171,29 @@ class ADSampler:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "style": STYLE,
+                "style": _STYLE,
                 "null": NULL,
-                "iterations": number(
-                    "INT", 2, 0, 100, "Adam steps at each noise level. 0 is off: plain Euler."
+                "iterations": integer(2, 0, 100, "Adam steps at each noise level. 0 is off: Euler."),
+                "learning_rate": decimal(
+                    0.015, 0.0, 1.0, "Adam's learning rate: 0.015 for text, 0.05 for textures.", 0.001
                 ),
-                "learning_rate": number(
-                    "FLOAT", 0.015, 0.0, 1.0, "Adam's step; 0.015 for text, 0.05 for textures.", 0.001
-                ),
-                "adain": (
-                    "BOOLEAN",
-                    {"default": True, "tooltip": "Give the latent the style's mean and spread first."},
-                ),
-                "content_weight": number(
-                    "FLOAT", 0.0, 0.0, 10.0, "How firmly the content's layout holds; needs content.", 0.01
-                ),
-                "layers": LAYERS,
-                "attention_scale": SCALE,
-                "start_percent": number(
-                    "FLOAT", 0.0, 0.0, 1.0, "Where in the sampling guidance begins.", 0.001
-                ),
-                "end_percent": number("FLOAT", 1.0, 0.0, 1.0, "Where in the sampling guidance ends.", 0.001),
-                "seed": seed("Decides the noise that the references are noised with."),
+                "adain": switch(True, "Give the latent the style's mean and standard deviation first."),
+                "content_weight": decimal(0.0, 0.0, 10.0, "Weight of the content's layout; needs content."),
+                "layers": _LAYERS,
+                "attention_scale": _SCALE,
+                "start_percent": percent(0.0, "Where in the sampling guidance begins."),
+                "end_percent": percent(1.0, "Where in the sampling guidance ends."),
+                "seed": seed("Seed of the noise for the references."),
             },
             "optional": {
-                "content": (
-                    "LATENT",
-                    {"tooltip": "A picture whose layout to keep; one, or one per sampled frame."},
+                "content": connection(
+                    "LATENT", "A picture whose layout to keep; one, or one per sampled frame."
                 ),
-                "style_mask": STYLE_MASK,
-                "target_mask": TARGET_MASK,
-                "frames_per_call": number(
-                    "INT", 0, 0, 256, "Frames that share a pass with gradients; 0 decides from free memory."
+                **_MASKS,
+                "frames_per_call": integer(
+                    0, 0, 256, "Frames in one evaluation with gradients; 0: from free memory."
                 ),
-                "on_nan": ON_NAN,
+                "on_nan": _ON_NAN,
             },
         }
 
@@ -210,7 +216,7 @@ class ADSampler:
         frames_per_call=0,
         on_nan="stop",
     ):
-        recipe = Recipe(learning_rate, content_weight, attention_scale, keep_last_good=on_nan != "stop")
+        keep = on_nan != "stop"
         guide = Guide(
             run.samples(style, "style"),
             null,
@@ -222,7 +228,7 @@ class ADSampler:
             end_percent,
             style_mask,
             target_mask,
-            recipe,
+            DistillRecipe(learning_rate, content_weight, attention_scale, keep_last_good=keep),
             frames_per_call,
         )
         return (sampler(guide, seed),)
@@ -231,5 +237,5 @@ class ADSampler:
 NODES = {
     "ReelBrushADOptimize": (ADOptimize, "Distill Style (Optimize)"),
     "ReelBrushADSampler": (ADSampler, "Distill Style (Sampler)"),
-    **texture_nodes.NODES,
+    **nodes_texture.NODES,
 }

@@ -1,7 +1,6 @@
-"""From a MODEL and LATENTs to a LATENT: loading, scaling, memory, progress. What the nodes call."""
+"""From a MODEL and LATENTs to a LATENT: checks, scaling, memory, progress. The nodes call these functions."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,23 +8,19 @@ import torch
 from torch import Tensor
 
 from .. import host
-from ..diffusion import unet
-from ..diffusion.autograd import picture
-from . import features
-from .clip import stylize
-from .expand import Canvas, Expansion
-from .expand import expand as expand_canvas
-from .features import Eye
+from .clip import shot_starts, stylize
+from .expand import Expansion, TextureCanvas, expand
+from .features import FeatureReader, opened
 from .guided import seeded
-from .optimize import Recipe, References, Report, Step
+from .optimize import DistillRecipe, DistillStep, References, Report
 
-STYLE_MEMORY = 4 << 30  # of style features kept for the calls of one clip
+STYLE_MEMORY = 4 << 30  # bytes of style features that are kept for the calls of one clip
 
 Latent = dict[str, Any]
 
 
 def samples(latent: Latent | None, what: str, channels: int | None = None) -> Tensor | None:
-    """A LATENT's tensor [N, C, h, w]; a sentence for a video model's, or another model family's."""
+    """A LATENT's tensor [N, C, h, w]; a video model's or another model family's raises an error."""
     if latent is None:
         return None
     x = latent["samples"]
@@ -39,26 +34,23 @@ def samples(latent: Latent | None, what: str, channels: int | None = None) -> Te
     return x
 
 
-def channels(model: Any) -> int:
-    """How many channels a model's latents have."""
-    return int(model.model.latent_format.latent_channels)
+def in_model_space(z: Tensor | None, reader: FeatureReader) -> Tensor | None:
+    """A LATENT's tensor on the device, scaled for the model."""
+    if z is None:
+        return None
+    return reader.base.process_latent_in(z.to(reader.device, torch.float32)).clone()
 
 
-@contextmanager
-def opened(model: Any, null: list, layers: str) -> Iterator[tuple[Any, Eye]]:
-    """A loaded base model and an eye on it; what it held is given back at the end, however it ends."""
-    try:
-        with unet.loaded(model) as base:
-            yield base, Eye(base, null, layers)
-    finally:
-        host.release_memory()
+def as_latent(z: Tensor, reader: FeatureReader) -> Latent:
+    """A LATENT of latents in model space."""
+    return {"samples": reader.base.process_latent_out(z).float().cpu()}
 
 
 def optimized(
     model: Any,
     null: list,
     style: Latent,
-    recipe: Recipe,
+    recipe: DistillRecipe,
     *,
     content: Latent | None = None,
     start: Latent | None = None,
@@ -71,91 +63,86 @@ def optimized(
     seed: int = 0,
 ) -> tuple[Latent, dict[str, list[float]]]:
     """Algorithm 1 on a clip, or on noise of `size` pixels (height first): the latent, the losses per step."""
-    like = channels(model)
-    style_z, content_z, start_z = (
-        samples(x, name, like) for x, name in ((style, "style"), (content, "content"), (start, "start"))
-    )
-    begin = start_z if start_z is not None else content_z
-    noise = begin is None
-    if noise:
-        begin = seeded(seed)(torch.empty(1, like, size[0] // 8, size[1] // 8))
+    channels = host.latent_channels(model)
+    inputs = {"style": style, "content": content, "start": start}
+    style_z, content_z, start_z = (samples(x, name, channels) for name, x in inputs.items())
+    first_z = start_z if start_z is not None else content_z
+    from_noise = first_z is None
+    if from_noise:
+        first_z = seeded(seed)(torch.empty(1, channels, size[0] // 8, size[1] // 8))
     elif content_z is not None:
-        fits = content_z.shape[-2:] == begin.shape[-2:] and len(content_z) in (1, len(begin))
-        if not fits:
+        same_size = content_z.shape[-2:] == first_z.shape[-2:]
+        if not same_size or len(content_z) not in (1, len(first_z)):
             raise ValueError(
-                f"content and start differ, {tuple(content_z.shape)} and {tuple(begin.shape)}: "
+                f"content and start differ, {tuple(content_z.shape)} and {tuple(first_z.shape)}: "
                 "give both the same size and number of frames"
             )
     curves: dict[str, list[float]] = {"style": [], "content": [], "temporal": []}
     if steps == 0:
-        return {"samples": begin}, curves
-    with opened(model, null, layers) as (base, eye), host.gradients():
-
-        def place(z: Tensor | None) -> Tensor | None:
-            return None if z is None else base.process_latent_in(z.to(eye.device, torch.float32)).clone()
-
-        z = begin.to(eye.device).clone() if noise else place(begin)
-        references = References(eye, place(style_z), place(content_z), *masks)
+        return {"samples": first_z}, curves
+    with opened(model, null, layers) as (_, reader):
+        z = first_z.to(reader.device).clone() if from_noise else in_model_space(first_z, reader)
+        references = References(
+            reader, in_model_space(style_z, reader), in_model_space(content_z, reader), *masks
+        )
         references.check_masks(len(z))
+        per_call = reader.frames_per_call(z, 1, recipe.frames_per_call)
         warm = flow is not None and warm_steps > 0 and len(z) > 1
-        plan = features.plan(eye, z, 1, recipe.frames_per_call)
         if warm:
             references.memory = min(STYLE_MEMORY, host.free_memory(host.offload_device()) // 4)
-            if not recipe.frames_per_call:  # the next frame, not the fourth, fits a finished one
-                plan = replace(plan, frames_per_call=1)
-        total = work(len(z), flow.cuts if warm else (), steps, warm_steps if warm else steps)
-        with (
-            features.gradients(base, frugal=plan.frugal),
-            host.progress(total, "Distilling style", "frame steps") as bar,
-        ):
+            if (
+                not recipe.frames_per_call
+            ):  # a finished frame is a good start for the next, less for later ones
+                per_call = 1
+        total = frame_steps(len(z), flow.cuts if warm else (), steps, warm_steps if warm else steps)
+        with host.progress(total, "Distilling style", "frame steps") as bar:
             z = stylize(
                 references,
                 z,
-                plan.on(recipe),
+                replace(recipe, frames_per_call=per_call),
                 steps=steps,
                 warm_steps=warm_steps if warm else 0,
                 flow=flow,
-                report=follow(bar, base, curves),
+                report=follow(bar, reader.base, curves),
             )
-        return {"samples": base.process_latent_out(z).float().cpu()}, curves
+        return as_latent(z, reader), curves
 
 
-def work(frames: int, cuts: tuple[int, ...], steps: int, warm_steps: int) -> int:
-    """How many frames are stepped in all."""
-    full = len({0, *(c for c in cuts if 0 < c < frames)})
+def frame_steps(frames: int, cuts: Sequence[int], steps: int, warm_steps: int) -> int:
+    """The number of steps of all frames together."""
+    full = len(shot_starts(frames, cuts))
     return full * steps + (frames - full) * warm_steps
 
 
-def follow(bar: Any, base: Any, curves: dict[str, list[float]]) -> Report:
+def follow(bar: host.Progress, base: Any, curves: dict[str, list[float]]) -> Report:
     """Progress with a picture of the first frame, and the curves of the plot."""
 
-    def report(step: Step) -> None:
+    def report(step: DistillStep) -> None:
         for name in curves:
             curves[name].append(getattr(step, name))
-        bar.step(len(step.z), preview=lambda: picture(base, step.z))
+        bar.step(len(step.z), preview=lambda: host.latent_picture(base, step.z))
 
     return report
 
 
-def expanded(model: Any, null: list, source: Latent, canvas: Canvas, how: Expansion, seed: int) -> Latent:
-    """A texture grown to a canvas."""
-    texture = samples(source, "source", channels(model))
-    with opened(model, null, "last 6") as (base, eye), host.gradients():
-        windows = len(canvas.windows())
-        with host.progress(how.steps * windows, "Expanding texture", "windows") as bar:
-            z = expand_canvas(
-                model,
-                base,
-                null,
-                base.process_latent_in(texture.to(eye.device, torch.float32)).clone(),
-                canvas,
-                how,
-                seeded(seed),
-                lambda done, z: bar.step(done, preview=lambda: picture(base, z)),
-            )
-        return {"samples": base.process_latent_out(z).float().cpu()}
-
-
-def noted(bar: Any) -> Callable[[int, float], None]:
-    """Progress of a training: one step after the other."""
-    return lambda step, loss: bar.step()
+def expanded(
+    model: Any, null: list, source: Latent, canvas: TextureCanvas, expansion: Expansion, seed: int
+) -> Latent:
+    """A texture expanded to a canvas."""
+    texture = samples(source, "source", host.latent_channels(model))
+    total = expansion.steps * len(canvas.windows())
+    with (
+        opened(model, null) as (clone, reader),
+        host.progress(total, "Expanding texture", "windows") as bar,
+    ):
+        picture = lambda z: lambda: host.latent_picture(reader.base, z)  # noqa: E731
+        z = expand(
+            clone,
+            reader,
+            in_model_space(texture, reader),
+            canvas,
+            expansion,
+            seeded(seed),
+            lambda windows, z: bar.step(windows, preview=picture(z)),
+        )
+        return as_latent(z, reader)

@@ -1,7 +1,6 @@
 """VAE decoder tuning (eq. 10): argmin over the decoder's weights of | D(E(x)) - x |, by Adam, on a copy.
 
-The encoder stays: latents made before and after mean the same. The copy is a module of its own with its own
-place in the host's memory management, because a VAE saved by the host loses patches.
+The encoder is not changed, so that latents from before and after have the same meaning.
 """
 
 import copy
@@ -22,44 +21,39 @@ def tune_decoder(
     learning_rate: float = 1e-4,
     report: Callable[[int, float], None] = lambda step, loss: None,
 ) -> tuple[Any, list[float]]:
-    """A VAE like `vae` whose decoder redraws `images` [N, H, W, 3] better, and the loss before each step."""
+    """A copy of `vae` that reconstructs `images` [N, H, W, 3] better, and the loss before each step."""
     if steps == 0:
         return vae, []
     losses: list[float] = []
-    # Weights that were made in the host's inference mode cannot be trained; copies made outside it can.
-    with torch.inference_mode(False), torch.enable_grad():
+    with host.gradients():  # a copy that is made outside inference mode can be trained
         network = copy.deepcopy(vae.first_stage_model).float().requires_grad_(False)
         decoder = getattr(network, "decoder", None) or getattr(network, "taesd_decoder", None)
         if decoder is None:
-            raise ValueError(
-                f"{type(network).__name__} has no decoder of its own: give a Stable Diffusion VAE"
-            )
-        where = vae.patcher.load_device
-        patcher = type(vae.patcher)(network, load_device=where, offload_device=vae.patcher.offload_device)
+            raise ValueError(f"{type(network).__name__} has no decoder: connect a Stable Diffusion VAE")
+        patcher = host.vae_patcher(vae, network)
         host.load_model(patcher)
-        pictures = vae.process_input(fit(images, vae).clone().movedim(-1, 1)).to(where)
+        pictures = vae.process_input(fit(images, vae).clone().movedim(-1, 1)).to(patcher.load_device)
         with torch.no_grad():
             latents = torch.cat([network.encode(p) for p in pictures.split(1)])
-        weights = list(decoder.requires_grad_().parameters())
-        optimizer = torch.optim.Adam(weights, lr=learning_rate)
+        optimizer = torch.optim.Adam(list(decoder.requires_grad_().parameters()), lr=learning_rate)
         for step in range(steps):
             optimizer.zero_grad()
-            loss = 0.0
+            total = 0.0
             for latent, picture in zip(latents.split(1), pictures.split(1), strict=True):
-                each = (network.decode(latent) - picture).abs().mean() / len(pictures)
-                each.backward()
-                loss += float(each.detach())
-            if loss != loss:
-                raise RuntimeError("the VAE's loss is not a number: lower learning_rate")
-            losses.append(loss)
+                loss = (network.decode(latent) - picture).abs().mean() / len(pictures)
+                loss.backward()
+                total += float(loss.detach())
+            if total != total:
+                raise RuntimeError("the loss of the VAE is not a number: lower learning_rate")
+            losses.append(total)
             optimizer.step()
-            report(step, loss)
+            report(step, total)
         network.requires_grad_(False).to(vae.vae_dtype)
-    return with_network(vae, patcher), losses
+    return host.vae_with_network(vae, patcher), losses
 
 
 def fit(images: Tensor, vae: Any) -> Tensor:
-    """The pictures' largest middle part whose sides the VAE's scale divides."""
+    """The largest centre of the pictures whose sides are multiples of the VAE's scale."""
     scale = int(vae.downscale_ratio)
     height, width = (side // scale * scale for side in images.shape[1:3])
     if not height or not width:
@@ -68,13 +62,3 @@ def fit(images: Tensor, vae: Any) -> Tensor:
         )
     top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
     return images[:, top : top + height, left : left + width, :3]
-
-
-def with_network(vae: Any, patcher: Any) -> Any:
-    """A VAE of the host's around the network of another patcher, with the precision and patches of `vae`."""
-    other = copy.copy(vae)
-    other.first_stage_model = patcher.model
-    patcher.size = 0  # the host counts it anew: the weights may be of another type than when it was loaded
-    other.patcher = patcher.clone()  # a clone keeps its parent, which the host knows as the loaded one
-    other.patcher.object_patches = dict(vae.patcher.object_patches)
-    return other

@@ -6,6 +6,7 @@ there are no samplers.
 """
 
 from .comfyui import comfy, inside_comfyui, log
+from .conditioning import FrameSlice, drop_controls
 from .folders import (
     folder,
     home,
@@ -20,7 +21,15 @@ from .folders import (
     trained_path,
     trusting,
 )
-from .gradients import differentiable, gradients
+from .gradients import (
+    GRAPH_SHARE,
+    Recomputation,
+    differentiable,
+    differentiable_attention,
+    gradients,
+    graph_bytes,
+    graph_room,
+)
 from .memory import (
     Managed,
     device,
@@ -33,27 +42,58 @@ from .memory import (
     release_memory,
     trim_heap,
 )
+from .model import (
+    NEUTRAL_ID,
+    add_wrapper,
+    compute_dtype,
+    conditions,
+    evaluate,
+    identity,
+    latent_channels,
+    latent_picture,
+    loaded,
+    on_cleanup,
+    one_per_row,
+    percent_to_sigma,
+    remove_wrappers,
+    transformer_options,
+    weights_key,
+)
 from .output_names import numbered, temporary_path
 from .progress import Preview, Progress, check_interrupt, executing_node, interrupt_types, progress
 from .sampling import Denoiser, SamplingFunction, attention, sample, sampler
+from .vae import patched_vae, vae_patcher, vae_with_network
 from .video import video_base, video_components, video_file
 
 __all__ = [
+    "GRAPH_SHARE",
+    "NEUTRAL_ID",
     "Denoiser",
+    "FrameSlice",
     "Managed",
     "Preview",
     "Progress",
+    "Recomputation",
     "SamplingFunction",
+    "add_wrapper",
     "attention",
     "check_interrupt",
     "comfy",
+    "compute_dtype",
+    "conditions",
     "device",
     "differentiable",
+    "differentiable_attention",
+    "drop_controls",
+    "evaluate",
     "executing_node",
     "folder",
     "free_memory",
     "gradients",
+    "graph_bytes",
+    "graph_room",
     "home",
+    "identity",
     "input_names",
     "input_path",
     "inside",
@@ -61,7 +101,10 @@ __all__ = [
     "interrupt_types",
     "is_out_of_memory",
     "keeps_metadata",
+    "latent_channels",
+    "latent_picture",
     "load_model",
+    "loaded",
     "log",
     "make_room",
     "managed",
@@ -70,16 +113,25 @@ __all__ = [
     "model_path",
     "numbered",
     "offload_device",
+    "on_cleanup",
+    "one_per_row",
     "output_path",
+    "patched_vae",
+    "percent_to_sigma",
     "progress",
     "release_memory",
+    "remove_wrappers",
     "sample",
     "sampler",
     "temporary_path",
     "trained_path",
+    "transformer_options",
     "trim_heap",
     "trusting",
+    "vae_patcher",
+    "vae_with_network",
     "video_base",
     "video_components",
     "video_file",
+    "weights_key",
 ]

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.attention import attend
+from . import memory
 from .comfyui import comfy, inside_comfyui
+from .gradients import differentiable
 from .progress import check_interrupt
 
 
@@ -69,6 +71,17 @@ class Denoiser:
         if context is not None:
             conds = [self._with_context(c, context) for c in conds]
         return self._batch(conds, x, self._sigmas(x, sigma))
+
+    def load_differentiable(self, prepare: Callable[[Any], Any] = lambda model: None) -> Any:
+        """Let gradients flow through the model until the end of this run; returns what `prepare` returns.
+
+        A SAMPLER does not see the MODEL, so a differentiable clone of the running one is loaded in its place.
+        `prepare(clone)` may patch the clone before. ComfyUI loads the original again when it is used next.
+        """
+        self._clone = differentiable(self.model.current_patcher)  # ComfyUI keeps weak references only
+        prepared = prepare(self._clone)
+        memory.load_model(self._clone)
+        return prepared
 
     def step(self, index: int, x: Tensor, denoised: Tensor, total: int | None = None) -> None:
         """Report that step `index` is done: progress bar and preview. A cancelled run stops here."""

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from reelbrush.nodes import host
 from reelbrush.nodes.attnstyle.curriculum import Weights
 from reelbrush.nodes.attnstyle.diffusion_judge import SHARPNESS, DiffusionJudge
 from reelbrush.nodes.attnstyle.train import Settings, train
-from reelbrush.nodes.diffusion.unet import conditions, evaluate, standalone_options
 
 from ..diffusion.tiny import LAYOUTS, comfy_model, tiny_model
 
@@ -73,10 +73,10 @@ def literal_error(judge, image, text, generator):
     z = torch.func.functional_call(judge._encoder, judge._weights, (image[None] * 2 - 1,)) * 0.18215
     for sigma in judge.levels(generator):
         noise = torch.randn(z.shape, generator=generator)
-        given = conditions(base, judge.text(text), z)
-        options = standalone_options(judge.model, torch.tensor([sigma]))
+        given = host.conditions(base, judge.text(text), z)
+        options = host.transformer_options(judge.model, torch.tensor([sigma]))
         x = z + sigma * noise
-        denoised = evaluate(base, x / math.sqrt(1 + sigma**2), sigma, given, options)
+        denoised = host.evaluate(base, x / math.sqrt(1 + sigma**2), sigma, given, options)
         predicted = (x - denoised) / sigma
         total += float((predicted - noise).square().mean()) / judge.samples
     return total

@@ -1,5 +1,6 @@
 """What the attention tests share: both kinds of models, trajectories, counted UNet rows, plain sampling."""
 
+import gc
 import os
 from contextlib import contextmanager
 from functools import cache
@@ -8,9 +9,10 @@ import pytest
 import torch
 
 from reelbrush.nodes import host
-from reelbrush.nodes.diffusion import unet
-from reelbrush.nodes.diffusion.reference import noised
-from reelbrush.nodes.diffusion.trajectory import Trajectory
+from reelbrush.nodes.diffusion.inversion.trajectory import Trajectory
+from reelbrush.nodes.diffusion.patching.layers import family, network
+from reelbrush.nodes.diffusion.patching.unet import Features
+from reelbrush.nodes.diffusion.reference import noised_levels
 
 from . import tiny, tiny_sampling
 
@@ -51,8 +53,8 @@ def latents(frames: int = 1, seed: int = 0, size: tuple[int, int] = SIZE) -> tor
 def trajectory(model, frames: int = 1, seed: int = 10, size: tuple[int, int] = SIZE, sigmas=None):
     """A picture at each level of `levels`, with the text of seed 7."""
     sigmas = levels(model) if sigmas is None else sigmas
-    z, ascending = noised(latents(frames, seed, size), sigmas, seed)
-    return Trajectory(z, ascending, tiny.conditioning(model, seed=7), unet.family(model), "noised")
+    z, ascending = noised_levels(latents(frames, seed, size), sigmas, seed)
+    return Trajectory(z, ascending, tiny.conditioning(model, seed=7), family(model), "noised")
 
 
 def sample(
@@ -81,7 +83,7 @@ def counted(model):
     where the first block's convolution runs."""
     seen = []
     hook = (
-        unet.network(model)
+        network(model)
         .input_blocks[0][0]
         .register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
     )
@@ -109,3 +111,9 @@ def denoised(model, x, sigma, **more):
 
 def relative(a, b):
     return ((a - b).norm() / b.norm()).item()
+
+
+def features_alive() -> list:
+    """Everything that a layer computed for a style or a content and that is still in memory."""
+    gc.collect()
+    return [thing for thing in gc.get_objects() if type(thing) is Features]

@@ -5,9 +5,9 @@ from functools import cache
 
 import torch
 
-from reelbrush.nodes.diffusion import unet
-from reelbrush.nodes.diffusion.inject_nodes import ApplyStyleLoRA
-from reelbrush.nodes.diffusion.lora import LowRank, StyleLoRA
+from reelbrush.nodes.diffusion.lora.file import LowRank, StyleLoRA
+from reelbrush.nodes.diffusion.nodes_inject import ApplyStyleLoRA
+from reelbrush.nodes.diffusion.patching.layers import network
 
 from . import tiny
 from .attention_tools import make
@@ -20,7 +20,7 @@ def random_lora(model, seed=0, rank=3, size=0.3, projections=PROJECTIONS):
     """A change of every such layer, about `size` of the weights' own spread."""
     g = torch.Generator().manual_seed(seed)
     parts = {}
-    for name, weight in sorted(unet.network(model).state_dict().items()):
+    for name, weight in sorted(network(model).state_dict().items()):
         path = name.removesuffix(".weight")
         if path.endswith(tuple(projections)) and path != name:
             out, into = weight.shape[:2]
@@ -31,9 +31,9 @@ def random_lora(model, seed=0, rank=3, size=0.3, projections=PROJECTIONS):
 
 def merged(kind, loras, layout="sd15"):
     """A MODEL of its own whose weights hold the LoRAs, [(lora, strength), ...]."""
-    weights = copy.deepcopy(unet.network(make(kind, layout)).state_dict())
+    weights = copy.deepcopy(network(make(kind, layout)).state_dict())
     for lora, strength in loras:
-        for path, part in lora.parts.items():
+        for path, part in lora.weights.items():
             weight = weights[f"{path}.weight"]
             weight += (strength * part.scale * (part.up @ part.down)).view(weight.shape)
     return (tiny.comfy_model if kind == "comfy" else tiny.tiny_model)(layout, weights)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from reelbrush.nodes.diffusion.clip_nodes import FramesPerCall
-from reelbrush.nodes.diffusion.inject_nodes import Inject, PromptMask
+from reelbrush.nodes.diffusion.nodes_clip import FramesPerCall
+from reelbrush.nodes.diffusion.nodes_inject import Inject, PromptMask
 
 from .lora_tools import apply, random_lora
 from .test_real_comfyui import FILES, FRAMES, SIDE, Loaded, pictures
@@ -89,7 +89,7 @@ def test_eq_7_is_what_cores_own_lora_hooks_make(sd15):
     pair, plain = [[], []], [sd15.empty, sd15.other]
     for lora, mask in zip(sd15.loras, sd15.masks, strict=True):
         named = {}
-        for path, part in lora.parts.items():
+        for path, part in lora.weights.items():
             key = "lora_unet_" + path.replace(".", "_")
             named |= {f"{key}.lora_up.weight": part.up, f"{key}.lora_down.weight": part.down}
             named[f"{key}.alpha"] = torch.tensor(part.scale * len(part.down))

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from reelbrush.nodes.diffusion import unet
-from reelbrush.nodes.diffusion.clip_nodes import FramesPerCall, TemporalAttention
-from reelbrush.nodes.diffusion.inject_nodes import Inject
-from reelbrush.nodes.diffusion.style_nodes import ZStarNode
+from reelbrush.nodes import host
+from reelbrush.nodes.diffusion.nodes_clip import FramesPerCall, TemporalAttention
+from reelbrush.nodes.diffusion.nodes_inject import Inject
+from reelbrush.nodes.diffusion.nodes_style import ZStar
+from reelbrush.nodes.diffusion.patching.layers import decoder_blocks, network
 
 from .attention_tools import (
     BOTH,
@@ -51,13 +52,12 @@ def denoised(model, x, sigma, **more):
 
 def paths(model, blocks, features, kinds):
     """Modules whose output is injected: convolutions of blocks, to_q and to_k beside them."""
-    every, found = unet.blocks(model), []
-    layers = unet.layers(model)
+    every, found = decoder_blocks(model), []
     for number in features:
         found.append((f"{every[number].path}.out_layers.3", "features"))
     for number in blocks:
-        for i in every[number].layers:
-            base = layers[i].path.removesuffix("attn1")
+        for layer in every[number].layers:
+            base = layer.path.removesuffix("attn1")
             found += [(f"{base}{kind}.{p}", "attention") for kind in kinds for p in ("to_q", "to_k")]
     return found
 
@@ -70,16 +70,16 @@ class Literal:
 
     def run(self, sampler, sigma, rate=1.0, rows=slice(None)):
         """`sampler()` with everything injected into its rows `rows`."""
-        net, kept = unet.network(self.model), {}
+        net, kept = network(self.model), {}
         modules = [(net.get_submodule(path), path, what) for path, what in self.found]
         hooks = [
             m.register_forward_hook(lambda m, a, out, p=p: kept.update({p: out.clone()}))
             for m, p, _ in modules
         ]
-        with unet.loaded(self.model) as base:
+        with host.loaded(self.model) as base:
             z = self.content.at(sigma)
-            given = unet.conditions(base, self.content.conditioning, z, sigma)
-            unet.evaluate(base, z, sigma, given, unet.standalone_options(self.model, torch.tensor([sigma])))
+            given = host.conditions(base, self.content.conditioning, z, sigma)
+            host.evaluate(base, z, sigma, given, host.transformer_options(self.model, torch.tensor([sigma])))
         for hook in hooks:
             hook.remove()
 
@@ -189,10 +189,10 @@ def test_the_contents_own_noise_with_its_own_text_comes_out_as_without_injection
     x = content.at(sigma) * (1 + sigma**2) ** 0.5
     found = []
     for made in (inject(model, content, **ALWAYS), model):
-        with unet.loaded(made) as base:
-            given = unet.conditions(base, content.conditioning, x, sigma)
-            options = unet.standalone_options(made, torch.tensor([sigma]))
-            found.append(unet.evaluate(base, content.at(sigma), sigma, given, options))
+        with host.loaded(made) as base:
+            given = host.conditions(base, content.conditioning, x, sigma)
+            options = host.transformer_options(made, torch.tensor([sigma]))
+            found.append(host.evaluate(base, content.at(sigma), sigma, given, options))
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
@@ -235,7 +235,7 @@ def test_regions_are_injected_and_the_outside_is_not_until_it_is_asked_for(kind)
         literal = Literal(base, content, every)
         kept = {}
         hooks = [
-            unet.network(base)
+            network(base)
             .get_submodule(p)
             .register_forward_hook(lambda m, a, out, p=p: kept.update({p: out.clone()}))
             for p, _ in every
@@ -244,7 +244,7 @@ def test_regions_are_injected_and_the_outside_is_not_until_it_is_asked_for(kind)
         for hook in hooks:
             hook.remove()
         hooks = [
-            unet.network(target)
+            network(target)
             .get_submodule(p)
             .register_forward_hook(
                 lambda m, a, out, p=p: kept[p].repeat(len(out) // 2, *[1] * (out.ndim - 1))
@@ -305,7 +305,7 @@ def test_beside_z_star_and_temporal_attention(kind):
     model = make(kind)
     content, style = trajectory(model, frames=4, seed=20), trajectory(model, seed=30)
     node = inject(model, content, feature_blocks="4")
-    node = ZStarNode().patch(node, style, 1.2, "10-15", 0.0, 1.0, "reweight", 0.5)[0]
+    node = ZStar().patch(node, style, 1.2, "10-15", 0.0, 1.0, "reweight", 0.5)[0]
     node = TemporalAttention().patch(node, "first + previous", "last 6", 0.0, 1.0, 1.0)[0]
     sigmas = levels(model, 2)
     whole = sample(node, 4, sigmas=sigmas)
@@ -313,7 +313,7 @@ def test_beside_z_star_and_temporal_attention(kind):
     torch.testing.assert_close(sample(split, 4, sigmas=sigmas), whole, rtol=1e-4, atol=1e-4)
     # the other order of nodes is the same model
     other = TemporalAttention().patch(model, "first + previous", "last 6", 0.0, 1.0, 1.0)[0]
-    other = ZStarNode().patch(other, style, 1.2, "10-15", 0.0, 1.0, "reweight", 0.5)[0]
+    other = ZStar().patch(other, style, 1.2, "10-15", 0.0, 1.0, "reweight", 0.5)[0]
     assert torch.equal(sample(inject(other, content, feature_blocks="4"), 4, sigmas=sigmas), whole)
     assert relative(sample(model, 4, sigmas=sigmas), whole) > 0.01
 
@@ -362,6 +362,6 @@ def test_wrong_inputs_get_a_sentence():
         inject(make(HERE, "sdxl"), trajectory(make(HERE, "sdxl")))
     with pytest.raises(ValueError, match="content trajectory has 2 frames, but frame 2 is sampled"):
         sample(inject(model, trajectory(model, frames=2)), frames=3)
-    with pytest.raises(ValueError, match="inject from an inversion of these latents"):
+    with pytest.raises(ValueError, match="connect an inversion of these latents"):
         sample(inject(model, trajectory(model, size=(8, 8))), frames=1)
     assert conditioning(model)[0][0].shape == (1, 77, 768)

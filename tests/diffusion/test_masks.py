@@ -4,8 +4,10 @@ wrong."""
 import pytest
 import torch
 
-from reelbrush.nodes.diffusion import masks, unet
-from reelbrush.nodes.diffusion.inject_nodes import PromptMask
+from reelbrush.nodes import host
+from reelbrush.nodes.diffusion import masks
+from reelbrush.nodes.diffusion.nodes_inject import PromptMask
+from reelbrush.nodes.diffusion.patching.layers import attention_layers, network
 
 from .attention_tools import BOTH, INSIDE, make, trajectory
 from .small_clip import SmallClip
@@ -29,7 +31,7 @@ def test_words_beyond_the_first_77_tokens_keep_their_place():
 
 @pytest.mark.parametrize("words", ["harbour", "deer grass", "deer, harbour", "!"])
 def test_words_that_are_not_in_the_text_get_a_sentence(words):
-    with pytest.raises(ValueError, match="do not stand in the text"):
+    with pytest.raises(ValueError, match="are not in the text"):
         masks.positions(SmallClip(), TEXT, words)
 
 
@@ -48,7 +50,7 @@ def test_the_map_is_what_its_formula_says(kind):
     content = trajectory(model, frames=2, seed=20, size=(8, 16))
     clip = SmallClip()
     text = clip.encode_from_tokens_scheduled(clip.tokenize(TEXT))
-    chosen = [unet.layers(model)[i] for i in (10, 11)]
+    chosen = [attention_layers(model)[i] for i in (10, 11)]
     sigmas = [3.0, 0.7]
     expected = []
     for frame in range(2):
@@ -56,15 +58,15 @@ def test_the_map_is_what_its_formula_says(kind):
         for sigma in sigmas:
             seen = {}
             hooks = [
-                unet.network(model).get_submodule(f"{layer.path.removesuffix('1')}{n}.{p}").register_forward_hook(
+                network(model).get_submodule(f"{layer.path.removesuffix('1')}{n}.{p}").register_forward_hook(
                     lambda m, a, out, seen=seen, key=(layer.number, n, p): seen.update({key: out.double()})
                 )
                 for layer in chosen for n in "12" for p in ("to_q", "to_k")
             ]  # fmt: skip
-            with unet.loaded(model) as base:
+            with host.loaded(model) as base:
                 z = content.at(sigma)[frame : frame + 1]
-                given = unet.conditions(base, text, z, sigma)
-                unet.evaluate(base, z, sigma, given, unet.standalone_options(model, torch.tensor([sigma])))
+                given = host.conditions(base, text, z, sigma)
+                host.evaluate(base, z, sigma, given, host.transformer_options(model, torch.tensor([sigma])))
             for hook in hooks:
                 hook.remove()
 
@@ -95,7 +97,7 @@ def test_an_object_that_attention_names_is_masked_where_it_is():
     """A model made to look at one word where a channel of the latents is high: the mask is that place, and
     moves with it from frame to frame."""
     model = (comfy_model if INSIDE else tiny_model)("sd15")  # its own: weights are changed
-    clip, net = SmallClip(), unet.network(model)
+    clip, net = SmallClip(), network(model)
     text = clip.encode_from_tokens_scheduled(clip.tokenize("a deer on the grass"))[0][0][0]
     block = net.output_blocks[9][1].transformer_blocks[0]  # one layer, at the latents' own size
     net.output_blocks[9][1].proj_in.weight.zero_()

@@ -20,12 +20,12 @@ import pytest
 import torch
 
 from reelbrush.nodes import host
-from reelbrush.nodes.diffusion.inject_nodes import Inject
-from reelbrush.nodes.diffusion.trajectory import Trajectory
+from reelbrush.nodes.diffusion.inversion.trajectory import Trajectory
+from reelbrush.nodes.diffusion.nodes_inject import Inject
 
 from . import tiny, tiny_sampling
+from .inversion.test_inversion import official_unet
 from .lora_tools import random_lora
-from .test_inversion import official_unet
 
 OFFICIAL = os.environ.get("DIFFSTYLER_PATH")
 pytestmark = [
@@ -57,7 +57,7 @@ def weights_of(strength):
     """The test's weights: larger queries and keys, and a LoRA merged into the projections."""
     model = tiny.comfy_model("sd15")
     weights = copy.deepcopy(model.model.diffusion_model.state_dict())
-    for path, part in random_lora(model, 1).parts.items():
+    for path, part in random_lora(model, 1).weights.items():
         weights[f"{path}.weight"] += strength * part.delta()
     for name in weights:
         if name.endswith(("to_q.weight", "to_k.weight")):

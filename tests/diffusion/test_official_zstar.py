@@ -17,12 +17,12 @@ import pytest
 import torch
 
 from reelbrush.nodes import host
-from reelbrush.nodes.diffusion import unet
-from reelbrush.nodes.diffusion.style_nodes import ZStarNode
-from reelbrush.nodes.diffusion.trajectory import Trajectory
+from reelbrush.nodes.diffusion.inversion.trajectory import Trajectory
+from reelbrush.nodes.diffusion.nodes_style import ZStar
+from reelbrush.nodes.diffusion.patching.layers import family
 
 from . import tiny, tiny_sampling
-from .test_inversion import official_unet
+from .inversion.test_inversion import official_unet
 
 ZSTAR = os.environ.get("ZSTAR_PATH")
 pytestmark = [
@@ -145,14 +145,14 @@ def test_the_official_variant_is_the_official_code(official, capsys):
             out = host.sample(model, tiny_sampling.euler, start, levels, positive, negative, cfg=7.5)
         return out * 0.18215 / (1 + levels[-1] ** 2).sqrt()
 
-    patched = ZStarNode().patch(
+    patched = ZStar().patch(
         model, made[1], 1.2, "10-15", between((times[4] + times[5]) / 2), 1.0, "reweight", 0.5,
         content=made[0], content_pull=0.01, style_branch_scale=1.5,
     )[0]  # fmt: skip
     mine, off = ours(patched), ours(model)
     error = ((mine - theirs).norm() / theirs.norm()).item()
     moved = ((off - theirs).norm() / theirs.norm()).item()
-    alone = ours(ZStarNode().patch(model, made[1], 1.2, "10-15", 0.191, 1.0, "reweight", 0.5)[0])
+    alone = ours(ZStar().patch(model, made[1], 1.2, "10-15", 0.191, 1.0, "reweight", 0.5)[0])
     shared = ((alone - theirs).norm() / theirs.norm()).item()
     with capsys.disabled():
         said = "official Z*: relative error %.1e, method on - off %.3f, cached - official %.3f, std %.2f"
@@ -160,4 +160,4 @@ def test_the_official_variant_is_the_official_code(official, capsys):
     assert error < TOLERANCE
     assert moved > 50 * TOLERANCE
     assert theirs.std() > 0.1
-    assert unet.family(model) == "sd1"
+    assert family(model) == "sd1"

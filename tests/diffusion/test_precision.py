@@ -8,9 +8,10 @@ import contextlib
 import pytest
 import torch
 
-from reelbrush.nodes.diffusion import unet
-from reelbrush.nodes.diffusion.clip_nodes import FramesPerCall, TemporalAttention
-from reelbrush.nodes.diffusion.style_nodes import ReferenceAttentionNode, ZStarNode
+from reelbrush.nodes.diffusion.nodes_clip import FramesPerCall, TemporalAttention
+from reelbrush.nodes.diffusion.nodes_style import ReferenceAttention, ZStar
+from reelbrush.nodes.diffusion.patching import unet
+from reelbrush.nodes.diffusion.patching.layers import attention_layers, network
 
 from . import tiny
 from .attention_tools import latents, levels, sample, trajectory
@@ -31,11 +32,11 @@ def every_patch(model):
     """All of this wing's patches at once, masks that are grey among them."""
     style, content = trajectory(model), trajectory(model, frames=3, seed=20)
     grey = torch.linspace(0.1, 1, 32).expand(1, 24, 32)
-    patched = ZStarNode().patch(
+    patched = ZStar().patch(
         model, style, 1.2, "10-12", 0.0, 1.0, "reweight", 0.5, style_mask=grey, content_mask=grey
     )[0]
-    patched = ZStarNode().patch(patched, style, 1.2, "13", 0.0, 1.0, "add", 0.5)[0]
-    patched = ReferenceAttentionNode().patch(
+    patched = ZStar().patch(patched, style, 1.2, "13", 0.0, 1.0, "add", 0.5)[0]
+    patched = ReferenceAttention().patch(
         patched, style, "style-id", 0.75, 1.5, "14-15", 0.0, 1.0, content=content
     )[0]
     patched = TemporalAttention().patch(patched, "first + previous", "last 4", 0.0, 1.0, 0.7)[0]
@@ -71,8 +72,12 @@ def test_half_precision_is_float32_up_to_rounding(layout, dtype):
 def test_a_part_that_changes_nothing_is_bit_equal_in_half_precision(dtype):
     model = in_precision("sd15", dtype)
     patched = model.clone()
-    attend = lambda q, k, v, at: at.below(q, k, v)  # noqa: E731
-    unet.attach(patched, "test", lambda c: c.run(options=unet.patched(c.options, unet.layers(model), attend)))
+    attend = lambda q, k, v, site: site.inner(q, k, v)  # noqa: E731
+    unet.attach(
+        patched,
+        "test",
+        lambda c: c.run(options=unet.with_attention(c.options, attention_layers(model), attend)),
+    )
     assert torch.equal(run(patched), run(model))
 
 
@@ -124,8 +129,7 @@ def test_low_memory_loading_changes_nothing(room, monkeypatch):
     cast = []
     with low_memory(monkeypatch, room):
         found = run(patched)
-        network = unet.network(model)
-        cast += [m for m in network.modules() if getattr(m, "comfy_cast_weights", False)]
+        cast += [m for m in network(model).modules() if getattr(m, "comfy_cast_weights", False)]
     management.unload_all_models()
     assert cast  # the low-memory path was taken
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
@@ -145,7 +149,7 @@ def test_token_merging_of_core_is_refused_in_words_and_others_go_on():
 
     model = tiny.comfy_model("sd15")
     style = trajectory(model)
-    node = lambda m: ZStarNode().patch(m, style, 1.2, "10-15", 0.0, 1.0, "reweight", 0.5)[0]  # noqa: E731
+    node = lambda m: ZStar().patch(m, style, 1.2, "10-15", 0.0, 1.0, "reweight", 0.5)[0]  # noqa: E731
     tome = core(TomePatchModel, model, 0.5)
     with pytest.raises(RuntimeError, match="Token Merging"):
         run(node(tome))

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from reelbrush.nodes.diffusion.clip_nodes import AttentionView, FramesPerCall, TemporalAttention
-from reelbrush.nodes.diffusion.style_nodes import ReferenceAttentionNode, ReferenceNoise, ZStarNode
-from reelbrush.nodes.diffusion.trajectory_nodes import Invert
+from reelbrush.nodes.diffusion.nodes_clip import AttentionView, FramesPerCall, TemporalAttention
+from reelbrush.nodes.diffusion.nodes_style import ReferenceAttention, ReferenceNoise, ZStar
+from reelbrush.nodes.diffusion.nodes_trajectory import Invert
+
+from .attention_tools import features_alive
 
 FILES = os.environ.get("REELBRUSH_CHECKPOINTS")
 pytestmark = [
@@ -95,7 +97,7 @@ def zstar(model, style, **settings):
         "end_percent": 1.0,
         "mix": "reweight",
     }
-    return ZStarNode().patch(model, style, **{**given, "add_weight": 0.5, **settings})[0]
+    return ZStar().patch(model, style, **{**given, "add_weight": 0.5, **settings})[0]
 
 
 @pytest.mark.parametrize(
@@ -155,13 +157,11 @@ def test_a_cancelled_run_frees_the_caches_and_the_next_is_as_ever(sd15):
     import comfy.model_management as management
 
     model = zstar(sd15.model, sd15.style)
-    (wrapper,) = model.wrappers["diffusion_model"]["reelbrush 5 zstar"]
-    part = next(c.cell_contents for c in wrapper.__closure__ if hasattr(c.cell_contents, "__self__"))
-    store, held = part.__self__.style, []
+    held = []
     first = sd15.sample(model, sd15.noise)
 
     def cancel(*args, **kwargs):
-        held.append(len(store._levels))
+        held.append(len(features_alive()))
         if len(held) == 2:
             management.interrupt_current_processing(True)
         management.throw_exception_if_processing_interrupted()
@@ -170,7 +170,7 @@ def test_a_cancelled_run_frees_the_caches_and_the_next_is_as_ever(sd15):
     cancelled.set_model_sampler_post_cfg_function(lambda args: cancel() or args["denoised"])
     with pytest.raises(management.InterruptProcessingException):
         sd15.sample(cancelled, sd15.noise)
-    assert held[-1] >= 1 and not store._levels
+    assert held[-1] >= 1 and not features_alive()
     assert torch.equal(sd15.sample(model, sd15.noise), first)
 
 
@@ -183,7 +183,6 @@ def test_two_queue_runs_with_different_styles_leave_nothing_behind(sd15):
         assert torch.equal(sd15.sample(one, sd15.noise), first)
         assert torch.equal(sd15.sample(zstar(sd15.model, sd15.second), sd15.noise), second)
     assert torch.equal(sd15.sample(sd15.model, sd15.noise), plain)
-    sd15.style.cache.clear()
 
 
 def test_the_official_variant_and_the_views_run(sd15):
@@ -209,7 +208,7 @@ def test_reference_attention_on_sdxl():
         noise = {"samples": torch.randn(2, 4, SIDE // 8, SIDE // 8) * 10}
         plain = sdxl.sample(sdxl.model, noise, cfg=4.0)
         for mode in ("concat", "swap"):
-            (model,) = ReferenceAttentionNode().patch(sdxl.model, made, mode, 0.75, 1.5, "last 6", 0.0, 1.0)
+            (model,) = ReferenceAttention().patch(sdxl.model, made, mode, 0.75, 1.5, "last 6", 0.0, 1.0)
             out = sdxl.sample(model, noise, cfg=4.0)
             assert out.isfinite().all() and far(out, plain) > 5e-3
         assert torch.equal(sdxl.sample(sdxl.model, noise, cfg=4.0), plain)

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from reelbrush.nodes.diffusion import unet
-from reelbrush.nodes.diffusion.clip_nodes import FramesPerCall
-from reelbrush.nodes.diffusion.reference import match, noised
-from reelbrush.nodes.diffusion.style_nodes import MatchLatent, ReferenceAttentionNode, ReferenceNoise
+from reelbrush.nodes import host
+from reelbrush.nodes.diffusion.nodes_clip import FramesPerCall
+from reelbrush.nodes.diffusion.nodes_style import MatchLatent, ReferenceAttention, ReferenceNoise
+from reelbrush.nodes.diffusion.patching import unet
+from reelbrush.nodes.diffusion.patching.layers import attention_layers, network
+from reelbrush.nodes.diffusion.reference import match, noised_levels
 
 from .attention_tools import (
     BOTH,
@@ -28,7 +30,7 @@ ANY = "comfy" if INSIDE else "tiny"
 
 def reference(model, picture, mode="concat", *, keep=0.75, temperature=1.5, layers="last 6", **more):
     given = {"start_percent": 0.0, "end_percent": 1.0, **more}
-    return ReferenceAttentionNode().patch(model, picture, mode, keep, temperature, layers, **given)[0]
+    return ReferenceAttention().patch(model, picture, mode, keep, temperature, layers, **given)[0]
 
 
 @BOTH
@@ -37,17 +39,17 @@ def test_a_layer_computes_its_mode(kind, mode):
     """What goes into `to_out`, written out: frames 0..3 in calls of 2, the content's queries frame by "
     "frame."""
     model = make(kind)
-    layer = unet.layers(model)[11]
+    layer = attention_layers(model)[11]
     picture, content = trajectory(model), trajectory(model, frames=4, seed=40)
     sigma = float(levels(model)[1])
-    with unet.loaded(model) as base:
-        given = unet.conditions(base, picture.conditioning, latents(), sigma)
+    with host.loaded(model) as base:
+        given = host.conditions(base, picture.conditioning, latents(), sigma)
         held = unet.capture(base, picture.at(sigma), sigma, given, [layer], "kv")[11]
         queries = unet.capture(base, content.at(sigma), sigma, given, [layer], "q")[11]
     patched = reference(model, picture, mode, keep=0.6, layers="11", content=content)
     (patched,) = FramesPerCall().patch(patched, 2)
     seen = {name: [] for name in ("q", "k", "v", "out")}
-    attn = unet.network(model).get_submodule(layer.path)
+    attn = network(model).get_submodule(layer.path)
     hooks = [
         getattr(attn, f"to_{n}").register_forward_hook(lambda m, a, out, n=n: seen[n].append(out))
         for n in "qkv"
@@ -113,7 +115,7 @@ def test_off_and_refusals():
         reference(model, picture, "style-id")
     reference(model, picture, "style-id", keep=0.0)  # nothing to blend, nothing needed
     small = trajectory(model, seed=40, size=(8, 8))
-    with pytest.raises(ValueError, match="another size than the latents"):
+    with pytest.raises(ValueError, match="connect an inversion of these latents"):
         sample(reference(model, picture, "style-id", content=small))
     short = trajectory(model, frames=2, seed=40)
     with pytest.raises(ValueError, match="content trajectory has 2 frames, but frame 2"):
@@ -123,15 +125,15 @@ def test_off_and_refusals():
 def test_a_noised_reference_has_one_noise_and_unit_variance():
     z = latents(2, seed=3, size=(32, 32))
     sigmas = torch.tensor([14.0, 3.0, 3.0, 0.5, 0.0])
-    made, ascending = noised(z, sigmas, seed=5)
+    made, ascending = noised_levels(z, sigmas, seed=5)
     assert ascending.tolist() == [0, 0.5, 3, 14] and made.shape == (4, 2, 4, 32, 32)
     assert torch.equal(made[0], z)
     noise = [(m * (1 + s**2).sqrt() - z) / s for m, s in zip(made[1:], ascending[1:], strict=True)]
     for other in noise[1:]:
         torch.testing.assert_close(other, noise[0], rtol=1e-3, atol=1e-3)
     assert all(abs(m.std() - 1) < 0.05 for m in made)
-    assert not torch.equal(noised(z, sigmas, seed=6)[0], made) and torch.equal(
-        noised(z, sigmas, seed=5)[0], made
+    assert not torch.equal(noised_levels(z, sigmas, seed=6)[0], made) and torch.equal(
+        noised_levels(z, sigmas, seed=5)[0], made
     )
 
 

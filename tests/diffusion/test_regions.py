@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from reelbrush.nodes import host
-from reelbrush.nodes.diffusion import unet
-from reelbrush.nodes.diffusion.clip_nodes import FramesPerCall, TemporalAttention
-from reelbrush.nodes.diffusion.lora import LowRank
-from reelbrush.nodes.diffusion.style_nodes import ZStarNode
+from reelbrush.nodes.diffusion.lora.file import LowRank
+from reelbrush.nodes.diffusion.nodes_clip import FramesPerCall, TemporalAttention
+from reelbrush.nodes.diffusion.nodes_style import ZStar
+from reelbrush.nodes.diffusion.patching import unet
+from reelbrush.nodes.diffusion.patching.layers import attention_layers, network
 
 from . import tiny, tiny_sampling
 from .attention_tools import (
@@ -91,10 +92,10 @@ def test_gradients_flow_through_regions_made_in_inference_mode(kind):
         model = make(kind)
         lora = random_lora(model, 4)
         chain = host.differentiable(apply(model, lora, mask=soft_masks(1)[0]))
-    with host.gradients(), unet.loaded(chain) as base:
+    with host.gradients(), host.loaded(chain) as base:
         z = latents(1).requires_grad_()
-        given = {k: v.clone() for k, v in unet.conditions(base, conditioning(model), z.detach()).items()}
-        out = unet.evaluate(base, z, 2.0, given, unet.standalone_options(chain, torch.tensor([2.0])))
+        given = {k: v.clone() for k, v in host.conditions(base, conditioning(model), z.detach()).items()}
+        out = host.evaluate(base, z, 2.0, given, host.transformer_options(chain, torch.tensor([2.0])))
         (slope,) = torch.autograd.grad(out.square().sum(), z)
     assert slope.isfinite().all() and slope.abs().max() > 0
 
@@ -172,7 +173,7 @@ def test_a_style_that_overflows_does_so_in_its_own_region_alone(kind):
     mask[:, :, :8] = 1  # half of latents of 8x8
     sigma = levels(model, 4)[1]
     x = latents(1, size=(8, 8)) * float(sigma)
-    broken = replace(one, parts={k: LowRank(p.down, p.up * float("inf")) for k, p in one.parts.items()})
+    broken = replace(one, weights={k: LowRank(p.down, p.up * float("inf")) for k, p in one.weights.items()})
     result, plain = denoised(apply(model, broken, mask=mask), x, sigma), denoised(model, x, sigma)
     assert result[..., :4].isnan().all()
     torch.testing.assert_close(result[..., 4:], plain[..., 4:])
@@ -245,10 +246,10 @@ def test_controlnet_output_reaches_every_regions_rows(kind):
 
     def run(model):
         control = {"output": list(outputs), "input": []}
-        with unet.loaded(model) as base:
-            given = unet.conditions(base, conditioning(model, seed=1), x)
-            options = unet.standalone_options(model, torch.tensor([sigma]))
-            return unet.evaluate(base, x / 5**0.5, sigma, {**given, "control": control}, options)
+        with host.loaded(model) as base:
+            given = host.conditions(base, conditioning(model, seed=1), x)
+            options = host.transformer_options(model, torch.tensor([sigma]))
+            return host.evaluate(base, x / 5**0.5, sigma, {**given, "control": control}, options)
 
     m = [small(mask) for mask in masks]
     total = (m[0] + m[1]).clamp_min(1)
@@ -265,23 +266,23 @@ def test_controlnet_output_reaches_every_regions_rows(kind):
 def test_passes_that_only_read_see_no_style_lora(kind):
     """A Z* style is read through the original model, whatever LoRA its rows carry."""
     model, lora = make(kind), two(kind)[0]
-    style, layer = trajectory(model), unet.layers(model)[12]
+    style, layer = trajectory(model), attention_layers(model)[12]
     seen = {}
-    attn = unet.network(model).get_submodule(layer.path)
+    attn = network(model).get_submodule(layer.path)
     hook = attn.to_k.register_forward_hook(
         lambda m, a, out: seen.setdefault(len(out), []).append(out.clone())
     )
 
     def read(model):
         seen.clear()
-        node = ZStarNode().patch(model, style, 1.2, "12", 0.0, 1.0, "reweight", 0.5)[0]
+        node = ZStar().patch(model, style, 1.2, "12", 0.0, 1.0, "reweight", 0.5)[0]
         sample(node, frames=2, sigmas=levels(model, 1))
         return seen[1][0]
 
     plain, styled = read(model), read(apply(model, lora))
     hook.remove()
     assert torch.equal(plain, styled)
-    assert unet.REFERENCE not in apply(model, lora).model_options["transformer_options"]
+    assert unet.READING not in apply(model, lora).model_options["transformer_options"]
 
 
 @BOTH
@@ -296,7 +297,7 @@ def test_queued_twice_and_the_base_model_is_as_before(kind):
     after = fingerprint(model)
     assert all(torch.equal(before[0][k], after[0][k]) for k in before[0])
     assert same(after, before) or kind == "comfy"  # ComfyUI puts `forward` back as an attribute
-    assert len(chain.wrappers["diffusion_model"]) == 2  # one part and its Now, however long the chain
+    assert len(chain.wrappers["diffusion_model"]) == 2  # the regions and their RunningOptions
 
 
 @BOTH
@@ -321,9 +322,9 @@ def test_wrong_inputs_get_a_sentence():
     first = apply(model, one, mask=mask, content=trajectory(model))
     with pytest.raises(ValueError, match="different contents"):
         apply(first, other, mask=mask, content=trajectory(model, seed=11))
-    with pytest.raises(ValueError, match="another size"):
+    with pytest.raises(ValueError, match="connect an inversion of these latents"):
         sample(apply(model, one, mask=mask, content=trajectory(model, size=(8, 8))))
     foreign = trajectory(make(HERE, "sdxl"))
     with pytest.raises(ValueError, match="this model is sd1"):
         apply(model, one, mask=mask, content=foreign)
-    assert SIZE == (12, 16) and random_lora(model, 1).parts.keys() == one.parts.keys()
+    assert SIZE == (12, 16) and random_lora(model, 1).weights.keys() == one.weights.keys()

@@ -1,12 +1,13 @@
 """Temporal attention: anchors by shot, the same however a clip is split."""
 
+import gc
+
 import pytest
 import torch
 
-from reelbrush.nodes.diffusion import unet
-from reelbrush.nodes.diffusion.clip_nodes import FramesPerCall, TemporalAttention
-from reelbrush.nodes.diffusion.temporal import ANCHORS, Temporal
-from reelbrush.nodes.diffusion.unet import SigmaRange
+from reelbrush.nodes.diffusion.nodes_clip import FramesPerCall, TemporalAttention
+from reelbrush.nodes.diffusion.patching.layers import SigmaRange, attention_layers, network, pick_layers
+from reelbrush.nodes.diffusion.temporal import ANCHORS, AnchorFeatures, TemporalPatch
 
 from .attention_tools import BOTH, INSIDE, fingerprint, latents, levels, make, same, sample, trajectory
 from .test_zstar import heads, softmax_of, zstar
@@ -18,7 +19,7 @@ def temporal(model, anchors="first + previous", layers="all", start=0.0, end=1.0
 
 def with_cuts(model, cuts, anchors="first + previous", layers="all"):
     patched = model.clone()
-    Temporal(unet.pick_layers(model, layers), SigmaRange(1e9, 0), anchors, 1.0, cuts).attach(patched)
+    TemporalPatch(pick_layers(model, layers), SigmaRange(1e9, 0), anchors, 1.0, cuts).attach(patched)
     return patched
 
 
@@ -37,8 +38,8 @@ def test_a_layer_looks_at_the_anchors(kind, anchors, size):
     """What goes into `to_out`, against attention over the anchors' and the frame's own tokens, written "
     "out."""
     model = make(kind)
-    layer, seen = unet.layers(model)[12], {name: [] for name in ("q", "k", "v", "out")}
-    attn = unet.network(model).get_submodule(layer.path)
+    layer, seen = attention_layers(model)[12], {name: [] for name in ("q", "k", "v", "out")}
+    attn = network(model).get_submodule(layer.path)
     hooks = [
         getattr(attn, f"to_{n}").register_forward_hook(lambda m, a, out, n=n: seen[n].append(out))
         for n in "qkv"
@@ -79,20 +80,20 @@ def test_a_cut_parts_the_shots(kind):
 
 
 def test_all_looks_at_every_frame_of_the_shot_in_the_call_and_at_what_was_left_behind():
-    patch = Temporal([], SigmaRange(1, 0), "all", cuts=[4])
-    assert [sorted(row) for row in patch._anchors((0, 1, 2), (0, 1, 2))] == [[1, 2], [0, 2], [0, 1]]
+    patch = TemporalPatch([], SigmaRange(1, 0), "all", cuts=[4])
+    assert [sorted(row) for row in patch.anchors_of((0, 1, 2), (0, 1, 2))] == [[1, 2], [0, 2], [0, 1]]
     pool = (6, 7, 4, 5)  # this call's frames, then the shot's first and the last of the call before
-    assert [sorted(pool[p] for p in row) for row in patch._anchors((6, 7), pool)] == [[4, 5, 7], [4, 5, 6]]
-    assert [len(row) for row in patch._anchors((2, 3, 4), (2, 3, 4, 0, 1))] == [3, 3, 3]
-    assert patch._anchors((9,), (9,)) == [[0]]
+    assert [sorted(pool[p] for p in row) for row in patch.anchors_of((6, 7), pool)] == [[4, 5, 7], [4, 5, 6]]
+    assert [len(row) for row in patch.anchors_of((2, 3, 4), (2, 3, 4, 0, 1))] == [3, 3, 3]
+    assert patch.anchors_of((9,), (9,)) == [[0]]
 
 
 def test_windows_out_of_order_use_the_nearest_earlier_frame_at_hand():
-    patch = Temporal([], SigmaRange(1, 0), "first + previous")
+    patch = TemporalPatch([], SigmaRange(1, 0), "first + previous")
     pool = (6, 7, 0, 3)
-    found = [[pool[p] for p in row] for row in patch._anchors((6, 7), pool)]
+    found = [[pool[p] for p in row] for row in patch.anchors_of((6, 7), pool)]
     assert found == [[0, 3], [0, 6]]
-    assert [pool[p] for p in patch._left_behind((6, 7), pool)] == [0, 7]
+    assert [pool[p] for p in patch.kept_after((6, 7), pool)] == [0, 7]
 
 
 @BOTH
@@ -134,26 +135,29 @@ def test_off_and_strength(kind):
 
 @BOTH
 def test_nothing_is_left_after_a_run(kind):
-    model = make(kind)
-    patched, patch = model.clone(), Temporal(unet.layers(model), SigmaRange(1e9, 0))
-    patch.attach(patched)
+    node, alive = temporal(make(kind)), []
+
+    def anchors_alive():
+        gc.collect()
+        return sum(type(thing) is AnchorFeatures for thing in gc.get_objects())
 
     def cancelled(denoise, x, sigmas):
         denoise(x, sigmas[0])
-        assert len(patch._held) == 16
+        alive.append(anchors_alive())
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sample(patched, function=cancelled)
-    assert not patch._held and patch._sigma == -1
+        sample(node, function=cancelled)
+    assert alive == [16] and anchors_alive() == 0
+    sample(node)
+    assert anchors_alive() == 0
 
 
 def test_cuts_are_found_in_the_contents_frames():
     g = torch.Generator().manual_seed(0)
     big = torch.nn.functional.interpolate(torch.rand(2, 3, 6, 8, generator=g), (96, 128), mode="bilinear")
     frames = torch.cat([big[:1].repeat(3, 1, 1, 1), 1 - big[1:].repeat(3, 1, 1, 1) ** 2]).movedim(1, -1)
-    kind = "comfy" if INSIDE else "tiny"
-    model = temporal(make(kind), images=frames)
-    (wrapper,) = model.wrappers["diffusion_model"]["reelbrush 8 temporal"]
-    part = next(c.cell_contents for c in wrapper.__closure__ if hasattr(c.cell_contents, "__self__"))
-    assert part.__self__.cuts == [3]
+    model = make("comfy" if INSIDE else "tiny")
+    found = sample(temporal(model, images=frames), frames=6)
+    assert torch.equal(found, sample(with_cuts(model, [3], "first + previous"), frames=6))
+    assert not torch.equal(found, sample(temporal(model), frames=6))

@@ -3,18 +3,18 @@
 import pytest
 import torch
 
-from reelbrush.nodes.diffusion.clip_nodes import AttentionView
-from reelbrush.nodes.diffusion.layers import layers
-from reelbrush.nodes.diffusion.unet import Features
-from reelbrush.nodes.diffusion.view import VIEWS, _maps, principal, style_share
+from reelbrush.nodes.diffusion.nodes_clip import AttentionView
+from reelbrush.nodes.diffusion.patching.layers import attention_layers
+from reelbrush.nodes.diffusion.patching.unet import Features
+from reelbrush.nodes.diffusion.view import VIEWS, maps, principal, style_share
 
 from .attention_tools import BOTH, INSIDE, fingerprint, make, same, trajectory
 
 
 def features(model, seed, size=(3, 4)):
-    layer = layers(model)[9]
+    layer = attention_layers(model)[9]
     g = torch.Generator().manual_seed(seed)
-    q, k, v = torch.randn(3, 1, size[0] * size[1], layer.channels, generator=g)
+    q, k, v = torch.randn(3, 1, size[0] * size[1], layer.heads * 8, generator=g)
     return Features(layer, size, q, k, v)
 
 
@@ -42,7 +42,7 @@ def test_style_share_is_the_softmax_mass_on_the_style():
 
 def test_the_map_of_a_point_is_its_row_of_the_attention():
     f = features(make(ANY), 1)
-    (values,) = _maps(f, None, "self-attention", (0.99, 0.4), 1.2).values()
+    (values,) = maps(f, None, "self-attention", (0.99, 0.4), 1.2).values()
     q, k = f.heads("q"), f.heads("k")
     weights = torch.stack(
         [(q[0, h, 7] @ k[0, h].T / q.shape[-1] ** 0.5).softmax(-1) for h in range(len(k[0]))]
@@ -54,11 +54,11 @@ def test_the_map_of_a_point_is_its_row_of_the_attention():
 
 def test_content_similarity_is_1_where_the_style_is_the_content():
     f, other = features(make(ANY), 1), features(make(ANY), 2)
-    own = _maps(f, f, "content similarity", (0, 0), 1.0)
+    own = maps(f, f, "content similarity", (0, 0), 1.0)
     assert len(own) == 3
     for values in own.values():
         torch.testing.assert_close(values, torch.ones(3, 4))
-    swap, add, reweight = (m.mean() for m in _maps(f, other, "content similarity", (0, 0), 1.2).values())
+    swap, add, reweight = (m.mean() for m in maps(f, other, "content similarity", (0, 0), 1.2).values())
     assert swap < reweight and swap < add  # eq. 7 ignores the content
 
 

@@ -1,13 +1,13 @@
 """Z*: the equations in a model's layers, one style for all frames, and what "off" is."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
-from reelbrush.nodes.diffusion import unet
-from reelbrush.nodes.diffusion.clip_nodes import FramesPerCall
-from reelbrush.nodes.diffusion.style_nodes import ZStarNode
+from reelbrush.nodes import host
+from reelbrush.nodes.diffusion.nodes_clip import FramesPerCall
+from reelbrush.nodes.diffusion.nodes_style import ZStar
+from reelbrush.nodes.diffusion.patching import unet
+from reelbrush.nodes.diffusion.patching.layers import attention_layers, network
 
 from .attention_tools import (
     BOTH,
@@ -35,7 +35,7 @@ def zstar(model, style, **settings):
         "end_percent": 1.0,
         "mix": "reweight",
     }
-    return ZStarNode().patch(model, style, **{**given, "add_weight": 0.5, **settings})[0]
+    return ZStar().patch(model, style, **{**given, "add_weight": 0.5, **settings})[0]
 
 
 def heads(t, count):
@@ -52,14 +52,14 @@ def softmax_of(logits, values):
 def test_a_layer_computes_the_papers_equation(kind, layout, mix):
     """What goes into `to_out`, against eqs. 12, 7 and 8 with the style's k and v read on their own."""
     model = make(kind, layout)
-    layer = unet.layers(model)[-2]
+    layer = attention_layers(model)[-2]
     style = trajectory(model)
     sigma = float(levels(model)[1])
-    with unet.loaded(model) as base:
-        given = unet.conditions(base, style.conditioning, latents(), sigma)
+    with host.loaded(model) as base:
+        given = host.conditions(base, style.conditioning, latents(), sigma)
         held = unet.capture(base, style.at(sigma), sigma, given, [layer], "kv")[layer.number]
     seen = {}
-    attn = unet.network(model).get_submodule(layer.path)
+    attn = network(model).get_submodule(layer.path)
     hooks = [
         getattr(attn, f"to_{n}").register_forward_hook(lambda m, a, out, n=n: seen.update({n: out}))
         for n in "qkv"
@@ -142,13 +142,13 @@ def test_a_white_mask_is_no_mask_and_content_masks_belong_to_their_frames(kind):
 def test_a_style_mask_shows_a_part_of_the_picture(kind):
     """The upper half of a style whose mask is white above equals a style that is only that half."""
     model = make(kind)
-    layer = unet.layers(model)[15]
+    layer = attention_layers(model)[15]
     style, sigma = trajectory(model), float(levels(model)[0])
     mask = torch.zeros(1, 24, 32)
     mask[:, :12] = 1
     seen = []
     hook = (
-        unet.network(model)
+        network(model)
         .get_submodule(layer.path)
         .to_out.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
     )
@@ -157,12 +157,12 @@ def test_a_style_mask_shows_a_part_of_the_picture(kind):
         sigmas=torch.tensor([sigma, 0.0]),
     )
     hook.remove()
-    with unet.loaded(model) as base:
-        given = unet.conditions(base, style.conditioning, latents(), sigma)
+    with host.loaded(model) as base:
+        given = host.conditions(base, style.conditioning, latents(), sigma)
         held = unet.capture(base, style.at(sigma), sigma, given, [layer], "kv")[15]
         z = latents(2) * sigma / (1 + sigma**2) ** 0.5
         own = unet.capture(
-            base, z, sigma, unet.conditions(base, conditioning(model, seed=1), z), [layer], "qkv"
+            base, z, sigma, host.conditions(base, conditioning(model, seed=1), z), [layer], "qkv"
         )[15]
     upper = SIZE[0] // 2 * SIZE[1]
     k_s, v_s = (heads(t, layer.heads)[:, :, :upper] for t in (held.k, held.v))
@@ -204,9 +204,9 @@ def test_frames_together_and_one_by_one_agree_and_the_model_is_untouched(kind):
 def test_the_style_branch_looks_back_at_the_content(kind):
     """style_branch_scale: both directions of eq. 12 in one layer, row by row, output of the style dropped."""
     model = make(kind)
-    layer = unet.layers(model)[12]
+    layer = attention_layers(model)[12]
     style, sigma, seen = trajectory(model), float(levels(model)[1]), {}
-    attn = unet.network(model).get_submodule(layer.path)
+    attn = network(model).get_submodule(layer.path)
     hooks = [
         getattr(attn, f"to_{n}").register_forward_hook(lambda m, a, out, n=n: seen.update({n: out}))
         for n in "qkv"
@@ -283,13 +283,28 @@ def test_heun_evaluates_between_steps_and_still_gets_its_style(kind):
     assert rows.count(2) == 7 and rows.count(1) == 4
 
 
-def test_control_reaches_content_rows_only():
-    from reelbrush.nodes.diffusion.zstar import _only_for_content
+@BOTH
+def test_control_reaches_content_rows_only(kind):
+    """With a style row per content row: ControlNet changes the content's keys, and not the style's."""
+    model = make(kind)
+    layer = attention_layers(model)[12]
+    style, sigma = trajectory(model), float(levels(model)[1])
+    patched = zstar(model, style, layers="12", start_percent=0.0, style_branch_scale=1.5)
+    x = latents(2) * sigma
+    control = {"output": [None, torch.ones(2, 128, 2, 2)], "input": []}
+    keys = network(model).get_submodule(layer.path).to_k
 
-    control = {"input": [], "output": [None, torch.ones(2, 3, 4, 4), torch.ones(1, 3, 4, 4)]}
-    padded = _only_for_content(control, 2)["output"]
-    assert padded[0] is None
-    for t in padded[1:]:
-        assert t.shape[0] == 4 and not t[:2].any() and t[2:].all()
-    assert _only_for_content(None, 2) is None
-    assert SimpleNamespace(**control).output[1].shape[0] == 2  # ComfyUI's own tensors stay as they are
+    def run(control):
+        seen = []
+        hook = keys.register_forward_hook(lambda m, a, out: seen.append(out))
+        with host.loaded(patched) as base:
+            given = {**host.conditions(base, conditioning(model), x), "control": control}
+            host.evaluate(base, x, sigma, given, host.transformer_options(patched, torch.tensor([sigma])))
+        hook.remove()
+        return seen[0]
+
+    with_control, without = run({kind: list(outputs) for kind, outputs in control.items()}), run(None)
+    assert len(with_control) == 4
+    torch.testing.assert_close(with_control[:2], without[:2], rtol=1e-4, atol=1e-4)
+    assert (with_control[2:] - without[2:]).abs().max() > 1e-2
+    assert control["output"][1].shape[0] == 2 and control["output"][1].eq(1).all()

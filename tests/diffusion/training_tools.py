@@ -1,15 +1,17 @@
 """A style LoRA trained as the node trains one, for tests."""
 
+from contextlib import contextmanager
+
 import torch
 
 from reelbrush.nodes import host
-from reelbrush.nodes.diffusion import lora_train
-from reelbrush.nodes.diffusion.lora_train import Recipe
+from reelbrush.nodes.diffusion.lora import train as lora_train
+from reelbrush.nodes.diffusion.lora.train import LoRARecipe, LoRATraining, with_branches
 
 from . import tiny
 
 INSIDE = host.inside_comfyui()
-RECIPE = Recipe(rank=4, steps=6, learning_rate=1e-2)
+RECIPE = LoRARecipe(rank=4, steps=6, learning_rate=1e-2)
 
 
 def make(layout="mini", prediction="eps", seed=0):
@@ -32,8 +34,23 @@ def trained(model, style=None, recipe=RECIPE, positive=None, save_as=""):
         return lora_train.train(model, *given)[0]
 
 
+@contextmanager
+def training_of(model, style, positive=None, recipe=RECIPE):
+    """A training with its model loaded and gradients on."""
+    with host.gradients():
+        training = LoRATraining(model, style, positive or text(model), recipe)
+        with host.loaded(training.model):
+            yield training
+
+
+def held_out_loss(model, branches, style, recipe, draws):
+    """The mean loss of some draws of a recipe with branches beside the projections."""
+    with training_of(with_branches(model, branches), style, recipe=recipe) as training, torch.no_grad():
+        return sum(float(training.loss(*training.draw(k)).loss) for k in range(draws)) / draws
+
+
 def same(a, b):
-    return a.parts.keys() == b.parts.keys() and all(
-        torch.equal(a.parts[k].down, b.parts[k].down) and torch.equal(a.parts[k].up, b.parts[k].up)
-        for k in a.parts
+    return a.weights.keys() == b.weights.keys() and all(
+        torch.equal(a.weights[k].down, b.weights[k].down) and torch.equal(a.weights[k].up, b.weights[k].up)
+        for k in a.weights
     )

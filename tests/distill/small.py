@@ -6,7 +6,6 @@ from contextlib import contextmanager
 import torch
 from torch.profiler import profile
 
-from reelbrush.nodes.diffusion import unet
 from reelbrush.nodes.distill import features
 from reelbrush.nodes.distill.optimize import References
 
@@ -47,11 +46,12 @@ def styles(pictures=1, **more):
 
 
 @contextmanager
-def references(of, style=None, content=None, *masks, frugal=False, layers="last 6"):
+def references(of, style=None, content=None, *masks, recompute=False, layers="last 6"):
     """References on an opened model, gradients on."""
-    with unet.loaded(of) as base, features.gradients(base, frugal=frugal):
-        style = styles(dtype=base.get_dtype()) if style is None else style
-        yield References(features.Eye(base, null(of), layers), style, content, *masks)
+    with features.opened(of, null(of), layers) as (_, reader):
+        reader.recomputation.on = recompute
+        style = styles(dtype=of.model.get_dtype()) if style is None else style
+        yield References(reader, style, content, *masks)
 
 
 def peak(run, path):
@@ -63,13 +63,19 @@ def peak(run, path):
     return max(e["Total Allocated"] for e in events) - (events[0]["Total Allocated"] - events[0]["Bytes"])
 
 
+def replayed(noises):
+    """Noises from a list, one after the other: another program's, for a comparison."""
+    queue = iter(noises)
+    return lambda like: next(queue).to(like)
+
+
 def rows_seen(monkeypatch):
     """How many rows went through the UNet: a list of (rows, with gradients)."""
-    seen, look = [], features.Eye.__call__
+    seen, look = [], features.FeatureReader.__call__
 
-    def counted(self, z, timestep, parts, *, grad=False):
+    def counted(self, z, timestep, names, *, grad=False):
         seen.append((len(z), grad))
-        return look(self, z, timestep, parts, grad=grad)
+        return look(self, z, timestep, names, grad=grad)
 
-    monkeypatch.setattr(features.Eye, "__call__", counted)
+    monkeypatch.setattr(features.FeatureReader, "__call__", counted)
     return seen

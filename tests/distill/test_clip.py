@@ -7,8 +7,8 @@ import torch
 
 from reelbrush.kernels.flow import warp
 from reelbrush.nodes.distill import clip
-from reelbrush.nodes.distill.clip import Motion, calls, carried, move, neighbours, stylize
-from reelbrush.nodes.distill.optimize import Recipe, distill, falling, gradient
+from reelbrush.nodes.distill.clip import LatentFlow, batches, move, predecessors, stylize, warm_start
+from reelbrush.nodes.distill.optimize import DistillRecipe, distill, falling, gradient
 from reelbrush.nodes.flow.estimate import Flow
 
 from .small import contents, latents, model, references, rows_seen, styles
@@ -25,8 +25,10 @@ CALLS = [
 
 
 @pytest.mark.parametrize(("frames", "cuts", "per_call", "warm", "expected"), CALLS)
-def test_a_clip_is_split_into_calls(frames, cuts, per_call, warm, expected):
-    assert [(c.frames.start, c.frames.stop, c.warm) for c in calls(frames, cuts, per_call, warm)] == expected
+def test_a_clip_is_split_into_batches(frames, cuts, per_call, warm, expected):
+    assert [
+        (c.frames.start, c.frames.stop, c.warm) for c in batches(frames, cuts, per_call, warm)
+    ] == expected
 
 
 def shifting(frames, size=(64, 96), pixels=(8, 0), cuts=()):
@@ -42,23 +44,25 @@ def shifting(frames, size=(64, 96), pixels=(8, 0), cuts=()):
 
 def test_a_change_goes_along_the_flow_onto_the_new_content():
     z, content = latents(1), contents(3)  # one pixel of 8x12 latents is eight pixels of the clip
-    motion = Motion(shifting(3), content)
-    start = carried(z, content, motion, 0, range(1, 3))
+    latent_flow = LatentFlow(shifting(3), content)
+    start = warm_start(z, content, latent_flow, 0, range(1, 3))
     change = z[0] - content[0]
     torch.testing.assert_close(start[0, :, :, 1:], content[1, :, :, 1:] + change[:, :, :-1])
     torch.testing.assert_close(start[1, :, :, 2:], content[2, :, :, 2:] + change[:, :, :-2])
     # What came in from beyond the frame is changed as its place was.
     torch.testing.assert_close(start[0, :, :, :1], content[1, :, :, :1] + change[:, :, :1])
     torch.testing.assert_close(start[1, :, :, :2], content[2, :, :, :2] + change[:, :, :2])
-    torch.testing.assert_close(carried(z, content[:1], motion, 0, [1]), start[:1] - content[1] + content[0])
-    assert torch.equal(carried(z, None, motion, 0, [1, 2])[1:, ..., 2:], z[..., :-2])
+    torch.testing.assert_close(
+        warm_start(z, content[:1], latent_flow, 0, [1]), start[:1] - content[1] + content[0]
+    )
+    assert torch.equal(warm_start(z, None, latent_flow, 0, [1, 2])[1:, ..., 2:], z[..., :-2])
 
 
 def test_an_unchanged_frame_hands_on_nothing_over_any_number_of_frames():
-    content, motion = contents(9), Motion(shifting(9, pixels=(11, 5)), contents(9))
+    content, latent_flow = contents(9), LatentFlow(shifting(9, pixels=(11, 5)), contents(9))
     start = content[:1]
     for frame in range(1, 9):
-        start = carried(start, content, motion, frame - 1, [frame])
+        start = warm_start(start, content, latent_flow, frame - 1, [frame])
         torch.testing.assert_close(start, content[frame : frame + 1])
 
 
@@ -77,8 +81,8 @@ def test_a_warm_frame_takes_few_steps_and_a_frame_after_a_cut_all(monkeypatch):
     rows, content = rows_seen(monkeypatch), contents(4)
     with references(model(), styles(), content) as refs:
         refs.memory = 1 << 30
-        out = stylize(refs, content, Recipe(), steps=5, warm_steps=2, flow=shifting(4, cuts=(2,)))
-        first = distill(refs, content[2:3], falling(5), Recipe(), frames=range(2, 3))
+        out = stylize(refs, content, DistillRecipe(), steps=5, warm_steps=2, flow=shifting(4, cuts=(2,)))
+        first = distill(refs, content[2:3], falling(5), DistillRecipe(), frames=range(2, 3))
     assert sum(n for n, grad in rows if grad) == 5 + 2 + 5 + 2 + 5
     assert torch.equal(out[2], first[0])  # nothing crosses the cut
     styled = [n for n, grad in rows if not grad]
@@ -92,7 +96,7 @@ def test_a_warm_start_begins_nearer(monkeypatch):
         stylize(
             refs,
             content,
-            Recipe(),
+            DistillRecipe(),
             steps=8,
             warm_steps=8,
             flow=shifting(2, pixels=(0, 0)),
@@ -105,7 +109,7 @@ def test_a_warm_start_begins_nearer(monkeypatch):
 def test_a_chain_of_warm_frames_neither_drifts_nor_freezes():
     """Eight frames whose content jumps to a new one at the fourth, without a cut: every frame's style loss
     falls about as far as in all steps from its content, and its queries are nearer to its own content's."""
-    content, recipe = contents(2)[[0, 0, 0, 1, 1, 1, 1, 1]], Recipe()
+    content, recipe = contents(2)[[0, 0, 0, 1, 1, 1, 1, 1]], DistillRecipe()
 
     def losses(refs, z, of):
         each = [gradient(refs, refs.style_at(t), z, t, recipe, (of,))[0] for t in (201, 601)]
@@ -128,14 +132,14 @@ def test_the_temporal_term_pulls_towards_the_warped_frame_before():
     flow = shifting(2)
     for weight in (0.0, 5.0):
         with references(model(dtype=torch.float64), content=content) as refs:
-            out = stylize(refs, content, Recipe(temporal_weight=weight), steps=4, flow=flow)
+            out = stylize(refs, content, DistillRecipe(temporal_weight=weight), steps=4, flow=flow)
         gaps.append(float((out[1, :, :, 1:] - out[0, :, :, :-1]).abs().mean()))
     assert gaps[1] < 0.98 * gaps[0]
 
 
 def test_anchors_are_warped_predecessors_and_stop_at_cuts():
     z, flow = latents(3), shifting(3, cuts=(2,))
-    anchor = neighbours(z, None, Motion(flow, z), range(3))
+    anchor = predecessors(z, None, LatentFlow(flow, z), range(3))
     assert anchor.weight[0].sum() == 0
     assert anchor.weight[2].sum() == 0
     back = torch.zeros(1, 2, 8, 12)
@@ -146,9 +150,9 @@ def test_anchors_are_warped_predecessors_and_stop_at_cuts():
 def test_wrong_flows_are_refused_in_words():
     with references(model()) as refs:
         with pytest.raises(ValueError, match="connect a flow"):
-            stylize(refs, contents(2), Recipe(temporal_weight=1.0), steps=1)
+            stylize(refs, contents(2), DistillRecipe(temporal_weight=1.0), steps=1)
         with pytest.raises(ValueError, match="the flow is of 3 frames"):
-            stylize(refs, contents(2), Recipe(), steps=1, warm_steps=1, flow=shifting(3))
+            stylize(refs, contents(2), DistillRecipe(), steps=1, warm_steps=1, flow=shifting(3))
         strided = Flow(**{**vars(shifting(3)), "stride": 2})
         with pytest.raises(ValueError, match="stride 1"):
-            clip.Motion(strided, contents(4))
+            clip.LatentFlow(strided, contents(4))

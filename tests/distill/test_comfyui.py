@@ -5,7 +5,7 @@ import torch
 
 from reelbrush.nodes import host
 from reelbrush.nodes.distill import nodes, run
-from reelbrush.nodes.distill.optimize import Recipe
+from reelbrush.nodes.distill.optimize import DistillRecipe
 
 from ..diffusion.tiny import comfy_model, conditioning
 from .small import SMALL, contents, latents, null, styles
@@ -49,7 +49,7 @@ def distilled(model, steps=3, **more):
             model,
             null(model),
             latent(styles()),
-            Recipe(frames_per_call=2),
+            DistillRecipe(frames_per_call=2),
             content=latent(contents(2)),
             steps=steps,
             **more,

@@ -3,21 +3,20 @@
 import pytest
 import torch
 
-from reelbrush.nodes.diffusion import unet
-from reelbrush.nodes.distill.expand import Canvas, Expansion, expand, ladder
-from reelbrush.nodes.distill.features import Eye, gradients
-from reelbrush.nodes.distill.guided import replayed, seeded
+from reelbrush.nodes.distill.expand import Expansion, TextureCanvas, expand, ladder
+from reelbrush.nodes.distill.features import opened
+from reelbrush.nodes.distill.guided import seeded
 from reelbrush.nodes.distill.optimize import References
 from reelbrush.nodes.distill.seamless import circular, seamless_model, wrapped_tiles
 
-from .small import latents, model, null, peak, rows_seen, styles
+from .small import latents, model, null, peak, replayed, rows_seen, styles
 
 CANVASES = [
-    pytest.param(Canvas(64, 192), 17, id="the paper's 512x1536: 17 windows at stride 64"),
-    pytest.param(Canvas(64, 64), 1, id="one window"),
-    pytest.param(Canvas(40, 70), 2, id="lower than a window; the last window is moved to the edge"),
-    pytest.param(Canvas(64, 128, 64, 32, "x"), 4, id="seamless in x"),
-    pytest.param(Canvas(32, 32, 64, 32, "both"), 1, id="smaller than a window and seamless"),
+    pytest.param(TextureCanvas(64, 192), 17, id="the paper's 512x1536: 17 windows at stride 64"),
+    pytest.param(TextureCanvas(64, 64), 1, id="one window"),
+    pytest.param(TextureCanvas(40, 70), 2, id="lower than a window; the last window is moved to the edge"),
+    pytest.param(TextureCanvas(64, 128, 64, 32, "x"), 4, id="seamless in x"),
+    pytest.param(TextureCanvas(32, 32, 64, 32, "both"), 1, id="smaller than a window and seamless"),
 ]
 
 
@@ -34,7 +33,7 @@ def test_windows_cover_the_canvas(canvas, count):
 
 def test_an_overlap_as_large_as_the_window_is_refused_in_words():
     with pytest.raises(ValueError, match="overlap smaller than the window"):
-        Canvas(64, 64, 64, 64)
+        TextureCanvas(64, 64, 64, 64)
 
 
 def test_steps_lead_from_level_to_level_and_end_at_0():
@@ -44,13 +43,13 @@ def test_steps_lead_from_level_to_level_and_end_at_0():
 
 def grown(of, canvas, seed=0, **more):
     how = Expansion(**{"steps": 2, "iterations": 1, "windows_per_call": 4, **more})
-    with torch.inference_mode(), unet.loaded(of) as base:
-        return expand(of, base, null(of), styles(size=(8, 8)), canvas, how, seeded(seed))
+    with torch.inference_mode(), opened(of, null(of)) as (clone, reader):
+        return expand(clone, reader, styles(size=(8, 8)), canvas, how, seeded(seed))
 
 
 def test_one_window_is_guided_sampling_and_many_are_bounded(monkeypatch):
     of, rows = model(), rows_seen(monkeypatch)
-    canvas = Canvas(8, 24, 8, 4)
+    canvas = TextureCanvas(8, 24, 8, 4)
     out = grown(of, canvas)
     assert out.shape == (1, 4, 8, 24)
     assert out.isfinite().all()
@@ -63,7 +62,7 @@ def test_one_window_is_guided_sampling_and_many_are_bounded(monkeypatch):
 def test_how_windows_are_grouped_changes_nothing():
     of = model(dtype=torch.float64)
     of.model.diffusion_model.double()
-    one, all_at_once = (grown(of, Canvas(8, 16, 8, 4), windows_per_call=n) for n in (1, 4))
+    one, all_at_once = (grown(of, TextureCanvas(8, 16, 8, 4), windows_per_call=n) for n in (1, 4))
     torch.testing.assert_close(one, all_at_once, atol=1e-3, rtol=0)
 
 
@@ -71,9 +70,9 @@ def test_memory_is_that_of_the_windows_not_of_the_canvas(tmp_path):
     """Four times the canvas, as 2048² is of 1024²; in both, two windows share a call."""
     of = model()
     how = {"steps": 1, "iterations": 1, "windows_per_call": 2}
-    grown(of, Canvas(16, 16, 16, 0), **how)
+    grown(of, TextureCanvas(16, 16, 16, 0), **how)
     small, large = (
-        peak(lambda side=side: grown(of, Canvas(side, side, 16, 0), **how), tmp_path / f"{side}.json")
+        peak(lambda side=side: grown(of, TextureCanvas(side, side, 16, 0), **how), tmp_path / f"{side}.json")
         for side in (32, 64)
     )
     assert large <= 1.1 * small
@@ -82,13 +81,13 @@ def test_memory_is_that_of_the_windows_not_of_the_canvas(tmp_path):
 @pytest.mark.parametrize(("seamless", "least", "most"), [("x", 0.99, 1.0), ("none", 0.0, 0.9)])
 def test_a_seamless_canvas_has_no_edge(seamless, least, most):
     """Noise that is turned by a window's stride gives the same canvas, turned; with edges it does not."""
-    of, canvas, how = model(), Canvas(8, 32, 8, 4, seamless), Expansion(2, 1, windows_per_call=4)
+    of, canvas, how = model(), TextureCanvas(8, 32, 8, 4, seamless), Expansion(2, 1, windows_per_call=4)
     noise, *later = (latents(1, seed, size=(8, w)) for seed, w in ((5, 32), (6, 8), (7, 8)))
 
     def run(turn):
         drawn = replayed([noise.roll(turn, -1), *later])
-        with torch.inference_mode(), unet.loaded(of) as base:
-            return expand(of, base, null(of), styles(size=(8, 8)), canvas, how, drawn)
+        with torch.inference_mode(), opened(of, null(of)) as (clone, reader):
+            return expand(clone, reader, styles(size=(8, 8)), canvas, how, drawn)
 
     # Adam's first step is a sign: the last bit of a gradient near 0 may turn an element around.
     near = ((run(4) - run(0).roll(4, -1)).abs() < 1e-3).float().mean()
@@ -131,8 +130,8 @@ def test_a_seamless_model_reads_the_style_as_it_is():
     of, style, content = model(), styles(size=(8, 16)), latents(1, size=(8, 16))
 
     def read(which):
-        with unet.loaded(which) as base, gradients(base):
-            about = References(Eye(base, null(of)), style, content)
+        with opened(which, null(of)) as (_, reader):
+            about = References(reader, style, content)
             return [layer.k for layer in about.style_at(301)], about.content_at(301, [0])
 
     (plain, its_content), (kept, wrapped) = read(of), read(seamless_model(of, "x"))

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from reelbrush.nodes.distill import features, guided
-from reelbrush.nodes.distill.guided import Guidance, Guide, seeded
-from reelbrush.nodes.distill.optimize import Recipe, gradient
+from reelbrush.nodes.distill.guided import Guide, GuidedRun, seeded
+from reelbrush.nodes.distill.optimize import DistillRecipe, gradient
 
 from ..diffusion.tiny import conditioning
 from ..diffusion.tiny_sampling import sample
@@ -55,16 +55,17 @@ def test_outside_its_range_it_is_plain_euler_bit_for_bit():
 
 def test_guidance_brings_the_style_loss_down():
     of, losses = model(), []
-    for settings in ({"iterations": 0}, {"iterations": 4, "recipe": Recipe(0.05, 0.0)}):
+    for settings in ({"iterations": 0}, {"iterations": 4, "recipe": DistillRecipe(0.05, 0.0)}):
         z = drawn(of, guide(of, adain=False, **settings))
         with references(of, styles()) as refs:
-            losses.append(float(gradient(refs, refs.style_at(1), z.clone(), 1, Recipe(), range(1))[0][0]))
+            style = refs.style_at(1)
+            losses.append(float(gradient(refs, style, z.clone(), 1, DistillRecipe(), range(1))[0][0]))
     assert losses[1] < 0.95 * losses[0]
 
 
 def test_adain_gives_the_noised_style_s_statistics():
     of = model()
-    z = Guidance(guide(of, iterations=1, recipe=Recipe(0.0, 0.0)), of.model, latents(1), seeded(3))(
+    z = GuidedRun(guide(of, iterations=1, recipe=DistillRecipe(0.0, 0.0)), of.model, latents(1), seeded(3))(
         latents(1), 2.0
     )
     style = (styles() + 2.0 * seeded(3)(styles())) / 5**0.5
@@ -84,7 +85,7 @@ def test_a_content_that_does_not_weigh_is_not_looked_at(monkeypatch):
     drawn(of, guide(of, content=contents() / SCALE), frames=1)
     assert rows == [(1, False), (1, True), (1, True)] * 3
     rows.clear()
-    drawn(of, guide(of, content=contents() / SCALE, recipe=Recipe(0.015, 0.3)))
+    drawn(of, guide(of, content=contents() / SCALE, recipe=DistillRecipe(0.015, 0.3)))
     assert rows == [(1, False), (1, False), (1, True), (1, True)] * 3  # once per level, not per iteration
 
 
@@ -103,16 +104,16 @@ def test_another_packs_model_stays_in_inference_mode_and_as_it_was():
 
 @pytest.mark.parametrize("keep", [False, True], ids=["stop", "keep"])
 def test_a_nan_stops_the_sampling_or_leaves_a_level_unguided(keep, monkeypatch):
-    of, look = model(), features.Eye.__call__
+    of, look = model(), features.FeatureReader.__call__
 
-    def broken(self, z, timestep, parts, *, grad=False):
-        found = look(self, z, timestep, parts, grad=grad)
+    def broken(self, z, timestep, names, *, grad=False):
+        found = look(self, z, timestep, names, grad=grad)
         if grad and timestep > 400:
             found[0].out = found[0].out * torch.inf
         return found
 
-    monkeypatch.setattr(features.Eye, "__call__", broken)
-    settings = guide(of, adain=False, recipe=Recipe(0.015, 0.0, keep_last_good=keep))
+    monkeypatch.setattr(features.FeatureReader, "__call__", broken)
+    settings = guide(of, adain=False, recipe=DistillRecipe(0.015, 0.0, keep_last_good=keep))
     if not keep:
         with pytest.raises(RuntimeError, match="NaN at step 1"):
             drawn(of, settings)

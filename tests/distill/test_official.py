@@ -14,6 +14,7 @@ import torch
 
 from . import official as of
 from .official import comfy_model, diffusers_unet, double_stays_double, losses_of, pipeline
+from .small import replayed
 
 AD = os.environ.get("AD_PATH")
 pytestmark = [
@@ -59,9 +60,9 @@ def masks(size):
 @pytest.mark.parametrize("masked", [False, True], ids=["no mask", "masked"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_optimisation_follows_the_official_loop(official, dtype, masked):
-    from reelbrush.nodes.diffusion import unet
+
     from reelbrush.nodes.distill import features
-    from reelbrush.nodes.distill.optimize import Recipe, References, distill, falling
+    from reelbrush.nodes.distill.optimize import DistillRecipe, References, distill, falling
 
     model = comfy_model(dtype)
     content, style, text = pictures(dtype, 1 if masked else 2)  # the official mask serves one style picture
@@ -81,12 +82,11 @@ def test_optimisation_follows_the_official_loop(official, dtype, masked):
         ).detach()
 
     seen = []
-    with unet.loaded(model) as base, features.gradients(base):
-        eye = features.Eye(base, [[text, {}]])
-        references = References(eye, style, content, of_style, of_target)
-        ours = distill(references, content, falling(20), Recipe(), report=seen.append)
-        bare = []
-        distill(References(eye, style, content), content, falling(20)[:1], Recipe(), report=bare.append)
+    with features.opened(model, [[text, {}]]) as (_, reader):
+        references = References(reader, style, content, of_style, of_target)
+        ours = distill(references, content, falling(20), DistillRecipe(), report=seen.append)
+        bare, unmasked = [], References(reader, style, content)
+        distill(unmasked, content, falling(20)[:1], DistillRecipe(), report=bare.append)
     losses = torch.tensor([s.style + 0.25 * s.content for s in seen], dtype=torch.float64)
     expected = torch.tensor(expected, dtype=torch.float64)
     worst = float(((losses - expected) / expected).abs().max())
@@ -111,8 +111,8 @@ def test_optimisation_follows_the_official_loop(official, dtype, masked):
 def test_guided_sampling_follows_the_official_loop(official, monkeypatch, dtype):
     """The official `sample` with CFG 1.5, AdaIN and two iterations; its noises are recorded and replayed."""
     from reelbrush.nodes import host
-    from reelbrush.nodes.distill.guided import Guide, replayed
-    from reelbrush.nodes.distill.optimize import Recipe
+    from reelbrush.nodes.distill.guided import Guide
+    from reelbrush.nodes.distill.optimize import DistillRecipe
 
     model, steps = comfy_model(dtype), 10
     start, style, null = pictures(dtype)
@@ -156,7 +156,8 @@ def test_guided_sampling_follows_the_official_loop(official, monkeypatch, dtype)
     theirs = official_sample(2)
 
     scale = model.model.latent_format.scale_factor
-    guide = Guide(style / scale, [[null, {}]], iterations=2, recipe=Recipe(0.015, 0.0), frames_per_call=1)
+    recipe = DistillRecipe(0.015, 0.0)
+    guide = Guide(style / scale, [[null, {}]], iterations=2, recipe=recipe, frames_per_call=1)
     sampling = model.model.model_sampling
     times = torch.tensor([*(1 + i * 1000 // steps for i in reversed(range(steps)))], dtype=torch.float32)
     sigmas = torch.cat([sampling.sigma(times), torch.zeros(1)]).to(dtype)

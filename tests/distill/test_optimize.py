@@ -7,9 +7,9 @@ import torch
 
 from reelbrush.kernels.distill import distance, query_distance, reference
 from reelbrush.nodes import host
-from reelbrush.nodes.diffusion import unet
+from reelbrush.nodes.diffusion.patching.layers import attention_layers
 from reelbrush.nodes.distill import features, optimize, run
-from reelbrush.nodes.distill.optimize import Recipe, References, distill, falling
+from reelbrush.nodes.distill.optimize import DistillRecipe, References, distill, falling
 
 from ..diffusion.tiny import LAYOUTS, conditioning, tiny_model
 from .small import contents, latents, model, null, references, rows_seen, styles
@@ -38,7 +38,7 @@ def test_the_style_loss_falls_and_the_content_holds_as_far_as_it_weighs():
     for weight in (0.0, 2.0):
         seen = []
         with references(model(), styles(), content) as refs:
-            z = distill(refs, content, [1] * 6, Recipe(content_weight=weight), report=seen.append)
+            z = distill(refs, content, [1] * 6, DistillRecipe(content_weight=weight), report=seen.append)
         falls.append(seen[0].style - seen[-1].style)
         distances.append(float((z - content).norm()))
     assert falls[0] > 0.05 * seen[0].style
@@ -51,8 +51,8 @@ def test_the_gradient_is_that_of_the_weighted_losses():
     content, z, way = (x.double() for x in (contents(), latents(1, 7), 1e-5 * latents(1, 8)))
     with references(model(dtype=torch.float64), content=content) as refs:
         style = refs.style_at(301)
-        losses, g = optimize.gradient(refs, style, z, 301, Recipe(content_weight=0.5), range(1))
-        here, ahead, behind = (refs.eye(x, 301, "qo") for x in (z, z + way, z - way))
+        losses, g = optimize.gradient(refs, style, z, 301, DistillRecipe(content_weight=0.5), range(1))
+        here, ahead, behind = (refs.reader(x, 301, "qo") for x in (z, z + way, z - way))
         wanted = refs.content_at(301, range(1))
 
         def total(seen):
@@ -73,11 +73,12 @@ def test_frames_together_equal_frames_alone_and_share_the_style(monkeypatch):
     content, double = contents(3).double(), {"dtype": torch.float64}
     rows = rows_seen(monkeypatch)
     with references(model(**double), styles(2, **double), content) as refs:
-        together = distill(refs, content, [401, 1], Recipe(frames_per_call=3))
+        together = distill(refs, content, [401, 1], DistillRecipe(frames_per_call=3))
         assert rows == [(2, False), (3, False), (3, True)] * 2
-        split = distill(refs, content, [401, 1], Recipe(frames_per_call=2))
+        split = distill(refs, content, [401, 1], DistillRecipe(frames_per_call=2))
         alone = [
-            distill(refs, content[i : i + 1], [401, 1], Recipe(), frames=range(i, i + 1)) for i in range(3)
+            distill(refs, content[i : i + 1], [401, 1], DistillRecipe(), frames=range(i, i + 1))
+            for i in range(3)
         ]
     torch.testing.assert_close(split, together)
     torch.testing.assert_close(torch.cat(alone), together)
@@ -86,32 +87,30 @@ def test_frames_together_equal_frames_alone_and_share_the_style(monkeypatch):
 def test_without_a_content_weight_the_content_costs_nothing(monkeypatch):
     rows = rows_seen(monkeypatch)
     with references(model(), styles(), contents()) as refs:
-        distill(refs, contents(), [1], Recipe(content_weight=0.0))
+        distill(refs, contents(), [1], DistillRecipe(content_weight=0.0))
     assert rows == [(1, False), (1, True)]
 
 
 def test_recomputing_to_save_memory_changes_nothing():
     found, held = [], []
-    for frugal in (False, True):
-        with references(model(), content=contents(), frugal=frugal) as refs:
-            held.append(features.graph_bytes(refs.eye, contents(), 201))
-            found.append(optimize.gradient(refs, refs.style_at(201), contents(), 201, Recipe(), range(1))[1])
+    for recompute in (False, True):
+        with references(model(), content=contents(), recompute=recompute) as refs:
+            held.append(refs.reader.graph_bytes(contents(), 201))
+            style = refs.style_at(201)
+            found.append(optimize.gradient(refs, style, contents(), 201, DistillRecipe(), range(1))[1])
     torch.testing.assert_close(*found)
     assert held[1] < 0.7 * held[0]
 
 
 def test_free_memory_decides_how_many_frames_share_a_call(monkeypatch):
     with references(model()) as refs:
-        one = features.graph_bytes(refs.eye, contents(), 1)
-        copied = sum(p.nbytes for p in refs.eye.base.diffusion_model.parameters()) / features.SHARE
-        for room, expected in (
-            (100 * one, features.Plan(8)),
-            (5 * one, features.Plan(3)),
-            (one, features.Plan(1, frugal=True)),
-        ):
+        one = refs.reader.graph_bytes(contents(), 1)
+        copied = sum(p.nbytes for p in refs.reader.base.diffusion_model.parameters()) / host.GRAPH_SHARE
+        for room, expected in ((100 * one, (8, False)), (5 * one, (3, False)), (one, (1, True))):
             monkeypatch.setattr(host, "free_memory", lambda where=None, room=room: room + copied)
-            assert features.plan(refs.eye, contents(8), 1) == expected
-        assert features.plan(refs.eye, contents(8), 1, 5) == features.Plan(5)
+            frames = refs.reader.frames_per_call(contents(8), 1)
+            assert (frames, refs.reader.recomputation.on) == expected
+        assert refs.reader.frames_per_call(contents(8), 1, 5) == 5
 
 
 def test_the_model_is_as_before_also_after_an_error():
@@ -119,10 +118,10 @@ def test_the_model_is_as_before_also_after_an_error():
     net = of.model.diffusion_model
     before = {name: p.clone() for name, p in net.named_parameters()}
     own = {id(m): set(vars(m)) for m in net.modules()}
-    with pytest.raises(ZeroDivisionError), unet.loaded(of) as base, features.gradients(base, frugal=True):
+    with pytest.raises(ZeroDivisionError), features.opened(of, null(of)):
         1 / 0  # noqa: B018
     with torch.inference_mode(), references(of) as refs:
-        distill(refs, contents(), [1], Recipe())
+        distill(refs, contents(), [1], DistillRecipe())
     assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
     assert {id(m): set(vars(m)) for m in net.modules()} == own
 
@@ -151,9 +150,9 @@ def test_each_layer_sees_the_masks_at_its_own_size():
     style, z = styles(size=(8, 16)).double(), contents(size=(16, 8)).double()
     of_style, of_target = halves((64, 128), 1), halves((128, 64), 0)
     with references(model(dtype=torch.float64), style, None, of_style, of_target) as refs:
-        losses, _ = optimize.gradient(refs, refs.style_at(301), z, 301, Recipe(), range(1))
+        losses, _ = optimize.gradient(refs, refs.style_at(301), z, 301, DistillRecipe(), range(1))
         expected, sizes = 0.0, set()
-        for f, s in zip(refs.eye(z, 301, "qkv"), refs.eye(style, 301, "kv"), strict=True):
+        for f, s in zip(refs.reader(z, 301, "qkv"), refs.reader(style, 301, "kv"), strict=True):
             sizes.add(f.size)
             nth = 128 // f.size[0]
             labels = of_style[0, ::nth, ::nth].flatten(), of_target[:, ::nth, ::nth].flatten(1)
@@ -170,7 +169,7 @@ def test_a_label_that_vanishes_at_an_attention_resolution_is_refused_in_words():
         references(model(), styles(), contents(), style_mask, halves((64, 96), 0)) as refs,
         pytest.raises(ValueError, match="label 1, which the style mask does not have at the 6x4"),
     ):
-        distill(refs, contents(), [1], Recipe())
+        distill(refs, contents(), [1], DistillRecipe())
 
 
 def test_masks_that_do_not_fit_are_refused_in_words():
@@ -189,7 +188,7 @@ def test_a_late_frame_s_unknown_label_is_refused_at_the_first_step(monkeypatch):
         references(model(), None, contents(3), halves((8, 12), 1), target) as refs,
         pytest.raises(ValueError, match=r"label 0\.502"),
     ):
-        distill(refs, contents(3)[:1], [1, 1], Recipe(), frames=range(1))
+        distill(refs, contents(3)[:1], [1, 1], DistillRecipe(), frames=range(1))
     assert len(rows) == 3  # the style, the first frame's content, the first frame
 
 
@@ -197,8 +196,8 @@ def test_a_mask_per_frame_stays_with_its_frame():
     content = contents(2).double()
     target = torch.cat([halves((8, 12), 0), 1 - halves((8, 12), 0)])
     with references(model(dtype=torch.float64), None, content, halves((8, 12), 1), target) as refs:
-        both = distill(refs, content, [1, 1], Recipe(frames_per_call=2))
-        second = distill(refs, content[1:], [1, 1], Recipe(), frames=range(1, 2))
+        both = distill(refs, content, [1, 1], DistillRecipe(frames_per_call=2))
+        second = distill(refs, content[1:], [1, 1], DistillRecipe(), frames=range(1, 2))
     torch.testing.assert_close(both[1:], second)
     assert float((both[1] - both[0]).abs().max()) > 0.05
 
@@ -208,15 +207,15 @@ def test_a_mask_per_frame_stays_with_its_frame():
 
 def overflowing(monkeypatch, below):
     """A UNet whose features overflow at timesteps below a limit, as half precision does."""
-    look = features.Eye.__call__
+    look = features.FeatureReader.__call__
 
-    def broken(self, z, timestep, parts, *, grad=False):
-        found = look(self, z, timestep, parts, grad=grad)
+    def broken(self, z, timestep, names, *, grad=False):
+        found = look(self, z, timestep, names, grad=grad)
         if grad and timestep < below:
             found[0].out = found[0].out * torch.inf
         return found
 
-    monkeypatch.setattr(features.Eye, "__call__", broken)
+    monkeypatch.setattr(features.FeatureReader, "__call__", broken)
 
 
 def test_a_nan_stops_the_run_in_words(monkeypatch):
@@ -225,15 +224,15 @@ def test_a_nan_stops_the_run_in_words(monkeypatch):
         references(model(), content=contents()) as refs,
         pytest.raises(RuntimeError, match=r"NaN at step 3 \(timestep 301\)"),
     ):
-        distill(refs, contents(), [901, 601, 301, 1], Recipe())
+        distill(refs, contents(), [901, 601, 301, 1], DistillRecipe())
 
 
 def test_or_the_last_good_latent_comes_back(monkeypatch):
     with references(model(), content=contents()) as refs:
         kept = []
-        distill(refs, contents(), [901, 601], Recipe(), report=lambda s: kept.append(s.z.clone()))
+        distill(refs, contents(), [901, 601], DistillRecipe(), report=lambda s: kept.append(s.z.clone()))
         overflowing(monkeypatch, 500)
-        z = distill(refs, contents(), [901, 601, 301, 1], Recipe(keep_last_good=True))
+        z = distill(refs, contents(), [901, 601, 301, 1], DistillRecipe(keep_last_good=True))
     assert torch.equal(z, kept[0])  # step 2's latent is the one whose loss was no number
 
 
@@ -241,11 +240,11 @@ def test_a_nan_at_the_first_step_leaves_a_warm_start_and_stops_a_cold_one(monkey
     overflowing(monkeypatch, 2000)
     z = contents()
     with references(model(), content=contents()) as refs:
-        assert torch.equal(distill(refs, z, [901, 601], Recipe(keep_last_good=True), warm=True), z)
+        assert torch.equal(distill(refs, z, [901, 601], DistillRecipe(keep_last_good=True), warm=True), z)
         with pytest.raises(RuntimeError, match=r"NaN at step 1 .* before there was a good latent"):
-            distill(refs, z, [901, 601], Recipe(keep_last_good=True))
+            distill(refs, z, [901, 601], DistillRecipe(keep_last_good=True))
         with pytest.raises(RuntimeError, match="NaN at step 1 "):
-            distill(refs, z, [901, 601], Recipe(), warm=True)
+            distill(refs, z, [901, 601], DistillRecipe(), warm=True)
 
 
 def held():
@@ -258,7 +257,7 @@ def held():
 def test_a_cancelled_run_frees_its_memory(monkeypatch):
     """Style features, graph, Adam's state: nothing outlives the run, while the model and inputs do."""
     of, calls = model(), []
-    given = (of, null(of), {"samples": styles(3)}, Recipe(frames_per_call=2))
+    given = (of, null(of), {"samples": styles(3)}, DistillRecipe(frames_per_call=2))
     inputs = {"content": {"samples": contents(4)}, "steps": 200}
 
     def cancel():
@@ -278,16 +277,15 @@ def test_a_cancelled_run_frees_its_memory(monkeypatch):
 def test_sdxl_is_read_in_its_last_six_layers_with_the_null_text_s_pooled_vector():
     of, seen = tiny_model(SDXL), []
     z, style = latents(1, 1, size=(8, 12)), styles(size=(8, 12))
-    with unet.loaded(of) as base, features.gradients(base):
-        total = len(unet.layers(base))
-        eye, other = (features.Eye(base, conditioning(of, seed=s, tokens=4)) for s in (3, 4))
-        assert [layer.number for layer in eye.layers] == list(range(total - 6, total))
-        text = other.null[0][0]
-        pooled_only = features.Eye(base, [[eye.null[0][0], other.null[0][1]]])
-        assert not torch.equal(text, eye.null[0][0])
-        (q, *_), (moved, *_) = eye(z, 401, "q"), pooled_only(z, 401, "q")
+    (text, pooled), (_, other) = (conditioning(of, seed=s, tokens=4)[0] for s in (3, 4))
+    with features.opened(of, [[text, pooled]]) as (_, reader):
+        total = len(attention_layers(of))
+        assert [layer.number for layer in reader.layers] == list(range(total - 6, total))
+        pooled_only = features.FeatureReader(reader.base, [[text, other]])
+        (q, *_), (moved, *_) = reader(z, 401, "q"), pooled_only(z, 401, "q")
         assert float((q.q - moved.q).abs().mean()) > 1e-3
-        distill(References(eye, style), z, [1] * 4, Recipe(content_weight=0.0), report=seen.append)
+        recipe = DistillRecipe(content_weight=0.0)
+        distill(References(reader, style), z, [1] * 4, recipe, report=seen.append)
     assert seen[-1].style < 0.97 * seen[0].style
 
 
@@ -303,6 +301,6 @@ def test_a_cancelled_run_stops_within_a_step_and_lets_go(monkeypatch):
     own = {id(m): set(vars(m)) for m in of.model.diffusion_model.modules()}
     monkeypatch.setattr(host, "check_interrupt", cancel)
     with pytest.raises(KeyboardInterrupt), references(of, content=contents()) as refs:
-        distill(refs, contents(), falling(200), Recipe(), report=steps.append)
+        distill(refs, contents(), falling(200), DistillRecipe(), report=steps.append)
     assert len(steps) == 2
     assert {id(m): set(vars(m)) for m in of.model.diffusion_model.modules()} == own

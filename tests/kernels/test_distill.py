@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import profile
 
 from reelbrush.kernels import distill
@@ -30,6 +31,11 @@ def some_labels(rows, n, m, count=3):
     return of_style, of_style[torch.randint(m, (rows, n), generator=g)]
 
 
+def loss_of(q, k, v, style, **more):
+    """The fast path on a layer's own attention."""
+    return distill.distance(scaled_dot_product_attention(q, k, v), q, style, **more)
+
+
 def relative(a, b):
     return float((a - b).norm() / b.norm())
 
@@ -43,7 +49,7 @@ def test_values_and_gradients_equal_the_equation(frames, heads, n, m, d, scores,
     labels = None if masked == "no mask" else some_labels(1 if masked == "one mask" else frames, n, m)
     weights = torch.arange(1.0, frames + 1, dtype=q.dtype)  # a frame's loss must reach that frame only
     results = []
-    for fn in (distill.attention_distillation, distill.reference):
+    for fn in (loss_of, distill.reference):
         loss = fn(q, k, v, style, scale=1.2, labels=labels)
         # A single token attends to itself alone: q and k have no gradient there, in either.
         results.append((loss, torch.autograd.grad(loss @ weights, [q, k, v])))
@@ -67,14 +73,14 @@ def test_content_loss_is_the_mean_distance_of_queries():
 
 def test_the_style_itself_has_no_loss():
     q, k, v, _ = tensors(1, 2, 20, 1, 8)
-    assert float(distill.attention_distillation(q, k, v, (k, v)).detach()) < 1e-12
+    assert float(loss_of(q, k, v, (k, v)).detach()) < 1e-12
     assert float(distill.query_distance(q, q).detach()) == 0
 
 
 def test_a_frame_does_not_care_who_shares_the_call():
     q, k, v, style = tensors(3, 2, 12, 9, 8)
-    together = distill.attention_distillation(q, k, v, style)
-    alone = [distill.attention_distillation(q[i:][:1], k[i:][:1], v[i:][:1], style) for i in range(3)]
+    together = loss_of(q, k, v, style)
+    alone = [loss_of(q[i:][:1], k[i:][:1], v[i:][:1], style) for i in range(3)]
     torch.testing.assert_close(together, torch.cat(alone))
 
 
@@ -82,7 +88,7 @@ def test_half_precision_stays_near():
     q, k, v, style = tensors(2, 4, 64, 64, 16)
     expected = distill.reference(q, k, v, style)
     half = [t.detach().bfloat16().requires_grad_() for t in (q, k, v)]
-    loss = distill.attention_distillation(*half, tuple(t.bfloat16() for t in style))
+    loss = loss_of(*half, tuple(t.bfloat16() for t in style))
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss.double(), expected, rtol=0.02, atol=0)
     loss.sum().backward()
@@ -102,13 +108,13 @@ def test_a_target_label_that_the_style_lacks_is_refused_in_words():
     of_style, of_target = some_labels(1, 12, 9)
     of_target[0, 3] = 128
     with pytest.raises(ValueError, match=r"the label 0.502, which the style mask does not have"):
-        distill.attention_distillation(q, k, v, style, labels=(of_style, of_target))
+        loss_of(q, k, v, style, labels=(of_style, of_target))
 
 
 def test_style_features_of_another_model_are_refused_in_words():
     q, k, v, (k_style, v_style) = tensors(1, 4, 8, 8, 16)
     with pytest.raises(ValueError, match="same model"):
-        distill.attention_distillation(q, k, v, (k_style[:, :2], v_style[:, :2]))
+        loss_of(q, k, v, (k_style[:, :2], v_style[:, :2]))
 
 
 def peak(n, masked, path):
@@ -116,7 +122,7 @@ def peak(n, masked, path):
     q, k, v, style = tensors(1, 2, n, n, 32, torch.float32)
     labels = some_labels(1, n, n) if masked else None
     with profile(profile_memory=True) as seen:
-        distill.attention_distillation(q, k, v, style, labels=labels).sum().backward()
+        loss_of(q, k, v, style, labels=labels).sum().backward()
     seen.export_chrome_trace(str(path))
     events = [e["args"] for e in json.loads(path.read_text())["traceEvents"] if e["name"] == "[memory]"]
     total = [e["Total Allocated"] for e in events]

@@ -95,10 +95,10 @@ RECIPES = {
     "ReelBrushTemporalAttention": Recipe(
         temporal,
         off=({"strength": 0.0}, "model", 0),
-        wrong=[BAD_LAYERS, ({"anchors": "x"}, "names no anchors")],
+        wrong=[BAD_LAYERS, ({"anchors": "x"}, "choose first, previous")],
     ),
     "ReelBrushFramesPerCall": Recipe(
-        lambda frames, size: {"model": MODEL, "frames": 4}, wrong=[({"frames": -1}, "0 or more")]
+        lambda frames, size: {"model": MODEL, "frames": 4}, wrong=[({"frames": -1}, "give 0")]
     ),
     "ReelBrushAttentionView": Recipe(
         view,

@@ -43,7 +43,7 @@ RECIPES = {
         wrong=[
             ({"feature_blocks": "4-12"}, BAD_BLOCKS),
             ({"content": foreign()}, OTHER),
-            ({"blend": "x"}, "no blend"),
+            ({"blend": "x"}, "choose replace, fade"),
         ],
         sizes=((16, 12), (9, 7)),
     ),
@@ -51,8 +51,8 @@ RECIPES = {
         mask,
         frames=0,
         wrong=[
-            ({"words": "harbour"}, "do not stand in the text"),
-            ({"blocks": "0-2"}, "hold no attention"),
+            ({"words": "harbour"}, "are not in the text"),
+            ({"blocks": "0-2"}, "have no attention"),
             ({"trajectory": foreign()}, OTHER),
         ],
         sizes=((16, 12), (9, 7)),

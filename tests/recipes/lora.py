@@ -8,7 +8,7 @@ import torch
 from every_node import Recipe
 
 from reelbrush.nodes import host
-from reelbrush.nodes.diffusion import lora
+from reelbrush.nodes.diffusion.lora import file as lora
 
 TESTS = Path(__file__).resolve().parents[1]
 for name, folder in (("tests", TESTS), ("tests.diffusion", TESTS / "diffusion")):
@@ -49,7 +49,7 @@ RECIPES = {
         wrong=[
             ({"projections": "q,w"}, "name some of q, k, v and out"),
             ({"save_as": "../mine"}, "leaves the loras folder"),
-            ({"steps": 0}, "are positive"),
+            ({"steps": 0}, "must be positive"),
             ({"style": {"samples": torch.zeros(1, 16, 8, 8)}}, "encode pictures with the VAE"),
             ({"model": torch.nn.Linear(2, 2)}, "not a Stable Diffusion"),
             ({"positive": []}, "the conditioning is empty"),

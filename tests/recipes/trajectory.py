@@ -8,7 +8,7 @@ import torch
 from every_node import Recipe, picture
 
 from reelbrush.nodes import host
-from reelbrush.nodes.diffusion.trajectory import Trajectory, save, target
+from reelbrush.nodes.diffusion.inversion.trajectory import Trajectory, save, target
 
 TESTS = Path(__file__).resolve().parents[1]
 for name, folder in (("tests", TESTS), ("tests.diffusion", TESTS / "diffusion")):

@@ -1,0 +1,1 @@
+"""DDIM inversion and what is made from it."""

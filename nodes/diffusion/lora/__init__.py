@@ -1,0 +1,1 @@
+"""Style LoRAs: files, names of their weights, training."""

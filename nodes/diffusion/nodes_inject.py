@@ -1,0 +1,245 @@
+"""DiffStyler's nodes beside a style LoRA: regions, injection, a mask from a word."""
+
+from ..common.inputs import (
+    SAMPLING_RANGE,
+    choice,
+    connection,
+    decimal,
+    integer,
+    model,
+    percent,
+    switch,
+    text,
+    trajectory,
+)
+from . import CATEGORY, masks
+from .inject import BLENDS, KINDS, InjectPatch
+from .patching.layers import family, pick_blocks, sigma_range
+from .regions import Region, apply
+
+_ALL = "SD1.x and SD2.x have 0-11, SDXL 0-8."
+
+
+def _blocks(default: str, tooltip: str) -> tuple:
+    return text(default, f'{tooltip} Decoder blocks in order: "4-11", "4", "all", "last 3", "none". {_ALL}')
+
+
+class ApplyStyleLoRA:
+    """A style LoRA, for one region or everywhere (eqs. 6 and 7)."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Applies a style LoRA to the model, inside a mask if one is connected. Use one node per region, "
+        "in a chain: all regions are computed in one batch, with one copy of the weights. Outside all "
+        "masks the base model is used, or with `content` the inverted clip stays as it is. Strength 0 "
+        "removes the region. ComfyUI's LoRA hooks with masked conditioning also make regions; here no "
+        "weights are patched between steps, masks may move, and Inject Features keeps the content's "
+        "layout."
+    )
+    SEARCH_ALIASES = ("regional lora", "lora mask", "diffstyler", "local style transfer", "attention couple")
+    RETURN_TYPES = ("MODEL",)
+    OUTPUT_TOOLTIPS = ("A copy of the model with one more region; the input model is unchanged.",)
+    FUNCTION = "patch"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "model": model("A Stable Diffusion 1.x, 2.x or XL model, or another Apply Style LoRA."),
+                "lora": connection("REELBRUSH_LORA", "From Train Style LoRA or Load Style LoRA."),
+                "strength": decimal(1.0, -4.0, 4.0, "Strength of the LoRA; 0 removes the region.", 0.05),
+            },
+            "optional": {
+                "mask": connection(
+                    "MASK",
+                    "Where the style is applied (white): one mask, or one per frame, of any size, also "
+                    "with soft edges. It can come from Mask from Prompt, a SAM pack or a painted picture. "
+                    "Regions that overlap are mixed. Without a mask the LoRA is applied everywhere, also "
+                    "in the other regions.",
+                ),
+                "positive": connection(
+                    "CONDITIONING", "The region's own prompt; without it the sampler's positive is used."
+                ),
+                "content": trajectory(
+                    "The clip's DDIM Inversion: outside all masks the clip stays as it is (eq. 6). "
+                    "Connect it to every node of the chain, and sample from the inversion's noise with "
+                    "its sigmas."
+                ),
+            },
+        }
+
+    def patch(self, model, lora, strength, mask=None, positive=None, content=None):
+        mask = None if mask is None else mask.reshape(-1, *mask.shape[-2:])
+        region = Region(lora, strength, mask, positive)
+        if strength == 0 or (region.black and content is None):
+            return (model,)
+        return (apply(model, region, content),)
+
+
+class Inject:
+    """Feature and attention injection (eqs. 4 and 5)."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Keeps a clip's layout while the model paints it in another style: features and attention of the "
+        "clip's own inversion are used in the sampling (DiffStyler; Plug-and-Play is feature_blocks 4, "
+        "attention_blocks 4-11, cross_attention off). Sample from the inversion's noise with its sigmas, "
+        "with any style LoRA, prompt and ControlNet. It costs one more UNet evaluation per frame and "
+        "step, for all regions together. With ends of 0, or with blocks none, the model is returned "
+        "unchanged."
+    )
+    SEARCH_ALIASES = ("plug and play", "pnp", "diffstyler", "feature injection", "attention injection")
+    RETURN_TYPES = ("MODEL",)
+    OUTPUT_TOOLTIPS = (
+        "A copy of the model that follows the content's layout; the input model is unchanged.",
+    )
+    FUNCTION = "patch"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "model": model(),
+                "content": trajectory("The clip's DDIM Inversion with this model."),
+                "feature_blocks": _blocks("4-11", "Where features are injected. Official code: 4."),
+                "attention_blocks": _blocks(
+                    "all", "Where queries and keys are injected. Official code: 4-11."
+                ),
+                "feature_end": percent(
+                    0.6, f"When the injection of features ends: 30 of the paper's 50 steps. {SAMPLING_RANGE}"
+                ),
+                "attention_end": percent(
+                    0.5, f"When the injection of attention ends: 25 of the paper's 50 steps. {SAMPLING_RANGE}"
+                ),
+                "self_attention": switch(True, "Inject queries and keys that decide shapes and positions."),
+                "cross_attention": switch(
+                    True,
+                    "Inject queries and keys that decide which place follows which word. Official code: off.",
+                ),
+                "blend": choice(
+                    BLENDS,
+                    "replace: queries and keys are the content's (paper). fade: their share falls in the "
+                    "last half as min(1, 2t/1000) (official code).",
+                ),
+            },
+            "optional": {
+                "outside_end": percent(
+                    0.0,
+                    "With masked style LoRAs: when the injection outside all masks ends. Paper: 0, official "
+                    f"code: 1. {SAMPLING_RANGE}",
+                ),
+            },
+        }
+
+    def patch(
+        self,
+        model,
+        content,
+        feature_blocks,
+        attention_blocks,
+        feature_end,
+        attention_end,
+        self_attention,
+        cross_attention,
+        blend,
+        outside_end=0.0,
+    ):
+        features = pick_blocks(model, feature_blocks)
+        layers = [layer for block in pick_blocks(model, attention_blocks) for layer in block.layers]
+        kinds = [k for k, on in zip(KINDS, (self_attention, cross_attention), strict=True) if on]
+        active = [sigma_range(model, 0.0, end) for end in (feature_end, attention_end, outside_end)]
+        injection = InjectPatch(content, features, layers, *active, kinds, blend)
+        content.require(family(model))
+        if all(part.empty for part in active) or not (features or (layers and kinds)):
+            return (model,)
+        patched = model.clone()
+        injection.attach(patched)
+        return (patched,)
+
+
+class PromptMask:
+    """Cross-attention of an inverted clip as a mask."""
+
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Finds where a clip shows what a word names, from the model's own attention: no other model is "
+        "needed. For sharp outlines use a SAM or FastSAM pack (as in the paper): its MASK can be "
+        "connected to Apply Style LoRA directly."
+    )
+    SEARCH_ALIASES = ("segment", "mask from text", "attention mask", "daam", "sam", "fastsam")
+    RETURN_TYPES = ("MASK", "IMAGE")
+    RETURN_NAMES = ("mask", "heatmap")
+    OUTPUT_TOOLTIPS = (
+        "White where the map is above the threshold, one per frame.",
+        "The map, from black over red and yellow to white; use it to choose the threshold.",
+    )
+    FUNCTION = "find"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "model": model("The model that the trajectory was made with."),
+                "clip": connection("CLIP", "The model's text encoder."),
+                "trajectory": trajectory("The clip's DDIM Inversion."),
+                "text": text(
+                    "a deer on the grass",
+                    "What the clip shows. Name the other things too: then they are kept apart.",
+                    multiline=True,
+                ),
+                "words": text(
+                    "deer",
+                    "What the mask shows: words as they are in the text, several with commas between them. "
+                    "Empty: the whole text.",
+                ),
+                "threshold": decimal(
+                    0.5,
+                    0.0,
+                    1.0,
+                    "A higher value makes a smaller mask; the map is scaled to 0..1 over the clip.",
+                ),
+            },
+            "optional": {
+                "steps": integer(5, 1, 50, "How many noise levels are averaged."),
+                "refine": integer(
+                    2,
+                    0,
+                    10,
+                    "How often self-attention spreads the map: 0 keeps it rough, more fills and smooths.",
+                ),
+                "blocks": _blocks("3-8", "Where attention is read."),
+                "start_percent": percent(0.3, f"The noisiest level that is read. {SAMPLING_RANGE}"),
+                "end_percent": percent(0.8, f"The cleanest level that is read. {SAMPLING_RANGE}"),
+            },
+        }
+
+    def find(
+        self,
+        model,
+        clip,
+        trajectory,
+        text,
+        words,
+        threshold,
+        steps=5,
+        refine=2,
+        blocks="3-8",
+        start_percent=0.3,
+        end_percent=0.8,
+    ):
+        trajectory.require(family(model))
+        tokens = masks.positions(clip, text, words)
+        layers = [layer for block in pick_blocks(model, blocks) for layer in block.layers]
+        if not layers:
+            raise ValueError(f"decoder blocks {blocks!r} have no attention: name others, such as 3-8")
+        levels = masks.levels(model, trajectory, start_percent, end_percent, steps)
+        heat = masks.heat(model, trajectory, masks.encoded(clip, text), tokens, layers, levels, refine)
+        large = masks.enlarged(heat)
+        return ((large >= threshold).float(), masks.coloured(large))
+
+
+NODES = {
+    "ReelBrushApplyStyleLoRA": (ApplyStyleLoRA, "Apply Style LoRA"),
+    "ReelBrushInject": (Inject, "Inject Features"),
+    "ReelBrushPromptMask": (PromptMask, "Mask from Prompt"),
+}

@@ -1,0 +1,1 @@
+"""ComfyUI's UNet: its layers by number, patches around its evaluation, and its features."""
