@@ -2,7 +2,7 @@
 
 from .. import host
 from ..common.files import changed
-from ..common.inputs import MAX_SEED, connection, decimal, integer, model, names, text
+from ..common.inputs import connection, decimal, fixed_seed, integer, model, names, text
 from . import CATEGORY
 from .lora import file as lora_file
 from .lora.train import LoRARecipe, train
@@ -59,14 +59,7 @@ class TrainStyleLoRA:
                     "The attention projections that learn, in self- and cross-attention: q,k,v (the "
                     "paper) or q,k,v,out (its code).",
                 ),
-                # with control_after_generate, every run would have another seed and could not be continued
-                "seed": integer(
-                    0,
-                    0,
-                    MAX_SEED // 2,
-                    "The start, and every step's noise. The same seed gives the same LoRA.",
-                    control_after_generate=False,
-                ),
+                "seed": fixed_seed("The start, and every step's noise. The same seed gives the same LoRA."),
                 "save_as": text(
                     "",
                     "The file is output/loras/NAME.safetensors; it is replaced if it exists. Empty: not "
