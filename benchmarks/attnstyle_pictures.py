@@ -41,12 +41,12 @@ from torch.nn.functional import avg_pool2d
 
 from reelbrush.nodes.attnstyle.curriculum import Weights
 from reelbrush.nodes.attnstyle.losses import (
-    Classification,
-    Confidence,
-    Content,
-    Layout,
-    PatchClassification,
-    TotalVariation,
+    ClassificationLoss,
+    ConfidenceLoss,
+    ContentLoss,
+    LayoutLoss,
+    PatchLoss,
+    TotalVariationLoss,
 )
 from reelbrush.nodes.attnstyle.patches import parse_scales
 from reelbrush.nodes.attnstyle.train import Settings, train
@@ -75,15 +75,15 @@ def others(word: str) -> tuple[str, ...]:
 
 
 def objective(
-    judge: towers.WordJudge, picture: Tensor, word: str, weights: Weights, content: Content
+    judge: towers.WordJudge, picture: Tensor, word: str, weights: Weights, content: ContentLoss
 ) -> Callable[[Tensor], Tensor]:
     """AttnStyle's losses as a function of the picture alone."""
     generator = torch.Generator().manual_seed(0)
     aim = judge.aim(word, "a photo", picture, others(word))
-    whole, confidence = Classification(aim), Confidence(aim)
+    whole, confidence = ClassificationLoss(aim), ConfidenceLoss(aim)
     draw = {"patches": SETTINGS.patches, "threshold": SETTINGS.threshold, "generator": generator}
-    patches = PatchClassification(aim, judge.size, parse_scales(SETTINGS.patch_scales), **draw)
-    layout, tv, first = Layout(aim, picture), TotalVariation(), torch.tensor([0])
+    patches = PatchLoss(aim, judge.size, parse_scales(SETTINGS.patch_scales), **draw)
+    layout, tv, first = LayoutLoss(aim, picture), TotalVariationLoss(), torch.tensor([0])
 
     def total(x: Tensor) -> Tensor:
         loss = weights.classification * whole(x, first) + weights.patches * patches(x, first)
@@ -184,7 +184,7 @@ def main() -> None:
         if (args.out / f"{number:03}.json").exists() or time.monotonic() - begun > args.seconds:
             continue
         start = time.process_time()
-        word, content = ask(judge, x, number, args.words), Content(eye, x)
+        word, content = ask(judge, x, number, args.words), ContentLoss(eye, x)
         first = torch.tensor([0])
 
         def numbers(picture: Tensor, content=content, x=x, word=word, first=first) -> dict[str, float]:

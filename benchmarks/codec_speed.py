@@ -31,7 +31,7 @@ from reelbrush.nodes.video.lazy_video import LazyVideo
 ACCURATE = 0x2 | 0x2000 | 0x40000  # the flags of ours
 
 
-def bare(source: Path, recipe: formats.Recipe, frames: int, flags: int | None) -> None:
+def bare(source: Path, recipe: formats.EncoderSettings, frames: int, flags: int | None) -> None:
     """A loop over PyAV as one writes it by hand."""
     info = codec.probe(source)
     matrix = 1 if info.color.matrix == "bt709" else 5
@@ -61,7 +61,7 @@ def bare(source: Path, recipe: formats.Recipe, frames: int, flags: int | None) -
         write.mux(out.encode(None))
 
 
-def ours(source: Path, recipe: formats.Recipe, frames: int, *, threads: bool) -> None:
+def ours(source: Path, recipe: formats.EncoderSettings, frames: int, *, threads: bool) -> None:
     """Reader, to_float, from_float, Writer; with threads, reading and writing overlap the computing."""
     with codec.Reader(source, stop=frames) as reader:
         info = reader.info
@@ -78,7 +78,7 @@ def ours(source: Path, recipe: formats.Recipe, frames: int, *, threads: bool) ->
                 write.finish()
 
 
-def lazy(source: Path, recipe: formats.Recipe, frames: int) -> None:
+def lazy(source: Path, recipe: formats.EncoderSettings, frames: int) -> None:
     """What a saved graph does: a lazy clip, decoded, computed and encoded by the pack's own pipeline."""
     video = LazyVideo.from_file(source).trim(0, frames)
     video.save_to(io.BytesIO(), format="mp4", codec=recipe.codec, crf=recipe.quality, preset=recipe.preset)
@@ -142,7 +142,9 @@ def main() -> None:
     args = parser.parse_args()
     clip = args.clip or sample(Path("/tmp") / "codec_speed.mp4", args.frames)
     encoder = formats.encoder_of(args.codec)
-    recipe = formats.Recipe(formats.CONTAINERS["mp4"], args.codec, encoder, args.quality, args.preset)
+    recipe = formats.EncoderSettings(
+        formats.CONTAINERS["mp4"], args.codec, encoder, args.quality, args.preset
+    )
     runs = {
         "bare loop, same conversions": lambda: bare(clip, recipe, args.frames, ACCURATE),
         "bare loop, quick conversions": lambda: bare(clip, recipe, args.frames, None),

@@ -55,7 +55,7 @@ class Arithmetic:
 
 
 @dataclass(frozen=True)
-class Regions:
+class KeyRegions:
     """Keys and values in regions: k, v [B, heads, regions, points, d]; valid [regions, points] or None."""
 
     k: Tensor
@@ -115,7 +115,7 @@ def paste(
     return y[..., :height, :width]
 
 
-def regions_of(k: Tensor, v: Tensor, how: Arithmetic) -> Regions:
+def regions_of(k: Tensor, v: Tensor, how: Arithmetic) -> KeyRegions:
     """A style's keys and values in regions, made once for all frames."""
     h, w = k.shape[-2:]
     shape = how.region(h, w)
@@ -124,7 +124,7 @@ def regions_of(k: Tensor, v: Tensor, how: Arithmetic) -> Regions:
     valid = None
     if h % shape[0] or w % shape[1]:
         valid = cut(torch.ones_like(k[:1, :1]), 1, shape)[0][0, 0, :, :, 0] > 0
-    return Regions(keys, values, valid, shape, grid)
+    return KeyRegions(keys, values, valid, shape, grid)
 
 
 def distribute(
@@ -178,7 +178,7 @@ def all_to_all_attention(q: Tensor, k: Tensor, v: Tensor, how: Arithmetic) -> Te
     return out.transpose(2, 3).reshape(n, -1, h, w)
 
 
-def _resample(k: Tensor, cells: Regions, shape: tuple[int, int]) -> Tensor:
+def _resample(k: Tensor, cells: KeyRegions, shape: tuple[int, int]) -> Tensor:
     if cells.shape == shape:
         return k
     b, h, n, _, d = k.shape
@@ -186,7 +186,7 @@ def _resample(k: Tensor, cells: Regions, shape: tuple[int, int]) -> Tensor:
     return functional.adaptive_avg_pool2d(k, shape).view(b, h, n, d, -1).transpose(3, 4)
 
 
-def match_regions(q: Tensor, cells: Regions, shape: tuple[int, int]) -> Tensor:
+def match_regions(q: Tensor, cells: KeyRegions, shape: tuple[int, int]) -> Tensor:
     """Eq. 10: the style region of each content region of q [B, heads, n, points, d]: [B, heads, n]."""
     with torch.autocast(q.device.type, enabled=False), torch.no_grad():
         keys = _resample(cells.k.float() if cells.k.dtype in _HALF else cells.k, cells, shape).flatten(3)
@@ -197,7 +197,7 @@ def match_regions(q: Tensor, cells: Regions, shape: tuple[int, int]) -> Tensor:
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def _aligned(grid: tuple[int, int], cells: Regions, device: torch.device) -> Tensor:
+def _aligned(grid: tuple[int, int], cells: KeyRegions, device: torch.device) -> Tensor:
     """The style region at the same relative place: progressive attention without its first step."""
     (ny, nx), (my, mx) = grid, cells.grid
     y = torch.arange(ny, device=device) * my // ny
@@ -205,7 +205,7 @@ def _aligned(grid: tuple[int, int], cells: Regions, device: torch.device) -> Ten
     return (y[:, None] * mx + x).flatten()
 
 
-def progressive_attention(q: Tensor, cells: Regions, how: Arithmetic, *, match: bool = True) -> Tensor:
+def progressive_attention(q: Tensor, cells: KeyRegions, how: Arithmetic, *, match: bool = True) -> Tensor:
     """Eqs. 10-12; `match=False` is Table 2's "without step 1"."""
     c, h, w = q.shape[1:]
     shape = how.region(h, w)

@@ -29,7 +29,7 @@ POINTS = 64  # samples per side of a picture
 STRIPS = 8  # per picture: torch runs the items of a batch in parallel, but not the rows of an item
 
 
-class Reference(NamedTuple):
+class PaletteReference(NamedTuple):
     """What a table needs of the reference picture: moments, and quantiles in each basis."""
 
     mean: Tensor
@@ -93,15 +93,15 @@ def _follow(v: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def describe(reference: Tensor) -> Reference:
+def describe(reference: Tensor) -> PaletteReference:
     """A sample [N, 3, M] as a reference."""
     with torch.autocast(reference.device.type, enabled=False):
         turned = (basis @ reference for basis in _bases(reference.device))
-        return Reference(*_moments(reference), tuple(map(_quantiles, turned)))
+        return PaletteReference(*_moments(reference), tuple(map(_quantiles, turned)))
 
 
 @torch.no_grad()
-def palette_table(content: Tensor, reference: Tensor | Reference) -> Tensor:
+def palette_table(content: Tensor, reference: Tensor | PaletteReference) -> Tensor:
     """The table that maps the palette of one sample to that of another: [N, 3, SIDE, SIDE, SIDE]."""
     if isinstance(reference, Tensor):
         reference = describe(reference)
@@ -109,7 +109,7 @@ def palette_table(content: Tensor, reference: Tensor | Reference) -> Tensor:
         return _table(content, reference)
 
 
-def _table(content: Tensor, reference: Reference) -> Tensor:
+def _table(content: Tensor, reference: PaletteReference) -> Tensor:
     axis = torch.linspace(0, 1, SIDE, device=content.device)
     blue, green, red = torch.meshgrid(axis, axis, axis, indexing="ij")
     cube = torch.stack([red, green, blue]).flatten(1).expand(len(content), -1, -1)

@@ -1,12 +1,12 @@
 """ComfyUI's CLIP and CLIP_VISION as one judge.
 
-The two halves of a CLIP are two files in ComfyUI, and many text files are not halves of anything:
-Stable Diffusion's text encoders were saved without the projection into the space that both towers share. What
-the loader leaves there (identity, zeros, or memory that nobody wrote) is recognised and refused.
+In ComfyUI the text tower and the vision tower of a CLIP are two files. Many text encoder files do not belong
+to a pair: Stable Diffusion's were saved without the projection into the space that both towers share. What
+the loader leaves in its place (identity, zeros, or uninitialized memory) is detected and rejected.
 
-The vision tower runs here from its own sub-modules and copies of its weights: ComfyUI's own forward adds in
-place, which autograd refuses, and rounds its input to 8 bits, which has no gradient; and weights that
-were loaded under inference mode cannot enter autograd at all. The host's module is never touched.
+The vision tower is computed here from its sub-modules and copies of its weights. ComfyUI's own forward adds
+in place, which autograd does not allow, and rounds its input to 8 bits, which has no gradient; and weights
+that were loaded in inference mode cannot be used with autograd. The host's module is never changed.
 """
 
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ class ComfyJudge(EmbeddingJudge):
         self._weights: dict[str, Tensor] | None = None
 
     def text(self, texts: list[str]) -> Tensor:
-        """Projected embeddings, whatever this CLIP was loaded for (Stable Diffusion's come unprojected)."""
+        """Projected embeddings, whatever this CLIP was loaded for (Stable Diffusion's are not projected)."""
         self.clip.load_model()
         rows = []
         with torch.no_grad():
@@ -103,7 +103,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None 
 
 
 def check_vision(clip_vision: Any) -> None:
-    """One sentence when a CLIP_VISION is none that a text can be compared with."""
+    """Reject a CLIP_VISION whose embeddings cannot be compared with a text."""
     model = getattr(clip_vision, "model", None)
     projection = getattr(model, "visual_projection", None)
     vision = getattr(model, "vision_model", None)
@@ -113,7 +113,7 @@ def check_vision(clip_vision: Any) -> None:
         or vision.embeddings.class_embedding is None
     ):
         raise ValueError(
-            f"this CLIP_VISION ({type(model).__name__}) is no CLIP vision tower with a projection (SigLIP "
+            f"this CLIP_VISION ({type(model).__name__}) is not a CLIP vision tower with a projection (SigLIP "
             "and DINO have none): load a CLIP ViT with Load CLIP Vision"
         )
     if problem := wrong_projection(projection.weight):
@@ -124,18 +124,18 @@ def check_vision(clip_vision: Any) -> None:
 
 
 def text_encoder(clip: Any, width: int) -> tuple[str, Any]:
-    """The text tower whose projection meets a vision tower of this width, and its name in the tokens."""
-    found = {
+    """The text tower with a projection of the vision tower's width, and its name in the tokens."""
+    towers = {
         name.removeprefix("clip_"): child
         for name, child in clip.cond_stage_model.named_children()
         if getattr(getattr(child, "transformer", None), "text_projection", None) is not None
     }
-    if not found:
+    if not towers:
         raise ValueError(
             f"this CLIP ({type(clip.cond_stage_model).__name__}) has no CLIP text tower: {TEXT_FILE}"
         )
-    shapes = {name: child.transformer.text_projection.weight.shape[0] for name, child in found.items()}
-    fitting = {name: child for name, child in found.items() if shapes[name] == width}
+    shapes = {name: child.transformer.text_projection.weight.shape[0] for name, child in towers.items()}
+    fitting = {name: child for name, child in towers.items() if shapes[name] == width}
     if not fitting:
         have = ", ".join(f"{name} {size}" for name, size in shapes.items())
         raise ValueError(
@@ -156,10 +156,10 @@ def text_encoder(clip: Any, width: int) -> tuple[str, Any]:
 
 
 def wrong_projection(weight: Tensor) -> str:
-    """Why a projection cannot be a trained one, or nothing."""
+    """Why a projection cannot be a trained one; None if it can."""
     w = weight.detach().float()
     if not torch.isfinite(w).all() or w.abs().max() > 1e3:
-        return "memory that was never written"
+        return "uninitialized memory"
     if (w.norm(dim=1) < 1e-6).float().mean() > 0.01:
         return "missing (zeros)"
     if w.shape[0] == w.shape[1] and torch.allclose(w, torch.eye(len(w), device=w.device), atol=1e-3):

@@ -1,23 +1,23 @@
 """The curriculum (section 3.4): structure first, classification ramped up.
 
-With u the share of the epochs that is done and r = smoothstep(u / 0.4), the classification losses count
-0.05 + 0.95 r of their weight and the attention alignment 10 - 9 r times its own; all else is constant.
-The paper gives the order and no numbers; these are ours. Classification does not start at zero, because
-an untrained network is the identity, whose structure is perfect and has nothing to learn.
+With u the share of completed epochs and r = smoothstep(u / 0.4), the weights of the classification losses
+are multiplied by 0.05 + 0.95 r and the weight of attention alignment by 10 - 9 r; the others are constant.
+The paper gives the order but no numbers; these are ours. Classification does not start at zero, because an
+untrained network is the identity, which keeps the structure perfectly and would learn nothing.
 """
 
 from dataclasses import dataclass, fields, replace
 
 from torch import Tensor
 
-RAMP = 0.4  # share of the epochs until the weights are what was asked for
+RAMP = 0.4  # share of the epochs until the weights have their given values
 FIRST = 0.05
 BOOST = 10.0
 
 
 @dataclass(frozen=True)
 class Weights:
-    """λ of every loss; zero switches one off. The defaults are CLIPstyler's where it has the loss."""
+    """λ of every loss; 0 turns a loss off. The defaults are CLIPstyler's for the losses that it has."""
 
     classification: float = 500.0
     patches: float = 9000.0
@@ -37,7 +37,7 @@ class Weights:
 
 
 def ramp(epoch: int, epochs: int) -> float:
-    """0 at the first epoch, 1 from `RAMP` of them on, smooth at both ends."""
+    """0 at the first epoch, 1 after the share `RAMP` of the epochs, smooth at both ends."""
     t = min(1.0, epoch / max(1.0, RAMP * (epochs - 1)))
     return t * t * (3 - 2 * t)
 
@@ -56,7 +56,7 @@ def at(weights: Weights, epoch: int, epochs: int) -> Weights:
 
 
 def plot(losses: dict[str, list[float]], applied: list[Weights], title: str) -> Tensor:
-    """IMAGE: the weighted losses and, below, the weights of each epoch as shares of what was asked for."""
+    """IMAGE: the weighted losses, and below them the weights of each epoch relative to the given ones."""
     from ..common.plot import figure_to_image, new_figure
 
     figure = new_figure(8, 7)

@@ -1,21 +1,21 @@
-"""A diffusion model as the judge: the text under which it predicts a picture's noise best.
+"""A diffusion model as the judge: how well it predicts a picture's noise under each text.
 
 A picture's latent z is noised to x = z + sigma eps at a few levels, and the model predicts the noise under
 each text (the diffusion classifier, Li et al. 2023):
 
     err_T(I) = mean over levels of |eps_T(x) - eps|^2,       P(T | I) = softmax over T of -k err_T(I) / m
 
-with m the mean error on the content pictures, which makes k a number without units. Directional, like the
-CLIP judge: what counts is how far the picture has come, from the source text to the style text,
+with m the mean error on the content pictures, so that k has no unit. Like the CLIP judge it is directional:
+the loss measures how far the picture has moved from the source text to the style text,
 
     a(I) = err_style(I) - err_source(I),       loss(I) = 1 + tanh(k (a(I) - a(I_cont)) / m)
 
-in 0..2, and 1 where nothing changed. Both texts, and a picture and its content, see the same noise: what
-they have in common cancels. Each picture's passes are recomputed on the way back, so that memory holds
-the graph of one UNet call.
+in 0..2; it is 1 if nothing changed. Both texts, and a picture and its content, use the same noise, so what
+they have in common cancels. Each picture's passes are recomputed in the backward pass, so memory holds
+the graph of only one UNet call.
 
-The paper names this judge and gives no formulas; these are ours. It needs a model of images (SD1.x,
-SD2, SDXL); its verdicts cost two UNet passes per level and patch: use few patches.
+The paper names this judge but gives no formulas; these are ours. It needs an image model (SD1.x, SD2,
+SDXL). Each patch costs two UNet evaluations per noise level, so use few patches.
 """
 
 import weakref
@@ -64,13 +64,13 @@ class DiffusionJudge:
                 f"the model ({type(model.model).__name__}) has no timesteps: "
                 "the diffusion judge takes SD1.x, SD2 and SDXL models"
             )
-        self._encoder = _Encoder(vae.first_stage_model)
+        self._encoder = VAEEncoder(vae.first_stage_model)
         self._weights: dict[str, Tensor] | None = None
         self._base: Any = None
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        """The UNet loaded, and copies of the VAE's weights that autograd accepts."""
+        """Load the UNet, and copy the VAE's weights so that autograd accepts them."""
         if self._base is not None:
             yield
             return
@@ -86,7 +86,7 @@ class DiffusionJudge:
                 self._weights = self._base = None
 
     def encode(self, images: Tensor) -> Tensor:
-        """Pictures [N, 3, H, W] to model-space latents, squashed to the judge's square."""
+        """Pictures [N, 3, H, W] to model-space latents, resized to the judge's square."""
         if images.shape[-2:] != (self.size, self.size):
             images = interpolate(
                 images, (self.size, self.size), mode="bicubic", antialias=True, align_corners=False
@@ -104,7 +104,7 @@ class DiffusionJudge:
         ]
 
     def levels(self, generator: torch.Generator) -> list[float]:
-        """One noise level from each equal part of the range."""
+        """One random noise level from each equal part of the range."""
         low, high = self.range
         shares = (torch.arange(self.samples) + torch.rand(self.samples, generator=generator)) / self.samples
         sampling = self._base.model_sampling
@@ -112,7 +112,7 @@ class DiffusionJudge:
         return [float(sampling.sigmas[round((low + (high - low) * s) * last)]) for s in shares.tolist()]
 
     def errors(self, images: Tensor, texts: list[list], generator: torch.Generator) -> Tensor:
-        """[N, T, h, w]: the squared error of the predicted noise at each place, the mean over the levels."""
+        """[N, T, h, w]: the squared error of the predicted noise at each place, averaged over the levels."""
         rows = []
         for image in images.split(1):
             z = checkpoint(self.encode, image, use_reentrant=False)
@@ -146,7 +146,7 @@ class DiffusionJudge:
         return (-SHARPNESS * errors / errors.detach().mean()).softmax(-1)
 
 
-class _Encoder(nn.Module):
+class VAEEncoder(nn.Module):
     """A VAE's encode() as a forward(), for functional_call."""
 
     def __init__(self, vae: nn.Module):

@@ -1,4 +1,4 @@
-"""Training as a node does it: IMAGE in, a text style and a plot out, with progress and previews."""
+"""Training for the node: IMAGE in, a text style and a plot out, with progress and previews."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from .. import host
 from . import curriculum, perceptual
 from .judge import Judge
 from .style import TextStyle
-from .train import Settings, Step, train
+from .train import EpochReport, Settings, train
 
 
 def fit(
@@ -23,7 +23,7 @@ def fit(
         eye = perceptual.load(network) if settings.weights.content else None
     with host.progress(settings.epochs, f"AttnStyle: {style_text[:40]}", "epochs") as bar:
 
-        def watch(step: Step) -> None:
+        def watch(step: EpochReport) -> None:
             bar.step(preview=step.picture.permute(1, 2, 0))
 
         try:

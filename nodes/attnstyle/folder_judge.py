@@ -22,15 +22,15 @@ class FolderJudge(EmbeddingJudge):
     def __init__(self, folder: Path):
         clip, tokenizer_class = _transformers()
         check_folder(folder)
-        # outside inference mode: what is loaded there cannot enter autograd
+        # weights that are loaded in inference mode cannot be used with autograd
         with torch.inference_mode(False):
             try:
                 model = clip.from_pretrained(folder, local_files_only=True, use_safetensors=True)
                 self.tokenizer = tokenizer_class.from_pretrained(folder, local_files_only=True)
-            except Exception as error:  # every kind of broken file has its own
+            except Exception as error:  # each kind of broken file raises another exception
                 why = " ".join(str(error).split())[:160]
                 raise ValueError(
-                    f"the folder {folder.name!r} holds no CLIP that transformers can load ({why}): "
+                    f"the folder {folder.name!r} contains no CLIP that transformers can load ({why}): "
                     f"models/{KIND}/<name>/ needs config.json, model.safetensors and the tokenizer files"
                 ) from error
             self.model = model.float().requires_grad_(False).train(False)
@@ -46,7 +46,7 @@ class FolderJudge(EmbeddingJudge):
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        """The model on the computing device; afterwards it makes room again for what the host manages."""
+        """Keep the model on the computing device for the block. Afterwards its memory is free again."""
         if self._held:
             yield
             return
@@ -62,7 +62,7 @@ class FolderJudge(EmbeddingJudge):
                 self.model.to(host.offload_device())
 
     def text(self, texts: list[str]) -> Tensor:
-        # cut at what the text tower has positions for: not every tokenizer file says how many that are
+        # truncate to the positions of the text tower: some tokenizer files do not give a length
         cut = {"padding": True, "truncation": True, "max_length": self.length}
         tokens = self.tokenizer(texts, return_tensors="pt", **cut).to(host.device())
         with self.ready(), torch.inference_mode(False), torch.no_grad():
@@ -77,14 +77,14 @@ class FolderJudge(EmbeddingJudge):
 
 
 def check_folder(folder: Path) -> None:
-    """One sentence when a folder is no CLIP, before transformers looks for what is not there."""
+    """Reject a folder that contains no CLIP, before transformers reports a missing file."""
     config = folder / "config.json"
     if not config.is_file():
         raise ValueError(f"the folder {folder.name!r} has no config.json: choose a Hugging Face CLIP folder")
     kind = read_json(config).get("model_type")
     if kind != "clip":
         raise ValueError(
-            f"the folder {folder.name!r} holds a model of type {kind!r}: "
+            f"the folder {folder.name!r} contains a model of type {kind!r}: "
             "a style judge needs a CLIP with both towers"
         )
     if not any(folder.glob("*.safetensors")):
@@ -95,16 +95,14 @@ def check_folder(folder: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What a configuration file says; one sentence when it is broken."""
+    """The content of a configuration file. A broken file is rejected."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise ValueError(
-            f"{path.name} in the folder {path.parent.name!r} is no configuration (broken JSON): copy it again"
-        )
-    return found
+        config = None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path.name} in the folder {path.parent.name!r} is not valid JSON: copy it again")
+    return config
 
 
 def folders() -> list[str]:

@@ -1,15 +1,15 @@
 """Judges: differentiable scorers of pictures against texts.
 
-A judge with two towers (CLIP, or anything trained like it) embeds texts and pictures in one space. Style
-is a direction in it, from the source text to the style text, and a picture is right when its own way, from
-the content picture to the stylized one, points there (the directional loss, Gal et al. 2021, CLIPstyler):
+A judge with two towers (CLIP, or a network trained like it) embeds texts and pictures in one space. Style is
+a direction in it, from the source text to the style text. The loss compares it with the direction from the
+content picture to the stylized one (the directional loss, Gal et al. 2021, CLIPstyler):
 
     loss(I) = 1 - cos(E(I) - E(I_cont), E_T(style) - E_T(source))          in 0..2, 1: nothing changed
 
-The cosine's denominator is softened, |d| -> sqrt(|d|^2 + eps^2) with eps = 0.01: training starts at the
-content picture itself, where the cosine has no gradient that a computer can use.
+The cosine's denominator is softened, |d| -> sqrt(|d|^2 + eps^2) with eps = 0.01, because training starts at
+the content picture itself, where the cosine has no useful gradient.
 
-A judge need not have towers: what a training asks of it is an `Aim` (see diffusion_judge.py).
+A judge without towers is possible: training only uses its `Aim` (see diffusion_judge.py).
 """
 
 from collections.abc import Sequence
@@ -27,32 +27,32 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 
 class Aim(Protocol):
-    """A style text and the content pictures, as one judge sees them."""
+    """A style text and content pictures, prepared by one judge."""
 
     def loss(self, images: Tensor, frame: Tensor) -> Tensor:
-        """[M]: how far each picture is from the style; `frame` [M] says which content it was made of."""
+        """[M]: each picture's distance from the style; `frame` [M] is the number of its content picture."""
         ...
 
     def doubt(self, images: Tensor) -> Tensor:
-        """[M]: -log P(style text | picture) / k among style text, source text and others.
+        """[M]: -log P(style text | picture) / k, where P compares style text, source text and other texts.
 
-        k is the sharpness with which the judge's scores become probabilities: divided by it, a weight
-        means the same with every judge.
+        k is the factor with which the judge's scores become probabilities. Dividing by it makes a loss
+        weight mean the same with every judge.
         """
         ...
 
     def layout(self, images: Tensor) -> Tensor:
-        """[N, texts, P]: how much each text fits at each place of a picture, places row by row."""
+        """[N, texts, P]: how well each text fits each patch of a picture, patches row by row."""
         ...
 
 
 class Judge(Protocol):
-    """Anything that can say how well a text describes a picture [N, 3, H, W] in 0..1, with gradients."""
+    """Scores how well a text describes a picture [N, 3, H, W] in 0..1, with gradients."""
 
     size: int  # how many pixels a side it looks at
 
     def ready(self) -> AbstractContextManager:
-        """Hold what gradients need (weights on the device) while many calls are made."""
+        """Keep the weights on the device, ready for gradients, during many calls."""
         ...
 
     def aim(self, style_text: str, source_text: str, content: Tensor, others: Sequence[str] = ()) -> Aim: ...
@@ -63,7 +63,7 @@ class Judge(Protocol):
 
 
 class EmbeddingJudge:
-    """A judge with two towers; a subclass gives `text`, `towers`, and its numbers."""
+    """A judge with two towers. A subclass defines `text`, `towers` and its constants."""
 
     size = 224
     mean: tuple[float, ...] = CLIP_MEAN
@@ -74,7 +74,7 @@ class EmbeddingJudge:
         return nullcontext()
 
     def text(self, texts: list[str]) -> Tensor:
-        """[T, D], unit length; no gradient is asked of it."""
+        """[T, D], unit length; without gradients."""
         raise NotImplementedError
 
     def towers(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,7 +90,7 @@ class EmbeddingJudge:
         return normalize(self.towers(self.pixels(images))[1], dim=-1)
 
     def pixels(self, images: Tensor) -> Tensor:
-        """The whole picture, squashed to the judge's square (a crop would hide its sides)."""
+        """The whole picture, resized to the judge's square (a crop would lose its sides)."""
         if images.shape[-2:] != (self.size, self.size):
             images = interpolate(
                 images, (self.size, self.size), mode="bicubic", antialias=True, align_corners=False
@@ -116,9 +116,9 @@ def directional(image: Tensor, content: Tensor, direction: Tensor) -> Tensor:
 
 
 class DirectionalAim:
-    """The way from the source text to the style text, and where the content pictures stand.
+    """The direction from the source text to the style text, and the embeddings of the content pictures.
 
-    `others` are more texts that a picture could be taken for: they count in `doubt` alone.
+    `others` are more classes for `doubt`: texts that also might describe a picture.
     """
 
     def __init__(
@@ -138,8 +138,8 @@ class DirectionalAim:
         way = self.words[0] - self.words[1]
         if way.norm() < 1e-3:
             raise ValueError(
-                f"to the judge, the style text {style_text!r} and the source text {source_text!r} mean the "
-                "same: describe in source_text what the pictures are, in style_text what they become"
+                f"the judge cannot tell the style text {style_text!r} from the source text {source_text!r}: "
+                "describe the pictures in source_text, and the wanted style in style_text"
             )
         self.direction = normalize(way, dim=-1)
 

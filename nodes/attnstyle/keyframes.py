@@ -1,4 +1,4 @@
-"""Key frames to train on: spread over the clip, at least one in every shot."""
+"""Key frames for training: spread over the clip, at least one per shot."""
 
 from torch import Tensor
 
@@ -10,7 +10,7 @@ CHUNK = 8
 
 
 def find_shots(video: LazyVideo) -> list[tuple[int, int]]:
-    """First frame and end of every shot, in one streaming pass."""
+    """The first frame and the end of every shot, in one pass over the clip."""
     detector, first, number = CutDetector(), 0, 0
     shots: list[tuple[int, int]] = []
     with host.progress(video.frame_count, "Looking for cuts") as bar:
@@ -25,9 +25,10 @@ def find_shots(video: LazyVideo) -> list[tuple[int, int]]:
 
 
 def spread(shots: list[tuple[int, int]], count: int) -> list[int]:
-    """Frame numbers: one in the middle of every shot, and more where a shot is long, up to `count` in all.
+    """Frame numbers: one in the middle of every shot, and more in long shots, up to `count` in total.
 
-    More shots than `count` give one frame each: a shot that training never saw would be styled by chance.
+    If there are more shots than `count`, every shot still gets one: the style of a shot that is not in the
+    training would be arbitrary.
     """
     keys = [1] * len(shots)
     lengths = [end - first for first, end in shots]

@@ -3,13 +3,13 @@
     L_total = λ_cls L_cls + λ_conf L_conf + λ_ms Σ_s λ^(s) L_cls^(s) + λ_att L_att + λ_con L_con
               + λ_layout L_layout + λ_tv L_tv + λ_temp L_temp
 
-The paper's global loss "measures the classifier's confidence on the full image"; CLIPstyler's looks only
-at the direction in which the picture moved, and is content with a picture that moved a little. Both are
-here: L_cls is the direction, L_conf the confidence.
+The paper's global loss "measures the classifier's confidence on the full image". CLIPstyler's global loss
+measures only the direction of the change, and is small also for a small change. Both are here: L_cls is the
+direction, L_conf the confidence.
 
-Squared norms are means over elements, so that a weight means the same at every size. L_tv is
-CLIPstyler's (its weight 2e-3 is for that sum of norms). L_temp is ours, for clips. The paper names the
-textual layout map and does not define it: `Layout` does.
+Squared norms are means over elements, so that a weight means the same at every size. L_tv is CLIPstyler's
+(its weight 2e-3 belongs to that sum of norms). L_temp is ours, for clips. The paper names a textual layout
+map but does not define it; `LayoutLoss` gives our definition.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ WINDOW = 7
 Perceptual = Callable[[Tensor], Mapping[str, Tensor]]
 
 
-class Classification(nn.Module):
+class ClassificationLoss(nn.Module):
     """L_cls: the judge's loss on the whole pictures."""
 
     def __init__(self, aim: Aim):
@@ -35,15 +35,14 @@ class Classification(nn.Module):
         self.aim = aim
 
     def forward(self, styl: Tensor, frame: Tensor) -> Tensor:
-        """`frame` [N]: which content picture each stylized one was made of."""
+        """`frame` [N]: the number of each stylized picture's content picture."""
         return self.aim.loss(styl, frame).mean()
 
 
-class Confidence(nn.Module):
-    """L_conf = -log P(T | I_styl) / k: how sure the zero-shot classifier is of the style text.
+class ConfidenceLoss(nn.Module):
+    """L_conf = -log P(T | I_styl) / k: the zero-shot classifier's confidence in the style text.
 
-    Its other classes are the source text, and whatever else the picture could be taken for. k is the
-    judge's sharpness (see `Aim.doubt`).
+    Its other classes are the source text and `others`. k is explained at `Aim.doubt`.
     """
 
     def __init__(self, aim: Aim):
@@ -55,12 +54,12 @@ class Confidence(nn.Module):
 
 
 def reject(losses: Tensor, threshold: float) -> Tensor:
-    """Losses below the threshold count as nothing: a patch that has enough style asks for no more."""
+    """Set losses below the threshold to zero: such a patch has enough style."""
     return torch.where(losses < threshold, torch.zeros_like(losses), losses)
 
 
-class PatchClassification(nn.Module):
-    """Σ_s λ^(s) L_cls^(s): the mean over augmented patches of each scale, satisfied patches rejected."""
+class PatchLoss(nn.Module):
+    """Σ_s λ^(s) L_cls^(s): the mean over augmented patches of each scale, after `reject`."""
 
     def __init__(
         self,
@@ -85,19 +84,19 @@ class PatchClassification(nn.Module):
         return sum(self.scales[s] * part.mean() for s, part in zip(self.counts, per_scale, strict=True))
 
 
-class AttentionAlignment(nn.Module):
+class AlignmentLoss(nn.Module):
     """L_att = ||F_styl - A(F_cont)||^2, averaged over the network's attention layers."""
 
     def forward(self, pairs: list[Pair]) -> Tensor:
         return torch.stack([mse_loss(f_styl, aligned) for f_styl, aligned in pairs]).mean()
 
 
-class Content(nn.Module):
+class ContentLoss(nn.Module):
     """L_con = Σ_l ||φ_l(I_styl) - φ_l(I_cont)||^2 over the layers that the network names its `content`.
 
-    A network that names none is compared at its two deepest. Each layer is divided by the root mean
-    square that it has on the content pictures: a weight then means the same with every network
-    (CLIPstyler's 150 was set for VGG-19).
+    For a network that names none, these are its two deepest layers. Each layer is divided by its root mean
+    square on the content pictures, so that a weight means the same with every network (CLIPstyler's 150 was
+    chosen for VGG-19).
     """
 
     def __init__(self, perceptual: Perceptual, content: Tensor):
@@ -116,11 +115,11 @@ class Content(nn.Module):
         )
 
 
-class Layout(nn.Module):
-    """L_layout: where a text fits more and where less stays as it was; how much it fits is free.
+class LayoutLoss(nn.Module):
+    """L_layout: keeps *where* each text fits better or worse; *how well* it fits may change.
 
     With m_k(I)_p the similarity of patch p of picture I to text k (style text and source text), and
-    z the map with its mean over the patches taken out, divided by its deviation + 0.01:
+    z the map minus its mean over the patches, divided by its deviation + 0.01:
 
         L_layout = mean over k and p of (z_k(I_styl)_p - z_k(I_cont)_p)^2
     """
@@ -143,7 +142,7 @@ class Layout(nn.Module):
         return mse_loss(self.relief(self.aim.layout(styl)), self.content[frame])
 
 
-class TotalVariation(nn.Module):
+class TotalVariationLoss(nn.Module):
     """L_tv: the norms of the differences in the four directions, summed; the mean over pictures."""
 
     def forward(self, styl: Tensor) -> Tensor:
@@ -159,27 +158,28 @@ class TotalVariation(nn.Module):
 
 
 def around(images: Tensor) -> Tensor:
-    """The mean of the `WINDOW` x `WINDOW` pixels around each."""
+    """The mean of the `WINDOW` x `WINDOW` pixels around each pixel."""
     return avg_pool2d(pad(images, (WINDOW // 2,) * 4, mode="replicate"), WINDOW, 1)
 
 
 def local_variance(images: Tensor) -> Tensor:
-    """[N, H, W]: the variance in the `WINDOW` x `WINDOW` pixels around each, mean over channels."""
+    """[N, H, W]: the variance of the `WINDOW` x `WINDOW` pixels around each pixel, averaged over channels."""
     centered = images - images.mean((2, 3), keepdim=True)
     return (around(centered.square()) - around(centered).square()).clamp_min(0).mean(1)
 
 
-class Temporal(nn.Module):
-    """L_temp = Σ m (var(d) / w + t / (w + t / 2)) / Σ m, t = |mean(d)|^2, w = v + FLAT: neighbours agree.
+class TemporalLoss(nn.Module):
+    """L_temp = Σ m (var(d) / w + t / (w + t / 2)) / Σ m, t = |mean(d)|^2, w = v + FLAT.
 
-    d(p) = f(x_b)(p + flow(p)) - f(x_a)(p), split into what it is on average in the pixels around (tone) and
-    how it varies there (texture). `flow` [P, 2, H, W] leads from frame a to frame b (kernels/flow.py),
-    `valid` [P, H, W] is m, and v is the mean of `local_variance` of the two sides.
+    d(p) = f(x_b)(p + flow(p)) - f(x_a)(p) is the difference of two stylized frames along the motion. Its
+    local mean is the difference in tone, its local variance the difference in texture. `flow` [P, 2, H, W]
+    leads from frame a to frame b (kernels/flow.py), `valid` [P, H, W] is m, and v is the mean
+    `local_variance` of both frames.
 
-    Without the division the cheapest way to agree is to have nothing on the picture that could disagree. It
-    is place by place, or what moves would be flattened alone; by both sides, or grain in one would pay for
-    itself; and tone costs at most the 2 that grain of each frame's own does, or grain would pay for a
-    brightness that flickers where the picture is flat.
+    Without the division by w, training reduces the loss by erasing texture. Each choice prevents a shortcut:
+    w is local, because a global w would erase texture only where something moves; it uses both frames,
+    because otherwise grain in one frame would raise its own w; the tone term is at most 2, the cost of
+    independent grain, because otherwise grain would be cheaper than a brightness that flickers.
     """
 
     FLAT = (4 / 255) ** 2  # below, contrast is hardly seen

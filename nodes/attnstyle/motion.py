@@ -1,10 +1,9 @@
-"""Neighbours for the temporal loss: motion between key frames, and small motions made up.
+"""Frame pairs for the temporal loss: motion between key frames, and small artificial motions.
 
-Key frames lie far apart, and often nothing of one is found in the next. So each step also makes a
-neighbour of every key frame by a small random camera motion (shift, turn, zoom, and a slow wobble) with
-a little sensor noise. Its flow is known exactly and valid wherever it stays inside the frame. What the
-network learns from these holds for real neighbours: the style moves with the picture, and noise that
-nobody sees does not flicker.
+Key frames are far apart, and often share nothing. So each step also makes a neighbour of every key frame by
+a small random camera motion (shift, rotation, zoom, and a smooth distortion) with a little sensor noise. Its
+flow is known exactly, and is valid inside the frame. The network learns from these that the style moves with
+the picture and that invisible noise must not cause flicker.
 """
 
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ AGREE = 0.06  # how far colors may differ where it was found; beyond, light or t
 
 @dataclass(frozen=True)
 class KeyMotion:
-    """Flow from key frame `a` to key frame `b`, and where it is valid and the pictures agree along it."""
+    """Flow from key frame `a` to key frame `b`, valid where the pictures agree along it."""
 
     a: int
     b: int
@@ -34,7 +33,7 @@ class KeyMotion:
 
 
 def random_flow(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """`count` small camera motions [count, 2, H, W]; drawn on the CPU."""
+    """`count` random small camera motions [count, 2, H, W], computed on the CPU."""
 
     def draw(*shape: int) -> Tensor:
         return torch.rand(count, *shape, generator=generator) * 2 - 1
@@ -52,7 +51,7 @@ def random_flow(count: int, height: int, width: int, generator: torch.Generator)
 
 
 def moved(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """A made-up neighbour of each picture, the flow from it to the picture, and the valid pixels."""
+    """An artificial neighbour of each picture, the flow from it to the picture, and the valid pixels."""
     n, _, h, w = images.shape
     flow = random_flow(n, h, w, generator).to(images)
     noise = torch.randn(images.shape, generator=generator).to(images) * NOISE
@@ -60,7 +59,7 @@ def moved(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, T
 
 
 def between(images: Tensor, method: str = "dis-medium") -> list[KeyMotion]:
-    """The motions between consecutive key frames [N, 3, H, W], where they share enough of the picture."""
+    """The motions between consecutive key frames [N, 3, H, W] that share enough of the picture."""
     source = estimator(method)
     ready = [source.prepare(frame) for frame in images.permute(0, 2, 3, 1)]
     found = []

@@ -1,24 +1,24 @@
-"""AttnStyle's network (section 3.2): a light U-Net whose decoder asks its encoder by cross-attention.
+"""AttnStyle's network (section 3.2): a light U-Net with cross-attention from decoder to encoder.
 
-Three halvings, 16 to 128 channels, 1.1 million weights. At the two coarsest decoder levels the
-decoder's features are the queries, the encoder's features of the same level the keys and values:
+Three halvings, 16 to 128 channels, 1.1 million parameters. At the two coarsest decoder levels the decoder's
+features are the queries, and the encoder's features of the same level are the keys and values:
 
     F_styl = norm(decoder),   A(F_cont) = W_o softmax(W_q F_styl (W_k F_cont)^T / sqrt(d)) W_v F_cont
 
-and the decoder goes on with decoder + A(F_cont). The pairs (F_styl, A) are what the alignment loss
-compares. The paper says "intermediate layers" and no more; these are ours:
+and the decoder continues with decoder + A(F_cont). The alignment loss compares the pairs (F_styl, A). The
+paper only says "intermediate layers"; these choices are ours:
 
-- Features are normalised over channels before they become F_styl and F_cont. Without that, the loss
-  ||F_styl - A||^2 is smallest when both shrink to nothing.
-- Keys and values are averaged down to at most 32x32 positions, so that a frame of any size costs memory
-  and time in proportion to its pixels.
-- The output is x + sigmoid(logit(x) + h) - sigmoid(logit(x)), h the network's last layer, which starts at
-  zero: an untrained network gives its input back bit for bit, and no colour leaves 0..1 by more than
-  the 2% that the last clamp takes.
-- Normalisation looks at groups of channels over the whole frame, and only once per block, beside a
-  path that is not normalised: brightness and contrast reach the output.
+- Features are normalized over channels before they become F_styl and F_cont. Otherwise the loss
+  ||F_styl - A||^2 would be smallest when both are zero.
+- Keys and values are averaged to at most 32x32 positions, so that memory and time grow linearly with the
+  number of pixels.
+- The output is x + sigmoid(logit(x) + h) - sigmoid(logit(x)), where h is the last layer, which starts at
+  zero. So an untrained network returns its input bit for bit, and colours leave 0..1 by at most 2%, which
+  the final clamp removes.
+- Group normalization over the whole frame is used once per block, in parallel to a path without
+  normalization, so that brightness and contrast reach the output.
 
-Any size: an odd side is rounded up on the way down and met again by resizing to the skip on the way up.
+Any size is possible: odd sides are rounded up by the encoder, and the decoder resizes to its skip maps.
 """
 
 from itertools import pairwise
@@ -39,12 +39,12 @@ Pair = tuple[Tensor, Tensor]
 
 
 def conv3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
-    """3x3, unpadded: `Block` repeats the edge pixels, so that one pixel is size enough."""
+    """3x3 without padding: `UNetBlock` repeats the edge pixels, so that a map of one pixel works."""
     return nn.Conv2d(channels_in, channels_out, 3, stride)
 
 
-class Block(nn.Module):
-    """Two 3x3 convolutions around one normalisation, beside a 1x1 path."""
+class UNetBlock(nn.Module):
+    """Two 3x3 convolutions around one normalization, plus a 1x1 path."""
 
     def __init__(self, channels_in: int, channels_out: int):
         super().__init__()
@@ -63,7 +63,7 @@ def _edges(x: Tensor) -> Tensor:
 
 
 class CrossAttention(nn.Module):
-    """Decoder features look up content features; gives the new features and the pair for the loss."""
+    """Attention from decoder features to content features; gives new features and the pair for the loss."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -97,12 +97,12 @@ class AttnStyleNet(nn.Module):
             raise ValueError(f"the widths {widths} are not three or more multiples of 8")
         self.widths = tuple(widths)
         deeper = list(pairwise(widths))
-        self.enter = Block(3, widths[0])
+        self.enter = UNetBlock(3, widths[0])
         self.down = nn.ModuleList(nn.Conv2d(a, b, 3, 2) for a, b in deeper)
-        self.encode = nn.ModuleList(Block(b, b) for _, b in deeper)
-        self.bottom = Block(widths[-1], widths[-1])
+        self.encode = nn.ModuleList(UNetBlock(b, b) for _, b in deeper)
+        self.bottom = UNetBlock(widths[-1], widths[-1])
         self.look_bottom = CrossAttention(widths[-1])
-        self.up = nn.ModuleList(Block(a + b, a) for a, b in reversed(deeper))
+        self.up = nn.ModuleList(UNetBlock(a + b, a) for a, b in reversed(deeper))
         self.look = CrossAttention(widths[-2])
         self.leave = nn.Conv2d(widths[0], 3, 1)
         nn.init.zeros_(self.leave.weight)
@@ -129,6 +129,6 @@ class AttnStyleNet(nn.Module):
 
 
 def recolor(x: Tensor, h: Tensor) -> Tensor:
-    """Move colours along the logistic curve by h; h = 0 gives x back bit for bit."""
+    """Move colours along the logistic curve by h; h = 0 returns x bit for bit."""
     logit = x.clamp(RIM, 1 - RIM).logit()
     return (x + (torch.sigmoid(logit + h) - torch.sigmoid(logit))).clamp(0, 1)

@@ -1,13 +1,13 @@
 """Augmented patches for the multi-scale classification loss (section 3.4).
 
-A patch is a square cut out of a picture, seen from a slant, perhaps mirrored, and with its colours
-jittered; all of it is one bilinear sampling, so that the gradient reaches the picture's pixels. The
-four corners of a square move inwards at random (up to `SLANT` of half its side), so that no patch ever
-looks beyond the picture: a judge would take the black rim of an outward slant for part of the style.
+A patch is a random square of a picture with a perspective distortion, sometimes mirrored, with jittered
+colours. It is one bilinear sampling, so gradients reach the picture's pixels. The corners of a square only
+move inwards (by up to `SLANT` of half its side), so that no patch contains pixels outside the picture: the
+judge would take a black border for part of the style.
 
-The scales of the paper are named only; here `global` cuts squares of the whole short side, `intermediate`
-half and `local` a quarter of it (CLIPstyler's 128 of 512). When the judge looks at fewer pixels than a
-square has, the picture is first reduced with antialiasing.
+The paper only names its scales. Here `global` uses squares of the whole short side, `intermediate` of half
+and `local` of a quarter of it (as CLIPstyler's 128 of 512). If the judge uses fewer pixels than the square
+has, the picture is first shrunk with antialiasing.
 """
 
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ def parse_scales(text: str) -> dict[str, float]:
 
 
 def share_out(patches: int, scales: dict[str, float]) -> dict[str, int]:
-    """How many of `patches` each scale gets, at least one."""
+    """The number of patches of each scale; at least one."""
     total = sum(SHARES[name] for name in scales)
     return {name: max(1, round(patches * SHARES[name] / total)) for name in scales}
 
@@ -57,10 +57,10 @@ def share_out(patches: int, scales: dict[str, float]) -> dict[str, int]:
 def cut(
     images: Tensor, count: int, side: float, size: int, generator: torch.Generator, *, plain: bool = False
 ) -> Patches:
-    """`count` patches of `side` times the short side, drawn evenly from the pictures [N, 3, H, W].
+    """`count` patches of `side` times the short side, spread evenly over the pictures [N, 3, H, W].
 
-    `generator` lives on the CPU, so that a seed means the same on every device. `plain` cuts upright
-    squares without any augmentation.
+    `generator` is on the CPU, so that a seed means the same on every device. `plain` gives squares without
+    augmentation.
     """
     n, _, h, w = images.shape
     frame = (torch.arange(count) + torch.randint(n, (1,), generator=generator)) % n

@@ -1,4 +1,4 @@
-"""Which perceptual network the content loss looks through."""
+"""The perceptual network of the content loss."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Prompt templates: a style is asked for in many wordings, and the mean of their embeddings is aimed at."""
+"""Prompt templates: the target is the mean embedding of a style text in many templates."""
 
 from collections.abc import Callable
 
@@ -34,10 +34,10 @@ TEMPLATES = (
 
 
 def wordings(text: str) -> list[str]:
-    """The text in every template; a text without words is refused."""
+    """The text in every template. An empty text is rejected."""
     text = " ".join(text.split())
     if not text:
-        raise ValueError("the text is empty: write in a few words what the picture should look like")
+        raise ValueError("the text is empty: describe in a few words how the picture should look")
     return [template.replace("{}", text) for template in TEMPLATES]
 
 

@@ -1,4 +1,4 @@
-"""A trained text style: what travels between nodes, in a file, and in a chain of clip operations."""
+"""Trained text styles: as a value between nodes, as a file, and as an operation on clips."""
 
 import json
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ def save(style: TextStyle, path: Path) -> Path:
 
 
 def load(path: Path) -> TextStyle:
-    """A style that `save` wrote; one sentence for any other file."""
+    """Read a style that `save` wrote. Any other file is rejected with an error message."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -62,13 +62,13 @@ def load(path: Path) -> TextStyle:
     except (SafetensorError, OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         why = " ".join(str(error).split())[:160]
         raise ValueError(
-            f"{path.name} is no AttnStyle model ({why}): choose one that Save AttnStyle wrote"
+            f"{path.name} is not an AttnStyle model ({why}): choose a file of Save AttnStyle"
         ) from error
     return style
 
 
 def checked(style: Any) -> TextStyle:
-    """The style that a node was given; one sentence for anything else."""
+    """The style that is connected to a node. Anything else is rejected with an error message."""
     if not isinstance(style, TextStyle):
         raise ValueError(
             f"model is a {type(style).__name__}: connect AttnStyle: Text to Style or Load AttnStyle"
@@ -83,7 +83,7 @@ def batch(height: int, width: int) -> int:
 
 
 def stylize(network: AttnStyleNet, frames: Tensor, strength: float = 1.0) -> Tensor:
-    """Frames [n, H, W, C] through a loaded network; a fourth channel stays as it is. Strength 0 is off."""
+    """Frames [n, H, W, C] through a loaded network. A fourth channel is kept. Strength 0 is off."""
     if strength == 0:
         return frames
     x = frames[..., :3].permute(0, 3, 1, 2).to(host.device(), memory_format=torch.channels_last)
@@ -92,7 +92,7 @@ def stylize(network: AttnStyleNet, frames: Tensor, strength: float = 1.0) -> Ten
 
 
 def apply(style: TextStyle, images: Tensor, strength: float = 1.0) -> Tensor:
-    """A style on a batch of pictures, as many at a time as memory holds."""
+    """A style on a batch of pictures, as many per call as memory allows."""
     if strength == 0:
         return images
     network = host.managed(style.network()).load()

@@ -1,7 +1,7 @@
 """Online training (section 3.4): one small network per prompt, on the picture or the clip's key frames.
 
-One epoch is one Adam step on up to `FRAMES` key frames (all of them take turns). The learning rate is
-halved every 100 epochs, as in CLIPstyler.
+One epoch is one Adam step on up to `FRAMES` key frames, in rotation. The learning rate is halved every 100
+epochs, as in CLIPstyler.
 """
 
 import copy
@@ -16,14 +16,14 @@ from . import curriculum
 from .curriculum import Weights
 from .judge import Judge
 from .losses import (
-    AttentionAlignment,
-    Classification,
-    Confidence,
-    Content,
-    Layout,
-    PatchClassification,
-    Temporal,
-    TotalVariation,
+    AlignmentLoss,
+    ClassificationLoss,
+    ConfidenceLoss,
+    ContentLoss,
+    LayoutLoss,
+    PatchLoss,
+    TemporalLoss,
+    TotalVariationLoss,
 )
 from .motion import between, moved
 from .network import AttnStyleNet
@@ -31,13 +31,13 @@ from .patches import parse_scales
 
 FRAMES = 4  # key frames per step
 HALVE = 100  # epochs
-PATIENCE, LEAST = 30, 0.005  # stop when that many epochs bring less than that share
-CONTRAST = 25.5  # the temporal loss counts as Optical Flow Error does on a picture of that local contrast
+PATIENCE, LEAST = 30, 0.005  # stop when the loss falls by less than this share in this many epochs
+CONTRAST = 25.5  # scales the temporal loss to Optical Flow Error on a picture of this local contrast
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a person sets."""
+    """The inputs of the training node."""
 
     epochs: int = 150
     learning_rate: float = 5e-4
@@ -48,12 +48,12 @@ class Settings:
     curriculum: bool = True
     early_stop: bool = True
     seed: int = 0
-    others: tuple[str, ...] = ()  # what else the classifier may take a picture for
+    others: tuple[str, ...] = ()  # more classes of the zero-shot classifier
 
 
 @dataclass(frozen=True)
-class Step:
-    """What a watcher is told after each epoch."""
+class EpochReport:
+    """The progress after each epoch."""
 
     epoch: int
     losses: dict[str, float]
@@ -81,20 +81,18 @@ def train(
     settings: Settings,
     *,
     perceptual: nn.Module | None = None,
-    watch: Callable[[Step], None] | None = None,
+    watch: Callable[[EpochReport], None] | None = None,
     device: torch.device | str = "cpu",
 ) -> Result:
-    """Train on pictures [N, 3, H, W] in 0..1. `watch` may raise to cancel; nothing is left behind."""
+    """Train on pictures [N, 3, H, W] in 0..1. `watch` is called after each epoch and may raise to cancel."""
     if min(images.shape[-2:]) < 16:
-        raise ValueError(
-            f"the pictures are {images.shape[-1]}x{images.shape[-2]}: AttnStyle trains on 16 pixels and more"
-        )
+        raise ValueError(f"the pictures are {images.shape[-1]}x{images.shape[-2]}: at least 16x16 are needed")
     if style_text.strip().casefold() in (other.strip().casefold() for other in settings.others):
         raise ValueError(
-            f"other_texts names {style_text.strip()!r}, which is the style text: the judge could never "
-            "prefer one to the other; take that line out"
+            f"other_texts contains the style text {style_text.strip()!r}, so the judge could not tell them "
+            "apart: remove that line"
         )
-    # what enters autograd is made or copied in here: nodes run in inference mode
+    # nodes run in inference mode, so everything that needs gradients is created or copied in this block
     with host.gradients(), judge.ready():
         content = images.detach().to(device, torch.float32, copy=True)
         session = _Session(judge, content, style_text, source_text, settings, perceptual)
@@ -124,24 +122,24 @@ class _Session:
         # what takes stylized pictures and the numbers of the key frames that they were made of
         self.judged: dict[str, nn.Module] = {}
         if weights.classification:
-            self.judged["classification"] = Classification(aim)
+            self.judged["classification"] = ClassificationLoss(aim)
         if weights.confidence:
-            self.judged["confidence"] = Confidence(aim)
+            self.judged["confidence"] = ConfidenceLoss(aim)
         if weights.patches and scales:
             draw = {"patches": settings.patches, "threshold": settings.threshold, "generator": self.generator}
-            self.judged["patches"] = PatchClassification(aim, judge.size, scales, **draw)
+            self.judged["patches"] = PatchLoss(aim, judge.size, scales, **draw)
         if weights.content:
             if perceptual is None:
                 raise ValueError(
                     "the content loss needs a perceptual network: choose one, or set content_weight to 0"
                 )
-            self.judged["content"] = Content(frozen(perceptual, content.device), content)
+            self.judged["content"] = ContentLoss(frozen(perceptual, content.device), content)
         if weights.layout:
-            self.judged["layout"] = Layout(aim, content)
-        self.alignment, self.tv, self.temporal = AttentionAlignment(), TotalVariation(), Temporal()
+            self.judged["layout"] = LayoutLoss(aim, content)
+        self.alignment, self.tv, self.temporal = AlignmentLoss(), TotalVariationLoss(), TemporalLoss()
         self.motions = between(content.cpu()) if weights.temporal else []
 
-    def run(self, watch: Callable[[Step], None] | None) -> Result:
+    def run(self, watch: Callable[[EpochReport], None] | None) -> Result:
         settings = self.settings
         optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate)
         halve = torch.optim.lr_scheduler.StepLR(optimizer, HALVE, 0.5)
@@ -163,7 +161,7 @@ class _Session:
                 curves.setdefault(name, []).append(value)
             applied.append(weights)
             if watch:
-                watch(Step(epoch, values, weights, styl[0].detach()))
+                watch(EpochReport(epoch, values, weights, styl[0].detach()))
             if settings.early_stop and weights == asked and patience.ends(total.item()):
                 break
         return Result(self.network.train(False).requires_grad_(False), curves, applied)
@@ -187,7 +185,7 @@ class _Session:
         return styl, losses
 
     def flicker(self, shown: Tensor, styl: Tensor, frame: list[int]) -> Tensor:
-        """The temporal loss on made-up neighbours, and on the key frames of this step that share a view."""
+        """The temporal loss on artificial neighbours and on key frames of this step that share a view."""
         neighbours, flow, valid = moved(shown, self.generator)
         parts = [self.temporal(self.network(neighbours), styl, flow, valid)]
         for motion in self.motions:
@@ -199,18 +197,18 @@ class _Session:
 
 
 def check_finite(total: Tensor, losses: dict[str, Tensor], epoch: int, rate: float) -> None:
-    """One sentence when a training has blown up: its pictures would all be black."""
+    """Stop a training that has diverged: its pictures would all be black."""
     if torch.isfinite(total):
         return
     broken = ", ".join(name for name, loss in losses.items() if not torch.isfinite(loss)) or "their sum"
     raise ValueError(
-        f"the training blew up at epoch {epoch + 1} ({broken} is no number any more): "
-        f"set learning_rate lower than {rate:g}, or the loss weights"
+        f"the training diverged at epoch {epoch + 1} ({broken} is not finite): "
+        f"set learning_rate below {rate:g}, or lower the loss weights"
     )
 
 
 class Patience:
-    """Says when the running mean of a loss has not fallen by `LEAST` of itself for `PATIENCE` epochs."""
+    """Early stopping: when a loss's running mean has not fallen by `LEAST` in `PATIENCE` epochs."""
 
     def __init__(self) -> None:
         self.mean = self.best = float("inf")

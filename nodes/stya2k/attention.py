@@ -1,8 +1,8 @@
 """The A2K module: all-to-key attention with its 1x1 convolutions, shared by both StyA2K networks.
 
-The parameter names are the official files' (q, k, v for distributed attention; q2, k2, v2 for
-progressive; fusion1, fusion2; sim_alpha, sim_beta), so their weights load as they are. What depends on
-the style is made by `encode`, once; `forward` takes N content frames against it.
+The parameter names are those of the official files (q, k, v for distributed attention; q2, k2, v2 for
+progressive; fusion1, fusion2; sim_alpha, sim_beta), so their weights load without conversion. `encode`
+computes what depends on the style, once; `forward` applies it to N content frames.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...kernels.all_to_key import (
     Arithmetic,
-    Regions,
+    KeyRegions,
     all_to_all_attention,
     distribute,
     distributed_attention,
@@ -29,12 +29,12 @@ KINDS = (*MODES, "all-to-all", "adain", "one head")  # what a network can be tra
 
 @dataclass(frozen=True)
 class Code:
-    """What one A2K module keeps of a style."""
+    """What one A2K module stores of a style."""
 
     mean: Tensor
     std: Tensor
     keys: tuple[Tensor, Tensor] | None = None
-    regions: Regions | None = None
+    regions: KeyRegions | None = None
     points: tuple[Tensor, Tensor] | None = None  # all-to-all
 
 
@@ -45,7 +45,7 @@ def rescale(x: Tensor, own: Moments, wanted: Moments) -> Tensor:
 
 
 class A2K(nn.Module):
-    """Eq. 14. `adapt` gives the content term the style's moments (ours); the paper adds it as it is.
+    """Eq. 14. `adapt` gives the content term the style's moments (ours); the paper adds it unchanged.
     `inner` is the width of the progressive part, which costs most: the paper's is that of the map."""
 
     def __init__(
@@ -65,7 +65,7 @@ class A2K(nn.Module):
         self.sim_beta = nn.Parameter(torch.zeros(1))
 
     def silence(self) -> None:
-        """Attention adds nothing until it has learned something; what is around it is not touched."""
+        """Set the output weights to zero, so that attention adds nothing at the start of a training."""
         with torch.no_grad():
             for fusion in (self.fusion1, self.fusion2):
                 fusion.weight.zero_()
@@ -73,7 +73,7 @@ class A2K(nn.Module):
 
     @property
     def mode(self) -> str:
-        """The mode that the weights were trained for."""
+        """The attention mode that the weights were trained with."""
         return self.kind if self.kind in MODES else "all-to-key"
 
     def encode(self, style: Tensor) -> Code:
@@ -91,7 +91,7 @@ class A2K(nn.Module):
     def forward(
         self, content: Tensor, code: Code, mode: str | None = None, stats: Moments | None = None
     ) -> Tensor:
-        """N content maps, transferred. `stats` replaces the maps' own moments: of the whole, for a tile."""
+        """Transfer N content maps. For a tile, `stats` are the moments of the whole frame's maps."""
         own = stats or moments(content)
         norm = (content - own[0]) / own[1]
         adapts = self.adapt or self.kind == "adain"

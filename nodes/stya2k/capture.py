@@ -1,7 +1,7 @@
-"""What keeps a GPU busy while a small network trains: batches made ahead, and steps recorded once.
+"""Fast training of a small network on a GPU: batches prepared ahead, and steps recorded as CUDA graphs.
 
-A step of the small network is some two thousand kernels of a few microseconds, less than it takes to
-launch them. `Captured` records forward and backward pass as one CUDA graph and replays it.
+One step of the small network is about two thousand kernels of a few microseconds, less than the time to
+launch them. `Captured` records the forward and backward pass as one CUDA graph and replays it.
 """
 
 from collections import deque
@@ -18,7 +18,7 @@ WARM_UP = 3  # passes before the recording, in which libraries choose kernels an
 
 
 def ahead(make: Callable[[int], Item], first: int, end: int, workers: int) -> Iterator[Item]:
-    """make(first), ..., make(end - 1), in order; `workers` threads are busy with those to come."""
+    """make(first), ..., make(end - 1), in order, computed ahead by `workers` threads."""
     if not workers:
         yield from map(make, range(first, end))
         return
@@ -37,7 +37,7 @@ def ahead(make: Callable[[int], Item], first: int, end: int, workers: int) -> It
 class Captured:
     """`losses(tensors)` and the gradients of their sum as one CUDA graph, for tensors of one shape.
 
-    The gradients stay with the weights and are overwritten by the next call: never set them to None.
+    The gradients belong to the graph and are overwritten by the next call: never set them to None.
     """
 
     def __init__(

@@ -1,10 +1,10 @@
-"""What a StyA2K file is, from its keys and shapes; and one safetensors file made of the official four.
+"""StyA2K files: detected from their keys and shapes, loaded, converted, saved.
 
-Known: a folder with the official `latest_net_A2K.pth`, `latest_net_transform.pth`,
-`latest_net_decoder.pth` and an encoder (`vgg_normalised.pth`, or torchvision's VGG-19); one safetensors
-file that `reelbrush convert-stya2k` or a training made. Widths come from the weights; what weights
-cannot say (the arithmetic, the attention they were trained with) is in the file's metadata. Files ending
-in .pth are read with weights_only=True.
+Two kinds are known: a folder with the official `latest_net_A2K.pth`, `latest_net_transform.pth`,
+`latest_net_decoder.pth` and an encoder (`vgg_normalised.pth`, or torchvision's VGG-19); and one safetensors
+file from `reelbrush convert-stya2k` or from a training. Layer widths come from the weights. The rest (the
+arithmetic, the attention of the training) is in the file's metadata. Files ending in .pth are read with
+weights_only=True.
 """
 
 import json
@@ -68,7 +68,7 @@ def from_official(parts: dict[str, Weights], encoder: Weights) -> Weights:
 
 
 def looks_like(weights: Weights) -> str:
-    """In words, what a file that is no StyA2K seems to be."""
+    """A description of what a file that is not a StyA2K model seems to be."""
     known = (
         ("decode8.", "a small StyA2K of an earlier version, trained with another layout"),
         ("sim_alpha", "the official StyA2K file for ReLU3_1 alone"),
@@ -104,7 +104,7 @@ def identify(weights: Weights) -> str:
 
 
 def build(weights: Weights, metadata: dict[str, str] | None = None) -> nn.Module:
-    """The network that these weights are of, loaded, in float32."""
+    """The network for these weights, in float32."""
     about = json.loads((metadata or {}).get("stya2k", "{}"))
     kind = about.get("attention", "all-to-key")
     if identify(weights) == "small":
@@ -151,7 +151,7 @@ def load(path: str | Path) -> nn.Module:
 
 
 def save(network: nn.Module, path: Path, *, half: bool = True, about: dict | None = None) -> None:
-    """One safetensors file that `load` reads; never half of it."""
+    """Write one safetensors file that `load` reads."""
     facts: dict = {"attention": network.kind, **(about or {})}
     if isinstance(network, StyA2K):
         facts["arithmetic"] = [asdict(h) for h in network.how]

@@ -1,4 +1,4 @@
-"""Frame pairs of real clips with their motion, for the temporal loss; packed once beside the run."""
+"""Frame pairs of real clips with their motion, for the temporal loss. They are computed once per run."""
 
 import logging
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ PAIRS_PER_CLIP = 16
 
 
 @dataclass(frozen=True)
-class Pair:
+class FramePair:
     """Two frames [3, H, W]; `flow` [2, H, W] leads from the second to the first where `valid` [H, W]."""
 
     first: Tensor
@@ -32,7 +32,7 @@ class Pair:
 
 
 class ClipPairs:
-    """The pairs of all clips of a folder; frames shrunk to short side `side`."""
+    """The frame pairs of all clips of a folder, with a short side of `side`."""
 
     def __init__(self, folder: Path, cache: Path, side: int):
         clips = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in ENDINGS)
@@ -81,8 +81,8 @@ class ClipPairs:
             if len(frames) == 2:
                 yield frames
 
-    def draw(self, size: int, rng: torch.Generator) -> Pair:
-        """A random pair, a random crop of it."""
+    def draw(self, size: int, rng: torch.Generator) -> FramePair:
+        """A random crop of a random pair."""
         name = f"{int(torch.randint(self.count, (1,), generator=rng)):05}"
         first, second, flow, valid = (
             self._open.get_tensor(f"{name}.{part}") for part in ("first", "second", "flow", "valid")
@@ -97,4 +97,4 @@ class ClipPairs:
         u, v = torch.rand(2, generator=rng).tolist()
         y, x = round(u * (h - size)), round(v * (w - size))
         first, second, flow, valid = (m[:, y : y + size, x : x + size] for m in maps)
-        return Pair(first, second, flow, valid[0])
+        return FramePair(first, second, flow, valid[0])

@@ -1,9 +1,9 @@
-"""Training pictures: any folder, read once, kept small in one packed file, drawn without state.
+"""Training pictures: any folder, shrunk once into one packed file, and drawn at random without state.
 
-`pack` decodes and shrinks every picture of a folder into one safetensors file (a uint8 tensor [H, W, 3]
-per name); later runs only read that. Folders too large for it (MS-COCO at 512 is 80 GB of pixels) are
-read picture by picture. Corrupt pictures are skipped and counted. What step k sees depends on (seed, k)
-alone, so a resumed run needs no state of the data.
+`pack` decodes and shrinks every picture of a folder into one safetensors file (a uint8 tensor [H, W, 3] per
+name), which later runs read. Larger folders (MS-COCO at 512 has 80 GB of pixels) are read picture by
+picture. Corrupt pictures are skipped and counted. The data of step k depends only on (seed, k), so a
+resumed run needs no state of the data.
 """
 
 import json
@@ -45,7 +45,7 @@ def _read(path: Path, side: int) -> np.ndarray | None:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The picture files of a folder and of the folders in it, in one order."""
+    """The picture files of a folder and its sub-folders, sorted."""
     return sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in pictures.EXTENSIONS)
 
 
@@ -107,7 +107,7 @@ class Pictures:
         return meta.get("side") == str(side) and meta.get("stamp") == fingerprint(*paths)
 
     def get(self, name: str) -> Tensor | None:
-        """[3, H, W] in 0..1; None, and noted once, where it cannot be read."""
+        """[3, H, W] in 0..1; None, with one warning, if it cannot be read."""
         if self._open is not None:
             return self._open.get_tensor(name).permute(2, 0, 1).float() / 255
         image = _read(self.folder / name, self.side)
@@ -126,15 +126,15 @@ class Pictures:
                 yield picture
 
     def draw(self, names: list[str], rng: torch.Generator) -> Tensor:
-        """A random one of `names`; where it cannot be read the one after it."""
+        """A random one of `names`, or the one after it if it cannot be read."""
         first = int(torch.randint(len(names), (1,), generator=rng))
         for picture in self.some(names, first):
             return picture
         raise ValueError(f"the folder {self.folder.name!r} has no readable picture")
 
     def apart(self, held: list[str]) -> list[str]:
-        """The names to train on: neither held out nor the picture of one that is, at another size or under
-        another name. Folders too large to pack are only told apart by name."""
+        """The names to train on: without the held-out pictures, and without other files of the same pictures
+        (another size or name). In folders that are too large to pack, only names are compared."""
         kept = [n for n in self.names if n not in set(held)]
         if self._open is None:
             return kept
@@ -157,7 +157,7 @@ ALIKE = 0.98  # correlation of thumbnails: other sizes of a picture 0.999, the n
 
 
 def twins(pictures: Named, of: Named) -> list[str]:
-    """Names of `pictures` that show, at whatever size, what one of `of` shows."""
+    """Names of `pictures` that show the same as one of `of`, at any size."""
 
     def thumbnail(picture: Tensor) -> Tensor:
         small = functional.interpolate(picture[None], (16, 16), mode="area").flatten()
@@ -175,7 +175,7 @@ ZOOM = (0.4, 0.8)  # crops of many scales: one set of weights sees strokes of ma
 
 
 def crop(picture: Tensor, size: int, rng: torch.Generator, zoom: tuple[float, float] = ZOOM) -> Tensor:
-    """A random square of `size`; `zoom` is the share of the short side that the square takes."""
+    """A random square of `size`. `zoom` is its share of the short side."""
     h, w = picture.shape[-2:]
     short = min(h, w)
     low, high = max(zoom[0], min(1.0, size / short) * 0.75), zoom[1]
@@ -189,7 +189,7 @@ def crop(picture: Tensor, size: int, rng: torch.Generator, zoom: tuple[float, fl
 
 
 def recolor(style: Tensor, rng: torch.Generator, share: float) -> Tensor:
-    """Colour augmentation: with probability `share` permuted channels, now and then a negative."""
+    """Colour augmentation: with probability `share`, permuted channels and sometimes a negative."""
     u, which, invert = torch.rand(3, generator=rng).tolist()
     if u >= share:
         return style
@@ -199,5 +199,5 @@ def recolor(style: Tensor, rng: torch.Generator, share: float) -> Tensor:
 
 
 def step_rng(seed: int, step: int) -> torch.Generator:
-    """The generator of one training step: everything random about it comes from here."""
+    """The random generator of one training step."""
     return torch.Generator().manual_seed((seed * 1_000_003 + step) % (1 << 63))

@@ -1,4 +1,4 @@
-"""The stylizers that can be loaded: those that come with the pack first, then models/stya2k."""
+"""The stylizers that can be loaded: first those of the pack, then those in models/stya2k."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -19,7 +19,7 @@ def embedded() -> list[str]:
 
 
 def names() -> list[str]:
-    """What Load StyA2K lists; folders are of official files."""
+    """The names that Load StyA2K lists: files, and folders of official files."""
     parts = ("_net_A2K.", "_net_transform.", "_net_decoder.", "vgg")
     found = host.model_names(KIND, ENDINGS, folders=True)
     whole = [n for n in found if not any(part in n for part in parts)]

@@ -1,9 +1,9 @@
-"""What StyA2K is trained with: eqs. 16-18, and the terms that the small network adds to them.
+"""Losses of StyA2K: eqs. 16-18, and the terms that the training of the small network adds.
 
-Every term takes feature dicts of a perceptual network (perceptual.py). The paper writes norms in eqs. 16
-and 17, the official code takes mean squares. `relative=False` is the official sum. Ours takes norms, each
-relative to its target's, so that one set of weights serves any perceptual network, and so that no single
-pair of pictures drowns the others of its batch.
+Every term takes feature dicts of a perceptual network (perceptual.py). The paper has norms in eqs. 16 and
+17, the official code mean squares: `relative=False` is the official sum. Ours are norms, each relative to
+the norm of its target, so that one set of weights works with any perceptual network, and no pair of
+pictures dominates its batch.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ def gram(x: Tensor) -> Tensor:
 
 
 def gram_loss(out: Features, style: Features, layers: tuple[str, ...]) -> Tensor:
-    """Distance of Gram matrices relative to the style's: texture that moments cannot tell."""
+    """Distance of Gram matrices relative to the style's: texture beyond mean and deviation."""
     total = torch.zeros((), device=out[layers[0]].device)
     for layer in layers:
         want = gram(style[layer])
@@ -52,7 +52,7 @@ def gram_loss(out: Features, style: Features, layers: tuple[str, ...]) -> Tensor
 def content_loss(
     out: Features, content: Features, layers: tuple[str, ...], weights: tuple[float, ...] | None = None
 ) -> Tensor:
-    """Distance of instance-normalised features: structure, whatever the palette."""
+    """Distance of instance-normalized features: structure, independent of the palette."""
     weights = weights or (1.0,) * len(layers)
     return sum(
         w * functional.mse_loss(normalize(out[layer]), normalize(content[layer]))
@@ -61,7 +61,7 @@ def content_loss(
 
 
 def keys_of(features: Features, layers: tuple[str, ...], upto: int) -> Tensor:
-    """Eq. 17's keys in the official code: this layer and all shallower ones, normalised, at its size."""
+    """Eq. 17's keys in the official code: this layer and all shallower ones, normalized, resized to it."""
     size = features[layers[upto]].shape[-2:]
     return torch.cat(
         [normalize(functional.interpolate(features[name], size)) for name in layers[: upto + 1]], 1
@@ -78,9 +78,9 @@ def match_loss(
     heads: int = 8,
     relative: bool = True,
 ) -> Tensor:
-    """Eq. 17: distance to the target that all-to-key attention without parameters makes.
+    """Eq. 17: distance to the target from all-to-key attention without parameters.
 
-    `shallow` are layers that only enter the keys; `sizes` are the region's points a side per layer.
+    `shallow` are layers that are only used in the keys; `sizes` are the regions' points per side.
     """
     names = (*shallow, *layers)
     total = torch.zeros((), device=out[layers[0]].device)
@@ -99,22 +99,22 @@ def match_loss(
 
 
 def variation_loss(x: Tensor) -> Tensor:
-    """Total variation, and what leaves 0..1."""
+    """Total variation, and a penalty for values outside 0..1."""
     tv = (x[..., 1:] - x[..., :-1]).abs().mean() + (x[..., 1:, :] - x[..., :-1, :]).abs().mean()
     return tv + 10 * (x - x.clamp(0, 1)).square().mean()
 
 
 @dataclass(frozen=True)
-class Motion:
-    """A frame [N, 3, H, W] that shows another one moved; `flow` leads back to it where `valid`."""
+class MovedFrame:
+    """A moved copy [N, 3, H, W] of a frame. `flow` leads back to the frame where `valid`."""
 
     frame: Tensor
     flow: Tensor
     valid: Tensor
 
     @classmethod
-    def affine(cls, images: Tensor, theta: Tensor) -> "Motion":
-        """Pictures looked up through affine maps [N, 2, 3] in -1..1 coordinates."""
+    def affine(cls, images: Tensor, theta: Tensor) -> "MovedFrame":
+        """Pictures transformed by affine maps [N, 2, 3] in -1..1 coordinates."""
         h, w = images.shape[-2:]
         grid = functional.affine_grid(theta.to(images), list(images.shape), align_corners=True)
         rest = functional.affine_grid(torch.eye(2, 3).to(images)[None], [1, 1, h, w], align_corners=True)
@@ -122,12 +122,12 @@ class Motion:
         flow = ((grid - rest) * size).permute(0, 3, 1, 2)
         return cls(warp(images, flow), flow, inside(flow))
 
-    def to(self, device: torch.device) -> "Motion":
-        return Motion(self.frame.to(device), self.flow.to(device), self.valid.to(device))
+    def to(self, device: torch.device) -> "MovedFrame":
+        return MovedFrame(self.frame.to(device), self.flow.to(device), self.valid.to(device))
 
 
-def temporal_loss(out: Tensor, moved: Tensor, motion: Motion) -> Tensor:
-    """How far the stylized moved frame is from the stylized frame, moved."""
+def temporal_loss(out: Tensor, moved: Tensor, motion: MovedFrame) -> Tensor:
+    """The distance between the stylized moved frame and the moved stylized frame."""
     h, w = out.shape[-2:]
     x, y = targets(motion.flow)  # `warp` would look whether any flow is whole, which a recorded step cannot
     grid = torch.stack([x * (2 / (w - 1)) - 1, y * (2 / (h - 1)) - 1], dim=-1)

@@ -1,8 +1,8 @@
 """The StyA2K network of the paper: VGG-19 to ReLU5_1, A2K at 3_1, 4_1 and 5_1, a mirrored decoder.
 
-Any picture size: VGG's pools round up, the decoder's doublings are cropped to the encoder's sizes, and
-the attention pads and masks (kernels/all_to_key.py), so the output has the input's size exactly. On the
-square sizes that the official code takes, the arithmetic is the official one.
+Any picture size: VGG's pools round up, the decoder's doubled maps are cropped to the encoder's sizes, and
+attention pads and masks (kernels/all_to_key.py), so the output has exactly the input's size. For the square
+sizes of the official code the arithmetic is the same.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ DECODER = (
 
 
 @dataclass(frozen=True)
-class Content:
+class PaperContent:
     """N encoded frames: their size and features at ReLU3_1, 4_1, 5_1."""
 
     size: tuple[int, int]
@@ -42,7 +42,7 @@ class Content:
 
 
 @dataclass(frozen=True)
-class StyleCode:
+class PaperStyleCode:
     """A style encoded for `StyA2K`."""
 
     codes: tuple[Code, ...]
@@ -82,38 +82,42 @@ class StyA2K(nn.Module):
 
     @property
     def arithmetic(self) -> tuple[Arithmetic, ...]:
-        """How the weights' regions are cut, per scale."""
+        """How each scale is divided into regions."""
         return self.how
 
-    def encode(self, images: Tensor) -> Content:
+    def encode(self, images: Tensor) -> PaperContent:
         """N frames [N, 3, H, W] in 0..1."""
         found = self.encoder(images, LAYERS)
-        return Content(tuple(images.shape[-2:]), tuple(found[layer] for layer in LAYERS))
+        return PaperContent(tuple(images.shape[-2:]), tuple(found[layer] for layer in LAYERS))
 
-    def encode_style(self, images: Tensor) -> StyleCode:
+    def encode_style(self, images: Tensor) -> PaperStyleCode:
         """A style picture, encoded once."""
         maps = self.encode(images).maps
         a2k = (self.a2k3, self.a2k4, self.a2k5)
-        return StyleCode(tuple(m.encode(x) for m, x in zip(a2k, maps, strict=True)))
+        return PaperStyleCode(tuple(m.encode(x) for m, x in zip(a2k, maps, strict=True)))
 
-    def measure(self, content: Content) -> list[Moments]:
-        """The content's statistics that `transfer` uses; of a whole frame, where tiles are stylized."""
+    def measure(self, content: PaperContent) -> list[Moments]:
+        """The content's statistics that `transfer` uses. For tiles they come from the whole frame."""
         return [moments(m) for m in content.maps]
 
     def measure_images(self, images: Tensor) -> list[Moments]:
-        """Those of them that are taken from the pictures themselves."""
+        """Those statistics that are measured on the pictures, not on features."""
         return []
 
     def transfer(
-        self, content: Content, code: StyleCode, mode: str | None = None, stats: list[Moments] | None = None
+        self,
+        content: PaperContent,
+        code: PaperStyleCode,
+        mode: str | None = None,
+        stats: list[Moments] | None = None,
     ) -> list[Tensor]:
         """Eq. 2 at the three scales."""
         a2k = (self.a2k3, self.a2k4, self.a2k5)
         stats = stats or [None] * 3
         return [m(x, c, mode, s) for m, x, c, s in zip(a2k, content.maps, code.codes, stats, strict=True)]
 
-    def plain(self, content: Content) -> list[Tensor]:
-        """The content's own features: what strength 0 decodes."""
+    def plain(self, content: PaperContent) -> list[Tensor]:
+        """The content's own features, which strength 0 decodes."""
         return list(content.maps)
 
     def decode(self, features: list[Tensor], size: tuple[int, int]) -> Tensor:
@@ -131,6 +135,6 @@ class StyA2K(nn.Module):
                 x = _double(x, sizes.pop())
         return x
 
-    def forward(self, images: Tensor, code: StyleCode, mode: str | None = None) -> Tensor:
+    def forward(self, images: Tensor, code: PaperStyleCode, mode: str | None = None) -> Tensor:
         content = self.encode(images)
         return self.decode(self.transfer(content, code, mode), content.size)

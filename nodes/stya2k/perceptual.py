@@ -1,9 +1,9 @@
-"""Perceptual networks: what a picture looks like to a classifier. The distribution ships none.
+"""Perceptual networks: feature maps of image classifiers, for losses. The pack contains no weights for them.
 
-A file is known by its keys: SqueezeNet v1.0 (layer names of its prototxt), the normalised VGG-19 of the
-AdaIN line of work (`vgg_normalised.pth`), or torchvision's VGG-19. All take pictures [N, 3, H, W] in
-0..1 and answer with a dict of feature maps by layer name, shallow to deep. `style` names the layers for
-eq. 16, `match` those for eq. 17, `content` those that carry structure, `gram` those for second moments.
+A file is detected by its keys: SqueezeNet v1.0 (layer names of its prototxt), the normalized VGG-19 of AdaIN
+(`vgg_normalised.pth`), or torchvision's VGG-19. All take pictures [N, 3, H, W] in 0..1 and return a dict of
+feature maps by layer name, shallow to deep. `style` names the layers for eq. 16, `match` those for eq. 17,
+`content` those for structure, `gram` those for Gram matrices.
 """
 
 from pathlib import Path
@@ -49,7 +49,7 @@ class Perceptual(nn.Module):
 
 
 class SqueezeNet(Perceptual):
-    """SqueezeNet v1.0 up to fire8: 0.6 GFLOP for a 192x192 picture, which a CPU can train with."""
+    """SqueezeNet v1.0 up to fire8: 0.6 GFLOP for a 192x192 picture, fast enough for training on a CPU."""
 
     style = ("conv1", "fire3", "fire6", "fire8")
     match = ("fire3", "fire5", "fire8")
@@ -141,7 +141,7 @@ class VGG19(Perceptual):
         return net.freeze()
 
     def forward(self, images: Tensor, layers: tuple[str, ...] | None = None) -> dict[str, Tensor]:
-        """All feature maps, or only those of `layers` (what is not kept is freed on the way)."""
+        """All feature maps, or only those of `layers`."""
         x = (images - self.mean) / self.std if self.first is None else self.first(images)
         found: dict[str, Tensor] = {}
         convs, group, place = iter(self.convs), 1, 1
@@ -159,13 +159,13 @@ class VGG19(Perceptual):
 
 
 def reflect(x: Tensor) -> Tensor:
-    """One pixel of reflection around a map; a map of one pixel is repeated."""
+    """Pad a map by one reflected pixel. A map of one pixel is repeated."""
     mode = "reflect" if min(x.shape[-2:]) > 1 else "replicate"
     return functional.pad(x, (1, 1, 1, 1), mode=mode)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors file, or of a .pth that holds nothing but tensors."""
+    """Tensors of a .safetensors file, or of a .pth file that contains only tensors."""
     path = Path(path)
     if path.suffix == ".safetensors":
         try:
@@ -185,7 +185,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_perceptual(path: str | Path) -> Perceptual:
-    """The perceptual network that a file holds, frozen."""
+    """The perceptual network in a file, frozen."""
     weights = read_weights(Path(path))
     try:
         if "fire2/conv1x1_1.weight" in weights:

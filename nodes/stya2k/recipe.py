@@ -1,4 +1,4 @@
-"""What decides the outcome of a StyA2K training, and the paper's preset."""
+"""The settings that determine the outcome of a StyA2K training, and the paper's preset."""
 
 import json
 from dataclasses import dataclass, field, fields
@@ -12,7 +12,7 @@ def _value(default: object, meaning: str) -> Any:
 
 @dataclass
 class Recipe:
-    """All that decides the outcome of a run."""
+    """All settings that determine the outcome of a run."""
 
     size: str = _value("small", "the CPU network, or the paper's with VGG-19")
     attention: str = _value("all-to-key", "the method, or one of the paper's comparisons")
@@ -44,7 +44,7 @@ class Recipe:
                 raise ValueError(f"{name} is a share, from 0 to 1: {getattr(self, name):g} is none")
 
     def rate(self, step: int) -> float:
-        """The learning rate's factor: the schedule, ours after a short warm-up."""
+        """The factor of the learning rate at a step, with a short warm-up unless `literal`."""
         done = min(1.0, step / max(1, self.steps))
         if self.schedule == "paper":  # flat for two of five epochs, then down to 0
             return min(1.0, (1 - done) / 0.6)
@@ -53,12 +53,12 @@ class Recipe:
 
     @property
     def order(self) -> int:
-        """What decides which pictures a step sees."""
+        """The seed that determines which pictures a step uses."""
         return self.seed if self.data_seed < 0 else self.data_seed
 
     @property
     def literal(self) -> bool:
-        """The official sums, crops and steps, without what we add."""
+        """The official losses, crops and steps, without our additions."""
         return self.schedule == "paper"
 
 
@@ -81,17 +81,17 @@ _OF_BEFORE = {"halving": "plain"}  # what the first runs did not say, because th
 
 
 def kept(folder: Path) -> dict:
-    """What the run in a folder was started with; nothing where there is none."""
+    """The settings of the run in a folder; empty if there is none."""
     file = folder / "recipe.json"
     return _OF_BEFORE | json.loads(file.read_text()) if file.is_file() else {}
 
 
 def recipe_in(folder: Path, given: dict, paper: bool = False) -> Recipe:
-    """What is given, else what the run in the folder was started with, else the paper's preset or ours."""
+    """Settings from the given values, then from the folder's run, then from the paper's preset or ours."""
     return recipe_of((PAPER if paper else {}) | kept(folder) | given)
 
 
 def recipe_of(values: dict) -> Recipe:
-    """A recipe from a dict that may hold more."""
+    """A recipe from a dict, which may have other keys."""
     known = {f.name for f in fields(Recipe)}
     return Recipe(**{k: v for k, v in values.items() if k in known})

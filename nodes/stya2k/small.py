@@ -16,14 +16,14 @@ from torch.nn import functional
 
 from ...kernels.all_to_key import Arithmetic
 from ...kernels.moments import moments
-from ...kernels.palette import Reference, describe, look_up, palette_table, sample
+from ...kernels.palette import PaletteReference, describe, look_up, palette_table, sample
 from .attention import A2K, Code, Moments, rescale
 
 HALVINGS = ("soft", "plain")  # what a network's maps are halved by: `Soften` before, or as they are
 
 
 @dataclass(frozen=True)
-class Content:
+class SmallContent:
     """N encoded frames: the picture and its features at 1/2, 1/4, 1/8 and 1/16."""
 
     size: tuple[int, int]
@@ -32,10 +32,10 @@ class Content:
 
 
 @dataclass(frozen=True)
-class StyleCode:
+class SmallStyleCode:
     """A style encoded for `SmallStyA2K`."""
 
-    palette: Reference
+    palette: PaletteReference
     half: tuple[Tensor, Tensor]
     codes: tuple[Code, ...]
 
@@ -83,7 +83,7 @@ def _double(x: Tensor, like: Tensor) -> Tensor:
     return functional.interpolate(x, scale_factor=2, mode="bilinear")[..., :h, :w]
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """A residual pair of 3x3 convolutions; it starts close to the identity."""
 
     def __init__(self, channels: int):
@@ -117,9 +117,9 @@ class SmallStyA2K(nn.Module):
         how = Arithmetic(size=8, extra=0, scaled=True, overlap=True)
         self.widths, self.kind = tuple(widths), kind
         self.down2 = _conv(3, half, 4, 2)
-        self.down4, self.encode4 = _conv(half, quarter, 3, 2), Block(quarter)
-        self.down8, self.encode8 = _conv(quarter, eighth, 3, 2), Block(eighth)
-        self.down16, self.encode16 = _conv(eighth, last, 3, 2), Block(last)
+        self.down4, self.encode4 = _conv(half, quarter, 3, 2), ResidualBlock(quarter)
+        self.down8, self.encode8 = _conv(quarter, eighth, 3, 2), ResidualBlock(eighth)
+        self.down16, self.encode16 = _conv(eighth, last, 3, 2), ResidualBlock(last)
         self.a2k4, self.a2k8, self.a2k16 = (
             A2K(
                 width,
@@ -130,9 +130,15 @@ class SmallStyA2K(nn.Module):
             )
             for width, heads in ((quarter, 2), (eighth, 4), (last, 4))
         )
-        self.decode16, self.up16 = Block(last), _conv(last, eighth, 1)
-        self.decode8, self.up8 = nn.Sequential(Block(eighth), Block(eighth)), _conv(eighth, quarter, 1)
-        self.decode4, self.up4 = nn.Sequential(Block(quarter), Block(quarter)), _conv(quarter, half, 1)
+        self.decode16, self.up16 = ResidualBlock(last), _conv(last, eighth, 1)
+        self.decode8, self.up8 = (
+            nn.Sequential(ResidualBlock(eighth), ResidualBlock(eighth)),
+            _conv(eighth, quarter, 1),
+        )
+        self.decode4, self.up4 = (
+            nn.Sequential(ResidualBlock(quarter), ResidualBlock(quarter)),
+            _conv(quarter, half, 1),
+        )
         self.skip2, self.decode2 = _conv(half, half, 1), _conv(half, half)
         self.up2 = _conv(half, full, 1)
         self.detail, self.color = _conv(3, full), _conv(full, 3)
@@ -148,7 +154,7 @@ class SmallStyA2K(nn.Module):
         """How the weights' regions are cut, per scale."""
         return tuple(module.how for module in self.attention)
 
-    def encode(self, images: Tensor) -> Content:
+    def encode(self, images: Tensor) -> SmallContent:
         """N frames [N, 3, H, W] in 0..1; maps of sizes rounded up, what padding made cut off again."""
         h, w = images.shape[-2:]
         x = images
@@ -159,15 +165,15 @@ class SmallStyA2K(nn.Module):
         e8 = self.encode8(_active(self.down8(self.soften(e4))))
         e16 = self.encode16(_active(self.down16(self.soften(e8))))
         maps = ((e2, 2), (e4, 4), (e8, 8), (e16, 16))
-        return Content((h, w), images, tuple(m[..., : -(-h // s), : -(-w // s)] for m, s in maps))
+        return SmallContent((h, w), images, tuple(m[..., : -(-h // s), : -(-w // s)] for m, s in maps))
 
-    def encode_style(self, images: Tensor) -> StyleCode:
+    def encode_style(self, images: Tensor) -> SmallStyleCode:
         """A style picture, encoded once."""
         first, *maps = self.encode(images).maps
         codes = (module.encode(m) for module, m in zip(self.attention, maps, strict=True))
-        return StyleCode(describe(sample(images)), moments(first), tuple(codes))
+        return SmallStyleCode(describe(sample(images)), moments(first), tuple(codes))
 
-    def measure(self, content: Content) -> list[Tensor | Moments]:
+    def measure(self, content: SmallContent) -> list[Tensor | Moments]:
         """The content's statistics that `transfer` uses; of a whole frame, where tiles are stylized."""
         return [*self.measure_images(content.image), *(moments(m) for m in content.maps)]
 
@@ -176,7 +182,7 @@ class SmallStyA2K(nn.Module):
         return [sample(images)]
 
     def paint(
-        self, images: Tensor, palette: Tensor | Reference, stats: list[Tensor | Moments] | None = None
+        self, images: Tensor, palette: Tensor | PaletteReference, stats: list[Tensor | Moments] | None = None
     ) -> Tensor:
         """Pictures in a style's palette: where the full-size path starts from. It has no weights."""
         own = stats[0] if stats else sample(images)
@@ -184,8 +190,8 @@ class SmallStyA2K(nn.Module):
 
     def transfer(
         self,
-        content: Content,
-        code: StyleCode,
+        content: SmallContent,
+        code: SmallStyleCode,
         mode: str | None = None,
         stats: list[Tensor | Moments] | None = None,
         base: Tensor | None = None,
@@ -201,7 +207,7 @@ class SmallStyA2K(nn.Module):
             *(a(m, c, mode, s) for a, m, c, s in zip(self.attention, maps, code.codes, own[1:], strict=True)),
         ]
 
-    def plain(self, content: Content) -> list[Tensor]:
+    def plain(self, content: SmallContent) -> list[Tensor]:
         """The content's own features: what strength 0 decodes."""
         return [content.image, *content.maps]
 
@@ -216,7 +222,7 @@ class SmallStyA2K(nn.Module):
         return self.color(x).add_(base)
 
     def forward(
-        self, images: Tensor, code: StyleCode, mode: str | None = None, base: Tensor | None = None
+        self, images: Tensor, code: SmallStyleCode, mode: str | None = None, base: Tensor | None = None
     ) -> Tensor:
         content = self.encode(images)
         return self.decode(self.transfer(content, code, mode, base=base), content.size)

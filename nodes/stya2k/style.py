@@ -1,8 +1,8 @@
-"""Loaded stylizers and styles: what STYA2K and STYLE carry.
+"""Loaded stylizers and styles: the values of the types STYA2K and STYLE.
 
-A `Style` is one or several pictures with weights that sum to 1 everywhere; a weight may differ from place
-to place (a mask) and from frame to frame (a mask of N frames). Mixing makes a new style of the same
-pictures; each is encoded once, whatever it is mixed into.
+A `Style` is one or several pictures with weights that sum to 1 everywhere. A weight may vary within the
+frame (a mask) and over time (a mask of N frames). Mixing makes a new style from the same pictures. Each
+picture is encoded once.
 """
 
 import logging
@@ -43,7 +43,7 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in; "auto" is half precision on a GPU."""
+        """The compute type; "auto" is half precision on a GPU."""
         chosen = PRECISIONS[self.precision]
         return chosen or (torch.float16 if host.device().type == "cuda" else torch.float32)
 
@@ -52,7 +52,7 @@ class Model:
         return self.managed.load()
 
 
-_live: WeakValueDictionary = WeakValueDictionary()  # a clip's chain finds the model that its nodes hold
+_live: WeakValueDictionary = WeakValueDictionary()  # models that are loaded: an operation uses them again
 
 
 def load_model(path: str | Path, precision: str = "auto", compiled: bool = False) -> Model:
@@ -69,20 +69,22 @@ def load_model(path: str | Path, precision: str = "auto", compiled: bool = False
 
 
 def _compiled(plain: Callable) -> Callable:
-    """A function through torch.compile; as it was from the first time on that the compiler fails."""
-    ways = [torch.compile(plain, dynamic=False)]  # per size: clips have one, and dynamic sizes fail
+    """A function through torch.compile. If the compiler fails once, the plain function is used."""
+    ways = [torch.compile(plain, dynamic=False)]  # once per size: dynamic sizes fail
 
-    def call(*given: Any) -> Any:
+    def call(*args: Any) -> Any:
         if not ways:
-            return plain(*given)
+            return plain(*args)
         try:
-            return ways[0](*given)
+            return ways[0](*args)
         except Exception as error:
             if host.is_out_of_memory(error) or isinstance(error, host.interrupt_types()):
                 raise
-            log.warning("torch.compile failed (%s): going on without", (str(error).splitlines() or [""])[0])
+            log.warning(
+                "torch.compile failed (%s): continuing without it", (str(error).splitlines() or [""])[0]
+            )
             ways.clear()
-            return plain(*given)
+            return plain(*args)
 
     return call
 
@@ -103,7 +105,7 @@ def encoded(model: Model, network: torch.nn.Module, picture: Tensor) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class StylePart:
     """A style picture [1, h, w, 3], its weight, and where it applies (mask [1 or N, H, W])."""
 
     picture: Tensor
@@ -113,14 +115,14 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Style:
-    """What STYLE carries: a model and pictures whose weights sum to 1 everywhere."""
+    """The value of the type STYLE: a model, and pictures whose weights sum to 1 everywhere."""
 
     model: Model
-    parts: tuple[Part, ...]
+    parts: tuple[StylePart, ...]
 
 
 def fit_picture(picture: Tensor, size: int) -> Tensor:
-    """A picture [1, h, w, 3] with a short side of `size`; long ones are cut to twice that."""
+    """A picture [1, h, w, 3] resized to a short side of `size`, cropped to at most twice that length."""
     h, w = picture.shape[1:3]
     scale = size / min(h, w)
     shape = (max(size, round(h * scale)), max(size, round(w * scale)))
@@ -133,12 +135,12 @@ def fit_picture(picture: Tensor, size: int) -> Tensor:
 
 
 def make_style(model: Model, pictures: Tensor, weights: str = "", size: int = 512) -> Style:
-    """Pictures [n, h, w, 3] averaged with weights "1, 2, ..." (empty: alike)."""
+    """Pictures [n, h, w, 3] averaged with weights "1, 2, ..." (empty: equal weights)."""
     try:
-        given = [float(w) for w in weights.replace(";", ",").split(",") if w.strip()]
+        shares = [float(w) for w in weights.replace(";", ",").split(",") if w.strip()]
     except ValueError:
-        raise ValueError(f"the weights {weights!r} are not numbers: give some like 1, 0.5") from None
-    shares = given or [1.0] * len(pictures)
+        raise ValueError(f"the weights {weights!r} are not numbers: write them as 1, 0.5") from None
+    shares = shares or [1.0] * len(pictures)
     if len(shares) != len(pictures):
         raise ValueError(f"{len(shares)} weights for {len(pictures)} style pictures: give one per picture")
     if min(shares) < 0 or sum(shares) <= 0:
@@ -146,7 +148,7 @@ def make_style(model: Model, pictures: Tensor, weights: str = "", size: int = 51
     return Style(
         model,
         tuple(
-            Part(fit_picture(p[None], size), share / sum(shares))
+            StylePart(fit_picture(p[None], size), share / sum(shares))
             for p, share in zip(pictures, shares, strict=True)
             if share > 0
         ),
@@ -157,8 +159,8 @@ def mix_styles(a: Style, b: Style, amount: float, mask: Tensor | None = None) ->
     """`amount` of b in a; with a mask, b where it is white."""
     if a.model is not b.model and a.model.path != b.model.path:
         raise ValueError(
-            f"the two styles are of different models ({a.model.path.name} and {b.model.path.name}): "
-            "encode both with the same Load StyA2K"
+            f"the two styles belong to different models ({a.model.path.name} and {b.model.path.name}): "
+            "connect both to the same Load StyA2K"
         )
     if amount == 0:
         return a
@@ -178,7 +180,9 @@ def _times(mask: Tensor | None, other: Tensor) -> Tensor:
     if mask.shape[1:] != other.shape[1:]:
         mask = resize_mask(mask, tuple(other.shape[1:]))
     if len(mask) != len(other) and 1 not in (len(mask), len(other)):
-        raise ValueError(f"masks of {len(mask)} and of {len(other)} frames: give one length, or 1 frame")
+        raise ValueError(
+            f"the masks have {len(mask)} and {len(other)} frames: give masks of one length, or of 1 frame"
+        )
     return mask * other
 
 

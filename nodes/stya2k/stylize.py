@@ -1,8 +1,8 @@
-"""Stylizing frames: in chunks, at a strength, in tiles where memory ends, and as an operation on clips.
+"""Stylizing frames in batches, with a strength, in tiles if memory is short, and as an operation on clips.
 
-The features that a style's pictures give are summed by weight and decoded once. Strength s decodes
-(1 - s) times the content's own features plus s times the stylized ones, and adds (1 - s) times what the
-decoder loses of the content: 0 is the input, 1 is the method, no jump between.
+The features from a style's pictures are summed by weight and decoded once. Strength s decodes (1 - s) times
+the content's own features plus s times the stylized ones, and adds (1 - s) times the difference between the
+content and its decoded features. So 0 is the input, 1 is the method, and between them it is continuous.
 """
 
 import logging
@@ -19,7 +19,7 @@ from ..video.lazy_video import LazyVideo
 from ..video.operation import Operation, Window, Worker, operation
 from . import tiles
 from .attention import MODES
-from .style import Part, Style, encoded, load_model, resize_mask
+from .style import Style, StylePart, encoded, load_model, resize_mask
 
 log = logging.getLogger("reelbrush")
 LUMA = (0.2126, 0.7152, 0.0722)
@@ -46,7 +46,7 @@ class Stylizer(Worker):
         self.batch, self.device, self.dtype = self.chunk(), host.device(), style.model.dtype
 
     def chunk(self, wanted: int = 0) -> int:
-        """Frames per call: as asked, else what free memory allows (on a CPU more than 2 gain nothing)."""
+        """Frames per call: `wanted`, or as many as free memory allows (at most 2 on a CPU)."""
         if wanted:
             return wanted
         where = host.device()
@@ -71,7 +71,7 @@ class Stylizer(Worker):
             return torch.cat([self.run(frames[:n], index), self.run(frames[n:], index + n)])
         if any(how.count for how in self.network.arithmetic):
             raise RuntimeError(
-                f"a frame of {self.size[1]}x{self.size[0]} does not fit into memory, and this model cuts "
+                f"a frame of {self.size[1]}x{self.size[0]} does not fit into memory, and this model divides "
                 "every frame into a fixed number of regions, so tiles would change the result: set max_side"
             )
         smaller = (self.tile or -(-max(self.size) // 64) * 64) // 2 // 64 * 64
@@ -95,8 +95,8 @@ class Stylizer(Worker):
             return self._tiled(planes, masks)
         return self._decode(self.network.encode(planes), planes, masks)
 
-    def _mask(self, part: Part, index: int, count: int) -> Tensor | None:
-        """Where a part applies in frames index..index+count, [1 or count, H, W]."""
+    def _mask(self, part: StylePart, index: int, count: int) -> Tensor | None:
+        """The mask of a style part for frames index..index+count, [1 or count, H, W]."""
         if part.mask is None:
             return None
         numbers = torch.arange(index, index + (count if len(part.mask) > 1 else 1))
@@ -111,7 +111,7 @@ class Stylizer(Worker):
         stats: list | None = None,
         corner: tuple[int, int] = (0, 0),
     ) -> Tensor:
-        """Encoded content to pictures; a tile gives the whole's statistics and its corner in the frame."""
+        """Encoded content to pictures. For a tile, `stats` come from the whole frame."""
         net, s = self.network, self.look.strength
         total: list[Tensor] = []
         for code, part, mask in zip(self.codes, self.style.parts, masks, strict=True):
@@ -126,9 +126,9 @@ class Stylizer(Worker):
         return out + (1 - s) * (planes - net.decode(plain, content.size))
 
     def _tiled(self, planes: Tensor, masks: list[Tensor | None]) -> Tensor:
-        """The same through tiles: once for the whole frame's statistics, once to stylize.
+        """Stylize in tiles: first measure the statistics of the whole frame, then stylize each tile.
 
-        Tiles start on the grid of the regions and reach as far beyond themselves as the networks look.
+        Tiles start on the grid of the regions, and include a border as wide as the receptive field.
         """
         align, reach = self.network.align, self.network.reach
         tile = max(align, self.tile // align * align)
@@ -156,7 +156,7 @@ class Stylizer(Worker):
 
 
 def _share(
-    part: Part, mask: Tensor | None, z: Tensor, size: tuple[int, int], corner: tuple[int, int]
+    part: StylePart, mask: Tensor | None, z: Tensor, size: tuple[int, int], corner: tuple[int, int]
 ) -> Tensor | float:
     """A part's weight on the cells of a map z of the `size` pixels at `corner` of the frame."""
     if mask is None:
@@ -169,7 +169,7 @@ def _share(
 
 
 def _check_masks(style: Style, frames: int, what: str) -> None:
-    """A moving mask belongs to a clip of its own length."""
+    """Reject a mask of several frames if the clip has another length."""
     for part in style.parts:
         if part.mask is not None and len(part.mask) not in (1, frames):
             raise ValueError(
@@ -208,7 +208,7 @@ class StylizeFrames(Operation):
     def start(self) -> Worker:
         parts = zip(self.pictures, self.weights, self.masks, strict=True)
         style = Style(
-            load_model(self.model, self.precision, self.compiled), tuple(Part(*part) for part in parts)
+            load_model(self.model, self.precision, self.compiled), tuple(StylePart(*part) for part in parts)
         )
         return Stylizer(style, Look(self.strength, self.keep_color), (self.clip.height, self.clip.width))
 

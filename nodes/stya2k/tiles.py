@@ -1,8 +1,8 @@
-"""Where tiles lie and what they add up to.
+"""Positions of tiles, and statistics summed over them.
 
-Tiles start on the grid of the attention's regions, and what is computed around a tile reaches as far as
-the networks look; so a tile's inside is what the whole frame would give, once the whole frame's
-statistics are known. Those come from sums over the tiles' insides.
+Tiles start on the grid of the attention's regions and include a border as wide as the receptive field. So
+the inside of a tile equals that part of the whole frame's result, given the whole frame's statistics, which
+are summed over the insides of all tiles.
 """
 
 import math
@@ -17,13 +17,13 @@ from ...kernels.moments import EPS
 
 
 def cell(pixels: int, cells: int) -> int:
-    """Pixels a side of a map's cell; maps are rounded up to whole cells."""
+    """Pixels per side of a map's cell. Maps are rounded up to whole cells."""
     return 1 << math.ceil(math.log2(max(1.0, pixels / cells)))
 
 
 @dataclass(frozen=True)
 class Box:
-    """A tile y, x, h, w and what is computed around it: top, left, bottom, right."""
+    """A tile (y, x, h, w) and the box with its border (top, left, bottom, right)."""
 
     y: int
     x: int
@@ -57,13 +57,13 @@ def boxes(size: tuple[int, int], tile: int, reach: int, align: int) -> Iterator[
 
 
 class Sums:
-    """Counts, sums and sums of squares of a frame's maps, added up over its tiles."""
+    """Counts, sums and sums of squares of a frame's maps, accumulated over its tiles."""
 
     def __init__(self) -> None:
         self._levels: list[list[Tensor]] = []
 
     def add(self, content: Any, box: Box) -> None:
-        """A tile's encoded surroundings; only its inside counts."""
+        """Add an encoded tile. Only its inside counts."""
         for level, m in enumerate(content.maps):
             flat = box.inner(m, content.size).double().flatten(2)
             count = torch.tensor(flat.shape[-1], device=flat.device)
@@ -74,7 +74,7 @@ class Sums:
                 self._levels[level] = [a + b for a, b in zip(self._levels[level], found, strict=True)]
 
     def stats(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-        """What `measure` gives for the whole frame's maps."""
+        """The result of `measure` for the whole frame's maps."""
         return [_moments(*level, dtype) for level in self._levels]
 
 

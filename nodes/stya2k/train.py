@@ -1,10 +1,10 @@
 """Training a StyA2K network: eqs. 16-18 on folders of pictures, resumable to the bit.
 
-A run is a folder: `recipe.json` (what is trained, on what), `state.pt` (weights, optimizer, averages,
-step), `log.csv`, `samples/`. Everything random about step k comes from (seed, k), so a run that was
-killed goes on as if it had not been (to the bit on a CPU; a GPU's sums vary). Batches are made ahead by
-threads, and on CUDA a step's kernels are recorded once and replayed (capture.py). Sheets show held-out
-styles on held-out contents, with the averaged weights. The paper's schedule is the preset `paper`.
+A run is a folder: `recipe.json` (settings and data), `state.pt` (weights, optimizer, averages, step),
+`log.csv`, `samples/`. All randomness of step k comes from (seed, k), so a killed run continues as if it had
+not been interrupted (bit-equal on a CPU; sums on a GPU vary). Threads prepare batches ahead, and on CUDA a
+step's kernels are recorded once and replayed (capture.py). Sheets show held-out styles on held-out contents
+with the averaged weights. The paper's schedule is the preset `paper`.
 """
 
 import copy
@@ -30,7 +30,7 @@ from .capture import Captured, ahead
 from .clips import ClipPairs
 from .data import ZOOM, Pictures, crop, recolor, step_rng
 from .losses import (
-    Motion,
+    MovedFrame,
     content_loss,
     gram_loss,
     match_loss,
@@ -46,13 +46,13 @@ from .small import SmallStyA2K
 
 log = logging.getLogger("reelbrush")
 
-# How the temporal loss moves a still picture: so far at most, and a codec's and sensor's noise on top.
+# The random motion of the temporal loss: its limits, and noise like that of a codec and a sensor.
 MOVE, NOISE = torch.tensor([0.06, 0.06, 0.12]), 0.01
 
 
 @dataclass
-class Report:
-    """What a step tells whoever watches."""
+class StepReport:
+    """The progress after a step."""
 
     step: int
     steps: int
@@ -62,7 +62,7 @@ class Report:
 
 
 def build(recipe: Recipe, perceptual: Perceptual | None = None) -> nn.Module:
-    """A fresh network for a recipe; the paper's size takes the perceptual VGG-19 as its encoder."""
+    """A fresh network for a recipe. The size "paper" uses the perceptual VGG-19 as its encoder."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         if recipe.size == "small":
@@ -78,24 +78,24 @@ def build(recipe: Recipe, perceptual: Perceptual | None = None) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """What one step sees: N contents and styles; the first content moved, and how, for the temporal loss;
-    the frames (contents, then the moved one) in their styles' palettes where the network starts from that."""
+class TrainingBatch:
+    """The data of one step: N contents and styles; a moved content for the temporal loss; and `base`, all
+    frames (the contents, then the moved one) in their styles' palettes, for networks that start from it."""
 
     content: Tensor
     style: Tensor
-    motion: Motion | None = None
+    motion: MovedFrame | None = None
     base: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
         motion = (self.motion.frame, self.motion.flow, self.motion.valid) if self.motion else ()
         return [self.content, self.style, *motion, *([] if self.base is None else [self.base])]
 
-    def like(self, tensors: list[Tensor]) -> "Batch":
+    def like(self, tensors: list[Tensor]) -> "TrainingBatch":
         """The same batch of other tensors, in the order of `tensors`."""
         content, style, *rest = tensors
-        motion = Motion(*rest[:3]) if self.motion else None
-        return Batch(content, style, motion, rest[-1] if self.base is not None else None)
+        motion = MovedFrame(*rest[:3]) if self.motion else None
+        return TrainingBatch(content, style, motion, rest[-1] if self.base is not None else None)
 
 
 class Trainer:
@@ -131,19 +131,20 @@ class Trainer:
         self.history: dict[str, list[float]] = {}
 
     def _hold_out(self, contents: list[str], styles: list[str]) -> None:
-        """Judge on these, train on the others."""
+        """Hold these pictures out of the training."""
         self.held_contents, self.held_styles = contents, styles
         self.content_names = self.contents.apart(contents)
         self.style_names = self.styles.apart(styles)
 
     def use_clips(self, folder: Path) -> None:
-        """Take the temporal loss from frame pairs of real clips instead of moved pictures."""
+        """Use frame pairs of real clips for the temporal loss instead of moved pictures."""
         self.clips = ClipPairs(folder, self.contents.cache, self.recipe.load_size)
 
     def start_from(self, weights: nn.Module) -> None:
-        """Begin with another network's weights instead of fresh ones; its widths must agree. Weights trained
-        with another attention lend all but that: the new one adds nothing until it has learned something. Of
-        a network that halves its maps otherwise they serve as well, but do not make the same pictures."""
+        """Start from the weights of another network with the same widths instead of fresh ones.
+
+        If it was trained with another attention, the attention starts fresh and adds nothing at first. If
+        it halves its maps differently, its weights are usable but do not give the same pictures."""
         state = weights.state_dict()
         wrong = [k for k, p in self.trained.items() if k not in state or state[k].shape != p.shape]
         if wrong:
@@ -164,8 +165,8 @@ class Trainer:
 
     # -- one step ----------------------------------------------------------------------------------
 
-    def batch(self, step: int) -> Batch:
-        """What a step sees, on the CPU; the same whenever it is asked."""
+    def batch(self, step: int) -> TrainingBatch:
+        """The data of a step, on the CPU; always the same for one step."""
         r, rng = self.recipe, step_rng(self.recipe.order, step)
         how = (r.crop, rng, (r.crop / r.load_size,) * 2 if r.literal else ZOOM)
         contents = [crop(self.contents.draw(self.content_names, rng), *how) for _ in range(r.batch)]
@@ -174,10 +175,10 @@ class Trainer:
         if r.temporal_weight and self.clips:
             pair = self.clips.draw(r.crop, rng)
             contents[0] = pair.first
-            motion = Motion(pair.second[None], pair.flow[None], pair.valid[None])
+            motion = MovedFrame(pair.second[None], pair.flow[None], pair.valid[None])
         elif r.temporal_weight:
             theta = torch.eye(2, 3) + (torch.rand(2, 3, generator=rng) - 0.5) * MOVE
-            motion = Motion.affine(contents[0][None], theta[None])
+            motion = MovedFrame.affine(contents[0][None], theta[None])
             noise = NOISE * torch.randn(motion.frame.shape, generator=rng)
             motion = replace(motion, frame=motion.frame + noise)
         content, style, base = torch.stack(contents), torch.stack(styles), None
@@ -186,7 +187,7 @@ class Trainer:
             if motion:
                 frames, palette = torch.cat([frames, motion.frame]), torch.cat([palette, palette[:1]])
             base = self.network.paint(frames, palette)
-        return Batch(content, style, motion, base)
+        return TrainingBatch(content, style, motion, base)
 
     def _draw_style(self, rng: torch.Generator) -> Tensor:
         share = self.recipe.photo_share
@@ -194,16 +195,16 @@ class Trainer:
             return self.contents.draw(self.content_names, rng)
         return self.styles.draw(self.style_names, rng)
 
-    def _here(self, batch: Batch) -> Batch:
-        """On the device, in the layout that convolutions are fast in."""
+    def _here(self, batch: TrainingBatch) -> TrainingBatch:
+        """Move a tensor to the device, in the memory format that is fast for convolutions."""
         found = [
             t.to(self.device, memory_format=torch.channels_last) if t.ndim == 4 else t.to(self.device)
             for t in batch.tensors()
         ]
         return batch.like(found)
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Eq. 18's terms and ours, weighted."""
+    def losses(self, batch: TrainingBatch) -> dict[str, Tensor]:
+        """The weighted terms of eq. 18 and ours."""
         r, net = self.recipe, self.perceptual
         content, style, motion = batch.content, batch.style, batch.motion
         with torch.autocast(self.device.type, torch.bfloat16, enabled=r.half):
@@ -238,8 +239,8 @@ class Trainer:
             terms["temporal"] = r.temporal_weight * temporal_loss(out[:1], out[len(content) :], motion)
         return terms
 
-    def _gradients(self, batch: Batch) -> dict[str, Tensor]:
-        """The step's losses and their sum; the gradients are left with the weights."""
+    def _gradients(self, batch: TrainingBatch) -> dict[str, Tensor]:
+        """The step's losses and their sum. The gradients are stored in the weights."""
         if not self._capture:
             terms = self.losses(batch)
             self.optimizer.zero_grad(set_to_none=True)
@@ -249,8 +250,8 @@ class Trainer:
             self._captured = Captured(lambda t: self.losses(batch.like(t)), self.optimizer, batch.tensors())
         return self._captured(batch.tensors())
 
-    def advance(self, batch: Batch | None = None) -> dict[str, float]:
-        """One optimisation step; a batch made ahead must be this step's."""
+    def advance(self, batch: TrainingBatch | None = None) -> dict[str, float]:
+        """One optimization step. A batch that was prepared ahead must belong to this step."""
         r = self.recipe
         for group in self.optimizer.param_groups:
             group["lr"] = r.learning_rate * r.rate(self.step)
@@ -272,12 +273,12 @@ class Trainer:
 
     def run(
         self,
-        watch: Callable[[Report], None] | None = None,
+        watch: Callable[[StepReport], None] | None = None,
         *,
         save_every: int = 200,
         sheet_every: int = 500,
     ) -> nn.Module:
-        """Train to the recipe's end; `watch` may raise to stop, the state is then on disk."""
+        """Train to the last step. `watch` may raise to stop; the state is saved then."""
         try:
             start = time.perf_counter()
             for batch in ahead(self.batch, self.step, self.recipe.steps, self.workers):
@@ -291,7 +292,7 @@ class Trainer:
                     sheet = self.sheet()
                     self._write_sheet(sheet)
                 if watch:
-                    watch(Report(self.step, self.recipe.steps, losses, self.seconds, sheet))
+                    watch(StepReport(self.step, self.recipe.steps, losses, self.seconds, sheet))
                 start = time.perf_counter()
         except BaseException:
             if self._whole:  # else the last saved state is the one to go on from
@@ -309,7 +310,7 @@ class Trainer:
 
     @torch.no_grad()
     def sheet(self, styles: int = 5, contents: int = 4, size: int = 256) -> Tensor:
-        """Held-out styles across, held-out contents down: one picture [H, W, 3]."""
+        """A contact sheet [H, W, 3]: one column per held-out style, one row per held-out content."""
         rng = torch.Generator().manual_seed(0)
         few = self.styles.some(self.held_styles or self.style_names)
         shown = [crop(x, size, rng, (1.0, 1.0)) for x in islice(few, styles)]
@@ -332,7 +333,7 @@ class Trainer:
     # -- state -------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write the whole state; never half of it."""
+        """Write the whole state."""
         with replacing(self.folder / "recipe.json") as temporary:
             temporary.write_text(json.dumps(self.facts(), indent=1))
         state = {
@@ -354,7 +355,7 @@ class Trainer:
             )
 
     def facts(self) -> dict:
-        """The recipe and what else a model card needs."""
+        """The recipe and the other facts for a model card."""
         return asdict(self.recipe) | {
             "step": self.step,
             "held_out_styles": self.held_styles,
@@ -363,7 +364,7 @@ class Trainer:
         }
 
     def load(self) -> bool:
-        """Go on from the folder's state, if there is one."""
+        """Continue from the folder's state, if there is one."""
         path = self.folder / "state.pt"
         if not path.is_file():
             return False
@@ -384,7 +385,7 @@ class Trainer:
         return True
 
     def _keep_held(self, old: dict) -> None:
-        """What was held out stays held out, also when pictures came or went."""
+        """Keep the held-out pictures of the earlier run, also if the folders have changed."""
         before = old["held_out_contents"], old["held_out_styles"]
         if before == (self.held_contents, self.held_styles):
             return

@@ -11,7 +11,7 @@ from .data import Pictures
 from .perceptual import load_perceptual
 from .recipe import recipe_in
 from .style import Model, load_model
-from .train import Report, Trainer
+from .train import StepReport, Trainer
 
 
 def train(
@@ -38,7 +38,7 @@ def train(
         trainer.load()
         begun = trainer.step
 
-        def watch(report: Report) -> None:
+        def watch(report: StepReport) -> None:
             bar.at(report.step, report.sheet)
 
         trainer.run(watch, sheet_every=max(1, min(250, recipe.steps // 4)))

@@ -74,7 +74,7 @@ class Worker:
 
 
 @dataclass(frozen=True)
-class Held:
+class LiveObject:
     """An object that is not data, such as a VAE. `mark` names its content."""
 
     value: Any
@@ -190,7 +190,7 @@ def ordered(sinks: Iterable[Operation]) -> list[Operation]:
 
 def _plain(value: Any, leaf: Callable[[Any], Any]) -> Any:
     """A field's value as JSON data. `leaf` converts operations, tensors, files and objects."""
-    if isinstance(value, (Operation, Tensor, Path, io.BytesIO, Held)):
+    if isinstance(value, (Operation, Tensor, Path, io.BytesIO, LiveObject)):
         return leaf(value)
     if isinstance(value, Fraction):
         return {"fraction": str(value)}
@@ -211,7 +211,7 @@ def _fingerprint(value: Any) -> Any:
             return _file_digest(value)
         case io.BytesIO():
             return hashlib.sha256(value.getbuffer()).hexdigest()
-        case Held():
+        case LiveObject():
             return value.mark
 
 
@@ -261,7 +261,7 @@ def to_data(sink: Operation) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
                 return {"file": str(value)}
             case io.BytesIO():
                 return {"bytes": store(torch.frombuffer(bytearray(value.getbuffer()), dtype=torch.uint8))}
-            case Held():
+            case LiveObject():
                 raise ValueError(
                     f"a {type(value.value).__name__} cannot be sent to another process: "
                     "render this clip in one process"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import host
 from .lazy_video import LazyVideo
-from .operation import Held, Operation, Worker, operation, tensor_digest
+from .operation import LiveObject, Operation, Worker, operation, tensor_digest
 from .sources import LatentSource
 
 
@@ -34,7 +34,7 @@ def decode(latents: Tensor, vae: Any, fps: float, like: LazyVideo | None) -> Laz
         raise ValueError(f"latents of frames are [N, C, h, w], these are {tuple(latents.shape)}")
     rate = Fraction(fps).limit_denominator(100_000) if like is None else like.fps
     source = LatentSource(latents.detach().to("cpu"), rate, None if like is None else like.operation)
-    held = Held(vae, _digest(vae))
+    held = LiveObject(vae, _digest(vae))
     return LazyVideo(source).then(DecodeLatents, held, _scale(vae), node="Decode Video (VAE)")
 
 
@@ -62,7 +62,7 @@ class DecodeLatents(Operation):
     """Latents [n, h, w, C] to frames."""
 
     source: Operation
-    vae: Held
+    vae: LiveObject
     scale: int
 
     def size(self, width: int, height: int) -> tuple[int, int]:

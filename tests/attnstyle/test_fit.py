@@ -11,7 +11,7 @@ from reelbrush.nodes.attnstyle import fit as fitting
 from reelbrush.nodes.attnstyle import perceptual, style
 from reelbrush.nodes.attnstyle.curriculum import Weights
 from reelbrush.nodes.attnstyle.fit import fit
-from reelbrush.nodes.attnstyle.losses import Content
+from reelbrush.nodes.attnstyle.losses import ContentLoss
 from reelbrush.nodes.attnstyle.train import Settings
 from reelbrush.nodes.stya2k import checkpoint
 
@@ -88,7 +88,7 @@ def test_the_embedded_network_looks_through_the_shipped_encoder(pictures):
     file = next((Path(checkpoint.__file__).parent / "weights").glob("*.safetensors"))
     maps = checkpoint.load(file).encode(torch.cat([x, y])).maps
     expected = sum(float((m[1] - m[0]).square().mean() / m[0].square().mean()) for m in maps[-2:])
-    assert Content(eye, x)(y, torch.tensor([0])).item() == pytest.approx(expected, rel=1e-4)
+    assert ContentLoss(eye, x)(y, torch.tensor([0])).item() == pytest.approx(expected, rel=1e-4)
     assert expected > 0.05  # the two pictures differ to it
 
 
@@ -100,7 +100,9 @@ def test_a_training_with_the_embedded_network_stays_closer_to_the_content(judge,
         settings = Settings(epochs=30, patches=4, threshold=0.0, weights=Weights(content=weight))
         trained, _ = fit(judge, images, "red", "a photo", settings, perceptual.EMBEDDED)
         with torch.no_grad():
-            return Content(perceptual.load(perceptual.EMBEDDED), x)(trained.network()(x), torch.tensor([0]))
+            return ContentLoss(perceptual.load(perceptual.EMBEDDED), x)(
+                trained.network()(x), torch.tensor([0])
+            )
 
     assert distance(1e5) < 0.3 * distance(1e-3)
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from reelbrush.nodes.attnstyle.losses import (
-    AttentionAlignment,
-    Classification,
-    Confidence,
-    Content,
-    Layout,
-    PatchClassification,
-    Temporal,
-    TotalVariation,
+    AlignmentLoss,
+    ClassificationLoss,
+    ConfidenceLoss,
+    ContentLoss,
+    LayoutLoss,
+    PatchLoss,
+    TemporalLoss,
+    TotalVariationLoss,
     reject,
 )
 from reelbrush.nodes.attnstyle.patches import SIDES, cut
@@ -39,13 +39,13 @@ def test_global_classification_is_the_directional_loss(judge, pictures):
     cont, styl = pictures(2), pictures(2, seed=4)
     aim = judge.aim("red", "a photo", cont)
     expected = sum(cosine_loss(judge, styl[i], cont[1 - i], "red", "a photo") for i in range(2)) / 2
-    assert Classification(aim)(styl, torch.tensor([1, 0])).item() == pytest.approx(expected, abs=1e-5)
+    assert ClassificationLoss(aim)(styl, torch.tensor([1, 0])).item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_an_unchanged_picture_has_loss_one_and_a_gradient(judge, pictures):
     cont = pictures(1)
     styl = cont.clone().requires_grad_()
-    loss = Classification(judge.aim("blue", "a photo", cont))(styl, torch.tensor([0]))
+    loss = ClassificationLoss(judge.aim("blue", "a photo", cont))(styl, torch.tensor([0]))
     (slope,) = torch.autograd.grad(loss, styl)
     assert loss.item() == pytest.approx(1)
     assert torch.isfinite(slope).all()
@@ -64,13 +64,13 @@ def test_confidence_is_the_log_share_of_the_style_text(judge, pictures):
             mean = sum(rows) / len(rows)
             scores.append(math.exp(judge.scale * float(embedded @ mean / mean.norm())))
         expected += -math.log(scores[0] / sum(scores)) / judge.scale / 2
-    assert Confidence(aim)(styl, torch.tensor([1, 0])).item() == pytest.approx(expected, abs=1e-6)
+    assert ConfidenceLoss(aim)(styl, torch.tensor([1, 0])).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_other_texts_matter_to_confidence_alone(judge, pictures):
     cont, styl, frame = pictures(2), pictures(2, seed=4), torch.tensor([0, 1])
     few, many = judge.aim("red", "a photo", cont), judge.aim("red", "a photo", cont, ["blue"])
-    assert Confidence(many)(styl, frame) > Confidence(few)(styl, frame) + 1e-3
+    assert ConfidenceLoss(many)(styl, frame) > ConfidenceLoss(few)(styl, frame) + 1e-3
     assert torch.equal(many.loss(styl, frame), few.loss(styl, frame))
     assert torch.equal(many.layout(styl), few.layout(styl))
 
@@ -79,7 +79,7 @@ def test_patch_classification_is_the_weighted_sum_over_scales_of_kept_losses(jud
     cont, styl = pictures(2), pictures(2, seed=4)
     aim = judge.aim("red", "a photo", cont)
     scales = {"intermediate": 0.5, "local": 2.0}
-    loss = PatchClassification(
+    loss = PatchLoss(
         aim, judge.size, scales, patches=14, threshold=0.9, generator=torch.Generator().manual_seed(3)
     )
     got = loss(styl, torch.tensor([1, 0])).item()
@@ -115,7 +115,7 @@ def test_alignment_is_the_mean_square_of_f_styl_minus_a():
             (a - b) ** 2 for a, b in zip(f_styl.flatten().tolist(), aligned.flatten().tolist(), strict=True)
         ]
         expected += sum(squares) / len(squares) / len(pairs)
-    assert AttentionAlignment()(pairs).item() == pytest.approx(expected, rel=1e-5)
+    assert AlignmentLoss()(pairs).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_content_is_the_relative_distance_of_the_named_features(pictures):
@@ -129,7 +129,7 @@ def test_content_is_the_relative_distance_of_the_named_features(pictures):
         phi, goal = network(styl)[name], network(cont)[name]
         scale = goal.double().square().mean().sqrt()
         expected += float(((phi - goal[frame]).double() / scale).square().mean())
-    assert Content(network, cont)(styl, frame).item() == pytest.approx(expected, rel=1e-5)
+    assert ContentLoss(network, cont)(styl, frame).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_content_looks_where_the_network_says(pictures):
@@ -140,7 +140,7 @@ def test_content_looks_where_the_network_says(pictures):
             return {"a": x, "b": x * 0, "c": x * 0}
 
     cont = pictures(1)
-    assert Content(Named(), cont)(cont + 0.1, torch.tensor([0])).item() == pytest.approx(
+    assert ContentLoss(Named(), cont)(cont + 0.1, torch.tensor([0])).item() == pytest.approx(
         0.01 / cont.square().mean().item(), rel=1e-4
     )
 
@@ -164,12 +164,12 @@ def test_layout_compares_standardised_maps(judge, pictures):
     for i in range(2):
         a, b = relief(styl[i]), relief(cont[frame[i]])
         expected += sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) / len(a) / 2
-    assert Layout(aim, cont)(styl, frame).item() == pytest.approx(expected, rel=1e-4)
+    assert LayoutLoss(aim, cont)(styl, frame).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_layout_does_not_mind_how_much_a_text_fits(judge, pictures):
     cont = pictures(1)
-    layout = Layout(judge.aim("red", "a photo", cont), cont)
+    layout = LayoutLoss(judge.aim("red", "a photo", cont), cont)
     maps = layout.aim.layout(cont)
     torch.testing.assert_close(layout.relief(maps * 3 + 0.5), layout.content, atol=0.1, rtol=0.1)
     flat = layout.relief(torch.zeros(1, 2, 16, requires_grad=True))
@@ -188,7 +188,7 @@ def test_total_variation_is_four_norms(pictures):
                         if i + dy < 6 and 0 <= j + dx < 7:
                             total += float(image[c, i + dy, j + dx] - image[c, i, j]) ** 2
             expected += math.sqrt(total) / 2
-    assert TotalVariation()(x).item() == pytest.approx(expected, rel=1e-6)
+    assert TotalVariationLoss()(x).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_temporal_is_the_masked_error_after_warping_by_texture_and_by_tone(pictures):
@@ -220,7 +220,7 @@ def test_temporal_is_the_masked_error_after_warping_by_texture_and_by_tone(pictu
         tone = sum(statistics.mean(around(apart, c, *at)) ** 2 for c in range(3)) / 3
         floor = (varies(mine, *at) + varies(found, *at)) / 2 + (4 / 255) ** 2
         total += varies(apart, *at) / floor + tone / (floor + tone / 2)
-    assert Temporal()(a, b, flow, valid).item() == pytest.approx(total / 30, rel=1e-4)
+    assert TemporalLoss()(a, b, flow, valid).item() == pytest.approx(total / 30, rel=1e-4)
 
 
 def noise(size, seed):
@@ -230,7 +230,10 @@ def noise(size, seed):
 def test_the_temporal_loss_does_not_care_which_frame_is_which():
     grainy, flat = 0.5 + 0.4 * noise((24, 32), 0), torch.full((1, 3, 24, 32), 0.5)
     still, everywhere = torch.zeros(1, 2, 24, 32), torch.ones(1, 24, 32)
-    one, other = Temporal()(grainy, flat, still, everywhere), Temporal()(flat, grainy, still, everywhere)
+    one, other = (
+        TemporalLoss()(grainy, flat, still, everywhere),
+        TemporalLoss()(flat, grainy, still, everywhere),
+    )
     assert one.item() == pytest.approx(other.item(), rel=1e-5) and one > 1
 
 
@@ -238,12 +241,12 @@ def test_neither_flattening_nor_more_contrast_pleases_the_temporal_loss():
     a, b = (0.5 + noise((24, 80), seed) for seed in (0, 1))
     b = torch.where(torch.arange(80) < 40, a, b)  # flickers on the right alone
     still, everywhere = torch.zeros(1, 2, 24, 80), torch.ones(1, 24, 80)
-    full = Temporal()(a, b, still, everywhere).item()
+    full = TemporalLoss()(a, b, still, everywhere).item()
     for share in (torch.tensor(0.5), torch.where(torch.arange(80) < 40, 1.0, 0.5)):
         flatter = (0.5 + share * (x - 0.5) for x in (a, b))
-        assert Temporal()(*flatter, still, everywhere).item() == pytest.approx(full, rel=0.05)
+        assert TemporalLoss()(*flatter, still, everywhere).item() == pytest.approx(full, rel=0.05)
     share = torch.ones((), requires_grad=True)  # the derivative is what training sees: 2 if v were a constant
-    loss = Temporal()(0.5 + share * (a - 0.5), 0.5 + share * (b - 0.5), still, everywhere)
+    loss = TemporalLoss()(0.5 + share * (a - 0.5), 0.5 + share * (b - 0.5), still, everywhere)
     (slope,) = torch.autograd.grad(loss.log(), share)
     assert slope.abs() < 0.02
 
@@ -255,13 +258,13 @@ def test_grain_in_flat_places_costs(apart):
     a = torch.where(left, torch.full((1, 3, 32, 64), 0.5), 0.5 + noise((32, 64), 5))
     b = torch.where(left, a + apart / 255, a)
     still, everywhere = torch.zeros(1, 2, 32, 64), torch.ones(1, 32, 64)
-    plain = Temporal()(a, b, still, everywhere).item()
+    plain = TemporalLoss()(a, b, still, everywhere).item()
     for strength in (0.01, 0.03, 0.1, 0.3):
         grain = [torch.where(left, strength * noise((32, 64), seed), torch.zeros(())) for seed in (0, 1)]
         for x, y in ((a + grain[0], b), (a, b + grain[1]), (a + grain[0], b + grain[1])):
-            assert Temporal()(x, y, still, everywhere).item() > plain
+            assert TemporalLoss()(x, y, still, everywhere).item() > plain
 
 
 def test_temporal_without_a_valid_pixel_is_zero(pictures):
     a = pictures(1, 8, 8)
-    assert Temporal()(a, a * 0, torch.zeros(1, 2, 8, 8), torch.zeros(1, 8, 8)).item() == 0
+    assert TemporalLoss()(a, a * 0, torch.zeros(1, 2, 8, 8), torch.zeros(1, 8, 8)).item() == 0

@@ -111,7 +111,7 @@ RECIPES = {
             ({"judge": 3}, "judge is a int"),
             ({"style_text": " "}, "the text is empty"),
             ({"patch_scales": "huge 1"}, "patch_scales has 'huge 1'"),
-            ({"images": torch.rand(1, 8, 8, 3)}, "16 pixels"),
+            ({"images": torch.rand(1, 8, 8, 3)}, "16x16"),
             ({"content_weight": 1.0}, "needs a perceptual network"),
             ({"content_weight": 1.0, "perceptual": "no.pth"}, "was not found"),
         ],

@@ -89,7 +89,7 @@ def test_eq_17_is_the_official_form():
 
 def test_a_moved_picture_that_is_stylized_alike_costs_nothing():
     x = torch.rand(1, 3, 24, 24)
-    motion = losses.Motion.affine(x, torch.tensor([[[1.02, 0.01, 0.05], [-0.01, 0.98, -0.03]]]))
+    motion = losses.MovedFrame.affine(x, torch.tensor([[[1.02, 0.01, 0.05], [-0.01, 0.98, -0.03]]]))
     assert losses.temporal_loss(x, motion.frame, motion) < 1e-10
     assert losses.temporal_loss(x, x, motion) > 1e-3
 
@@ -98,4 +98,4 @@ def test_an_affine_motion_is_torchs():
     x, theta = torch.rand(1, 3, 20, 30), torch.tensor([[[0.95, 0.02, 0.01], [0.0, 0.97, 0.0]]])
     grid = functional.affine_grid(theta, list(x.shape), align_corners=True)
     want = functional.grid_sample(x, grid, padding_mode="border", align_corners=True)
-    torch.testing.assert_close(losses.Motion.affine(x, theta).frame, want, rtol=0, atol=1e-4)
+    torch.testing.assert_close(losses.MovedFrame.affine(x, theta).frame, want, rtol=0, atol=1e-4)

@@ -9,7 +9,7 @@ from reelbrush.nodes.stya2k import library
 from reelbrush.nodes.stya2k import stylize as stylize_module
 from reelbrush.nodes.stya2k.attention import A2K
 from reelbrush.nodes.stya2k.network import PAPER, StyA2K
-from reelbrush.nodes.stya2k.small import Block, SmallStyA2K
+from reelbrush.nodes.stya2k.small import ResidualBlock, SmallStyA2K
 from reelbrush.nodes.stya2k.style import Model, load_model, make_style, mix_styles
 from reelbrush.nodes.stya2k.stylize import LUMA, Look, Stylizer, stylize, stylize_video
 from reelbrush.nodes.stya2k.tiles import boxes
@@ -114,7 +114,7 @@ def test_the_small_network_reaches_no_farther_than_it_says():
     torch.manual_seed(0)
     network = SmallStyA2K((4, 8, 16, 32, 24)).double().train(False)
     for module in network.modules():
-        if isinstance(module, Block):
+        if isinstance(module, ResidualBlock):
             module.b.weight.mul_(5)
         if isinstance(module, A2K):
             module.fusion1.weight.mul_(3)
@@ -293,7 +293,7 @@ def test_where_the_compiler_fails_the_model_runs_without(small_file, frames, mon
     )
     assert torch.equal(plain, failed)
     assert len(tries) == 2, "once for each function, not for each frame"
-    assert "no C++ compiler): going on without" in caplog.text
+    assert "no C++ compiler): continuing without it" in caplog.text
 
 
 def test_mixing_with_nothing_is_off(style, other):

@@ -19,7 +19,7 @@ from reelbrush.nodes.stya2k.clips import ClipPairs
 from reelbrush.nodes.stya2k.data import Pictures, crop, recolor, step_rng
 from reelbrush.nodes.stya2k.perceptual import VGG19, SqueezeNet
 from reelbrush.nodes.stya2k.recipe import PAPER, Recipe
-from reelbrush.nodes.stya2k.train import Batch, Trainer, build
+from reelbrush.nodes.stya2k.train import Trainer, TrainingBatch, build
 
 
 @pytest.fixture
@@ -264,8 +264,8 @@ def test_a_step_that_is_recorded_takes_nothing_from_the_host(attention, monkeypa
     run = Trainer.__new__(Trainer)
     run.recipe, run.device = Recipe(attention=attention, temporal_weight=10.0), torch.device("meta")
     run.perceptual, run.network = judge, network
-    motion = losses.Motion(zeros(1, 3, 64, 64), zeros(1, 2, 64, 64), zeros(1, 64, 64).bool())
-    batch = Batch(zeros(2, 3, 64, 64), zeros(2, 3, 64, 64), motion, zeros(3, 3, 64, 64))
+    motion = losses.MovedFrame(zeros(1, 3, 64, 64), zeros(1, 2, 64, 64), zeros(1, 64, 64).bool())
+    batch = TrainingBatch(zeros(2, 3, 64, 64), zeros(2, 3, 64, 64), motion, zeros(3, 3, 64, 64))
     run.losses(batch)  # Captured warms up before it records
     with OnlyTheDevice():
         sum(run.losses(batch).values()).backward()
@@ -409,8 +409,8 @@ def test_clips_give_pairs_with_motion(tmp_path):
     assert pairs.count == 3
     pair = pairs.draw(48, step_rng(0, 0))
     assert pair.first.shape == (3, 48, 48)
-    motion = losses.Motion(pair.second[None], pair.flow[None], pair.valid[None])
-    still = losses.Motion(pair.second[None], torch.zeros_like(pair.flow)[None], pair.valid[None])
+    motion = losses.MovedFrame(pair.second[None], pair.flow[None], pair.valid[None])
+    still = losses.MovedFrame(pair.second[None], torch.zeros_like(pair.flow)[None], pair.valid[None])
     moved = losses.temporal_loss(pair.first[None], pair.second[None], motion)
     assert moved < 0.5 * losses.temporal_loss(pair.first[None], pair.second[None], still)
 

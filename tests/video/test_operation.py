@@ -10,7 +10,7 @@ from reelbrush.nodes.flow.stabilize import StabilizeFrames
 from reelbrush.nodes.stya2k.stylize import StylizeFrames
 from reelbrush.nodes.video import operation
 from reelbrush.nodes.video.lazy_video import LazyVideo
-from reelbrush.nodes.video.operation import Held, from_data, to_data
+from reelbrush.nodes.video.operation import LiveObject, from_data, to_data
 from reelbrush.nodes.video.sources import LatentSource
 from reelbrush.nodes.video.vae import DecodeLatents
 
@@ -90,7 +90,7 @@ def test_the_pack_s_own_operations_are_rebuilt_field_by_field(tmp_path):
 
 def test_a_graph_with_a_live_object_says_that_it_cannot_be_sent():
     latents = LatentSource(torch.zeros(2, 4, 3, 3), lazy().fps)
-    decoded = LazyVideo(latents).then(DecodeLatents, Held(object(), "vae"), 8)
+    decoded = LazyVideo(latents).then(DecodeLatents, LiveObject(object(), "vae"), 8)
     with pytest.raises(ValueError, match="cannot be sent to another process"):
         to_data(decoded.operation)
 

@@ -15,7 +15,7 @@ from ...stya2k.data import Pictures
 from ...stya2k.perceptual import load_perceptual
 from ...stya2k.recipe import Recipe, recipe_in
 from ...stya2k.small import HALVINGS
-from ...stya2k.train import Report, Trainer
+from ...stya2k.train import StepReport, Trainer
 
 log = logging.getLogger("reelbrush")
 
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         trainer.start_from(checkpoint.load(args.start_from))
     start = time.monotonic()
 
-    def watch(report: Report) -> None:
+    def watch(report: StepReport) -> None:
         if report.step % 20 == 0:
             terms = " ".join(f"{name} {value:.3f}" for name, value in report.losses.items())
             log.info("step %d/%d %.0f s: %s", report.step, report.steps, time.monotonic() - start, terms)

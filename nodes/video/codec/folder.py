@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from .formats import Recipe, encoder_options, pixel_format
+from .formats import EncoderSettings, encoder_options, pixel_format
 from .media import ColorTags, VideoInfo
 from .pictures import insert_text
 from .pixels import FromRGB
@@ -16,7 +16,7 @@ from .pixels import FromRGB
 class PictureSink:
     """Writes `frame_00001.png` and so on, with `fps` and `time` as text chunks for reading."""
 
-    def __init__(self, target: str | os.PathLike, info: VideoInfo, recipe: Recipe):
+    def __init__(self, target: str | os.PathLike, info: VideoInfo, recipe: EncoderSettings):
         self._folder, self._info, self._recipe = Path(target), info, recipe
         self._ours = not self._folder.exists()
         self._folder.mkdir(parents=True, exist_ok=True)

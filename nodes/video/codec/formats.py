@@ -37,7 +37,7 @@ class Container:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class EncoderSettings:
     """How a clip is written."""
 
     container: Container
@@ -117,7 +117,7 @@ def _formats(encoder: str) -> frozenset[str]:
     return frozenset(f.name for f in av.Codec(encoder, "w").video_formats or ())
 
 
-def pixel_format(recipe: Recipe, info: VideoInfo) -> str:
+def pixel_format(recipe: EncoderSettings, info: VideoInfo) -> str:
     """The encoder's pixel format that keeps most: first alpha, then bit depth, then the exact size."""
     deep, alpha, codec = info.bit_depth > 8, info.alpha, recipe.codec
     odd = info.width % 2 or info.height % 2
@@ -154,7 +154,7 @@ def losses(pixels: str, info: VideoInfo) -> list[str]:
     return lost
 
 
-def encoder_options(recipe: Recipe, pixels: str) -> dict[str, str]:
+def encoder_options(recipe: EncoderSettings, pixels: str) -> dict[str, str]:
     """The encoder's options: constant quality, and the preset."""
     codec, preset = recipe.codec, recipe.preset
     level = str(_QUALITY.get(codec, 0) if recipe.quality is None else recipe.quality)

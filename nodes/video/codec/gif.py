@@ -12,7 +12,7 @@ from typing import Any
 import av
 import numpy as np
 
-from .formats import CONTAINERS, Recipe
+from .formats import CONTAINERS, EncoderSettings
 from .media import ColorTags, VideoInfo
 from .muxer import FileSink
 from .pixels import FromRGB
@@ -27,7 +27,7 @@ class GifSink(FileSink):
     of a second, and viewers slow down clips above 50 frames per second, so faster frames are left out.
     """
 
-    def __init__(self, target: str | os.PathLike | io.BytesIO, info: VideoInfo, recipe: Recipe):
+    def __init__(self, target: str | os.PathLike | io.BytesIO, info: VideoInfo, recipe: EncoderSettings):
         super().__init__(target, info, recipe)
         beside = None if isinstance(target, io.BytesIO) else Path(target).parent
         self._folder = Path(tempfile.mkdtemp(prefix=".palette-", dir=beside))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .formats import CONTAINERS, Recipe
+from .formats import CONTAINERS, EncoderSettings
 from .media import VideoInfo
 from .muxer import FileSink
 from .reader import Reader
@@ -28,7 +28,7 @@ def write_lossless(path: str | os.PathLike, frames: Tensor) -> None:
         width, height, Fraction(25), n, True, bit_depth=8 * frames.dtype.itemsize, alpha=channels == 4
     )
     pixels = frames.cpu().contiguous().numpy()
-    recipe = Recipe(CONTAINERS["mkv"], "ffv1", "ffv1", metadata=((_TAG, _checksum(pixels)),))
+    recipe = EncoderSettings(CONTAINERS["mkv"], "ffv1", "ffv1", metadata=((_TAG, _checksum(pixels)),))
     sink = FileSink(path, info, recipe)
     try:
         for number, frame in enumerate(pixels):

@@ -12,7 +12,7 @@ from typing import Any
 import av
 import numpy as np
 
-from .formats import Recipe, encoder_options, pixel_format
+from .formats import EncoderSettings, encoder_options, pixel_format
 from .media import MATRICES, PRIMARIES, RANGES, TRANSFERS, ColorTags, VideoInfo
 from .pixels import FromRGB
 from .sound import copied, encoded, samples_from
@@ -37,7 +37,7 @@ class FileSink:
 
     sound_ends = False  # True: no sound after the last frame
 
-    def __init__(self, target: str | os.PathLike | io.BytesIO, info: VideoInfo, how: Recipe):
+    def __init__(self, target: str | os.PathLike | io.BytesIO, info: VideoInfo, how: EncoderSettings):
         self._target, self._info, self._how = target, info, how
         memory = isinstance(target, io.BytesIO)
         options = dict(how.container.options)

@@ -8,7 +8,7 @@ from fractions import Fraction
 from torch import Tensor
 
 from .folder import PictureSink
-from .formats import CONTAINERS, Recipe, choose, encoder_of, losses, pixel_format
+from .formats import CONTAINERS, EncoderSettings, choose, encoder_of, losses, pixel_format
 from .gif import GifSink
 from .media import VideoInfo, tags
 from .muxer import FileSink
@@ -49,7 +49,7 @@ class Writer:
         encoder = encoder_of(self._codec)
         text = tuple(tags(metadata, info.metadata).items())
         sink = {"gif": GifSink, "png": PictureSink}.get(container, FileSink)
-        how = Recipe(CONTAINERS[container], self._codec, encoder, quality, preset, text)
+        how = EncoderSettings(CONTAINERS[container], self._codec, encoder, quality, preset, text)
         self._sink = sink(target, info, how)
         if lost := losses(pixel_format(how, info), info):
             log.warning("%s in %s does not keep the clip's %s", self._codec, container, " and ".join(lost))
