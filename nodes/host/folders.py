@@ -131,6 +131,8 @@ def trained_path(kind: str, name: str, what: str = "save_as") -> Path:
     return inside(base, name, what)
 
 
-def keeps_metadata() -> bool:
-    """False when ComfyUI was started with --disable-metadata: no workflow is written into files."""
-    return not (inside_comfyui() and comfy("comfy.cli_args").args.disable_metadata)
+def workflow_metadata(prompt: dict | None = None, extra_pnginfo: dict | None = None) -> dict:
+    """The workflow for an output file; empty if ComfyUI was started with --disable-metadata."""
+    if inside_comfyui() and comfy("comfy.cli_args").args.disable_metadata:
+        return {}
+    return {**(extra_pnginfo or {}), **({"prompt": prompt} if prompt else {})}

@@ -12,7 +12,6 @@ import os
 import shutil
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from fractions import Fraction
 from pathlib import Path
 
 from .. import host
@@ -23,7 +22,7 @@ from .operation import Operation
 from .run import Run, States
 
 _CHUNK_BYTES = 8 << 20
-_FORMAT = 2  # of the folder's content
+_FORMAT = 3  # of the folder's content
 
 
 def root() -> Path:
@@ -56,12 +55,10 @@ class FrameCache:
     """The cached frames of one graph."""
 
     def __init__(self, op: Operation):
-        self.op = op
-        clip = op.clip
+        self.op, clip = op, op.clip
         frame = clip.width * clip.height * 3 * (1 + (clip.bit_depth > 8))
         self.chunk = max(4, min(64, _CHUNK_BYTES // frame))  # frames
         self.path = root() / f"{op.fingerprint[:32]}-{_FORMAT}"
-        self._writer: ThreadPoolExecutor | None = None
         self._writing: Future | None = None
         self._keeping = limit() > 0
 
@@ -74,60 +71,63 @@ class FrameCache:
 
     def has(self, number: int) -> bool:
         """Whether a chunk is there."""
-        return self._file(number, "mkv").exists() and self._file(number, "json").exists()
+        return self._file(number, "mkv").exists()
 
     def batches(self, run: Run | None = None, output: FrameBuffer | None = None) -> Iterator[Batch]:
         """All frames: chunks that are there are read, the others are computed and kept.
 
         `output` of a `run` from frame 0 is used to compute when the first chunk is absent.
         """
-        try:
-            total, number = self.total(), 0
-            while total is None or number * self.chunk < total:
+        total, number = self.total(), 0
+        with ThreadPoolExecutor(1, "reelbrush frame cache") as pool:
+            while number is not None and (total is None or number * self.chunk < total):
                 batch = self._read(number)
-                if batch is None:
-                    number = yield from self._compute(number, run, output)
-                    if number is None:
-                        return
-                else:
+                if batch is not None:
                     yield batch
-                    number += 1
-                    if len(batch) < self.chunk:
-                        return
-        finally:
-            try:
-                self._wait()
-            finally:
-                if self._writer is not None:
-                    self._writer.shutdown()
+                    number = number + 1 if len(batch) == self.chunk else None
+                elif number == 0 and output is not None:
+                    number = yield from self._compute(0, run, output, pool)
+                else:
+                    states = self._read_states(number)
+                    with Run({self.op: number * self.chunk}, border=self.chunk, states=states) as own:
+                        number = yield from self._compute(number, own, own.outputs[0], pool)
 
     def _compute(
-        self, number: int, run: Run | None, output: FrameBuffer | None
+        self, number: int, run: Run, output: FrameBuffer, pool: ThreadPoolExecutor
     ) -> Generator[Batch, None, int | None]:
         """Compute from chunk `number` on. Gives the next chunk that is there already, or None at the end."""
-        if number == 0 and output is not None:
-            return (yield from self._keep_all(0, run, output))
-        states = self._read_states(number)
-        with Run({self.op: number * self.chunk}, border=self.chunk, states=states) as own:
-            return (yield from self._keep_all(number, own, own.outputs[0]))
-
-    def _keep_all(self, number: int, run: Run, output: FrameBuffer) -> Generator[Batch, None, int | None]:
         pending: list[Batch] = []
+
+        def keep(states: States) -> None:
+            self._wait()
+            if self._keeping:
+                self._writing = pool.submit(self._write, number, Batch.join(pending), states)
+
         for batch in output.batches(self.chunk):
-            pixels = batch.as_pixels(self.op.clip.bit_depth)
-            pending.append(pixels)
-            yield pixels
+            pending.append(batch.as_pixels(self.op.clip.bit_depth))
+            yield pending[-1]
             if sum(map(len, pending)) == self.chunk:
-                self._keep(number, Batch.join(pending), run.states_before((number + 1) * self.chunk))
+                keep(run.states_before((number + 1) * self.chunk))
                 number, pending = number + 1, []
                 if self.has(number):
                     return number
         if pending:
-            self._keep(number, Batch.join(pending), {})
+            keep({})
         self._wait()
         if self._keeping:
-            self._finish(output.end)
+            with replacing(self.path / "done.json") as temporary:
+                temporary.write_text(json.dumps({"frames": output.end}))
         return None
+
+    def _wait(self) -> None:
+        """Wait for the chunk that is being written. A render goes on when its frames cannot be kept."""
+        writing, self._writing = self._writing, None
+        try:
+            if writing is not None:
+                writing.result()
+        except (OSError, RuntimeError, ValueError) as error:
+            host.log.warning("frames are no longer kept for resuming: %s", error)
+            self._keeping = False
 
     # -- files
 
@@ -136,15 +136,11 @@ class FrameCache:
 
     def _read(self, number: int) -> Batch | None:
         """A chunk; None when it is absent or damaged, so that it is computed again."""
-        if not self.has(number):
-            return None
         try:
-            times = tuple(map(Fraction, json.loads(self._file(number, "json").read_text())))
-            frames = codec.read_lossless(self._file(number, "mkv"))
-        except (OSError, ValueError, RuntimeError, TypeError) as error:
-            host.log.warning("a cached chunk cannot be read and is computed again: %s", error)
+            return Batch(*codec.read_lossless(self._file(number, "mkv"))) if self.has(number) else None
+        except (OSError, ValueError) as error:
+            host.log.warning("a cached chunk is computed again: %s", error)
             return None
-        return Batch(frames, times) if len(frames) == len(times) else None
 
     def _read_states(self, number: int) -> States:
         """The states before a chunk; without them computing begins at frame 0."""
@@ -162,13 +158,6 @@ class FrameCache:
             states.setdefault(fingerprint, {}).setdefault(int(index), {})[name] = tensor
         return states
 
-    def _keep(self, number: int, batch: Batch, states: States) -> None:
-        """Write a chunk in a thread, after the one before it."""
-        self._wait()
-        if self._keeping:
-            self._writer = self._writer or ThreadPoolExecutor(1, "reelbrush frame cache")
-            self._writing = self._writer.submit(self._write, number, batch, states)
-
     def _write(self, number: int, batch: Batch, states: States) -> None:
         from safetensors.torch import save_file
 
@@ -185,25 +174,9 @@ class FrameCache:
                 if old < self._file(number, "safetensors"):
                     old.unlink(missing_ok=True)
         with replacing(self._file(number, "mkv")) as temporary:
-            codec.write_lossless(temporary, batch.frames)
-        with replacing(self._file(number, "json")) as temporary:
-            temporary.write_text(json.dumps([str(t) for t in batch.times]))
+            codec.write_lossless(temporary, batch.frames, batch.times)
         if prune(keep=self.path) < 0:
             raise OSError(f"they take all of the {limit() / 2**30:.3g} GB of REELBRUSH_SPOOL_GB")
-
-    def _wait(self) -> None:
-        """Wait for the chunk that is being written. A render goes on when its frames cannot be kept."""
-        writing, self._writing = self._writing, None
-        try:
-            if writing is not None:
-                writing.result()
-        except (OSError, RuntimeError, ValueError) as error:
-            host.log.warning("frames are no longer kept for resuming: %s", error)
-            self._keeping = False
-
-    def _finish(self, frames: int) -> None:
-        with replacing(self.path / "done.json") as temporary:
-            temporary.write_text(json.dumps({"frames": frames}))
 
 
 def prune(keep: Path) -> int:

@@ -121,17 +121,10 @@ class LazyVideo(host.video_base()):
         for (chunk,) in in_step([self], size):
             yield chunk
 
-    def first_frame(self) -> Tensor:
-        """The first frame [1, H, W, 3]: a cheap early check."""
-        with Run({self.operation: 0}, batch=1) as run:
-            for batch in run.outputs[0].batches():
-                return as_floats(batch.frames[:1])
-        raise ValueError("the clip has no frames")
-
     def frames_at(self, numbers: list[int]) -> Tensor:
         """Chosen frames [len(numbers), H, W, 3], in one pass up to the last of them."""
         wanted, frames = set(numbers), {}
-        for at, frame in enumerate(f for chunk in self._pixels() for f in chunk):
+        for at, frame in enumerate(f for batch in pixel_batches(self.operation) for f in batch.frames):
             if at in wanted:
                 frames[at] = codec.to_float(frame[..., :3])
             if len(frames) == len(wanted):
@@ -140,9 +133,6 @@ class LazyVideo(host.video_base()):
             raise ValueError("the clip has no frames")
         last = max(frames)
         return torch.stack([frames.get(n, frames[last]) for n in numbers])
-
-    def _pixels(self) -> Iterator[Tensor]:
-        return (batch.frames for batch in pixel_batches(self.operation))
 
     # -- the host's VIDEO methods
 

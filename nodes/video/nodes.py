@@ -1,24 +1,32 @@
 """Video nodes: declarations. Clips are in lazy_video.py, saving in save.py, files in codec/."""
 
 from .. import host
-from ..common import inputs
 from ..common.contact_sheet import contact_sheet, spread
+from ..common.inputs import choice, connection, decimal, integer, max_side, switch, text
 from . import codec
-from . import vae as vae_room
 from .lazy_video import LazyVideo
 from .save import Format, save
+from .vae import decode, encode
 
 CATEGORY = "ReelBrush/Video"
 _MAX = 1 << 30
 
 
-class SaveVideo:
-    """A lazy clip to a file, frame by frame."""
+def _containers() -> dict[str, str]:
+    """The choices of `format`, and the names that codec/ has for them."""
+    return {"png frames" if name == "png" else name: name for name in codec.containers()}
 
+
+def _codecs() -> list[str]:
+    names = (name for container in codec.containers() for name in codec.codecs(container))
+    return ["auto", *(name for name in dict.fromkeys(names) if name not in ("gif", "png"))]
+
+
+class SaveVideo:
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "Computes a clip and writes it while it is computed, so that memory does not grow with its length. "
-        "Cancel it and queue it again: it goes on where it stopped."
+        "Computes a clip and writes it frame by frame, so memory does not grow with its length. "
+        "If you cancel it and queue it again, it continues where it stopped."
     )
     SEARCH_ALIASES = ("save mp4", "export video", "webm", "gif", "prores", "image sequence", "video combine")
     RETURN_TYPES = ("STRING",)
@@ -29,60 +37,37 @@ class SaveVideo:
 
     @classmethod
     def INPUT_TYPES(cls):
+        prefix = "Name inside the output folder. %width%, %height% and parts of the date are replaced."
+        quality = (
+            "The codec's constant rate factor: smaller is better and larger. 18-23 for h264, about 30 for "
+            "vp9 and av1. PNG and GIF have none."
+        )
+        audio = connection("VIDEO", "Use the sound of this clip instead, from its beginning.")
         return {
             "required": {
-                "video": inputs.connection("VIDEO", "The clip; its sound comes along."),
-                "filename_prefix": inputs.text(
-                    "video/ReelBrush",
-                    "Name inside the output folder; %date parts%, %width% and %height% work.",
+                "video": connection("VIDEO", "The clip. Its sound is saved too."),
+                "filename_prefix": text("video/ReelBrush", prefix),
+                "format": choice(
+                    _containers(), "The file type. 'png frames' is a folder of pictures.", "mp4"
                 ),
-                "format": inputs.choice(
-                    _containers(), "The file type. 'png frames' makes a folder of pictures.", "mp4"
-                ),
-                "codec": inputs.choice(
-                    ["auto", *_codecs()], "How frames are compressed; auto takes the format's usual one."
-                ),
-                "quality": inputs.integer(
-                    20,
-                    0,
-                    63,
-                    "The codec's constant rate factor: smaller is better and larger. "
-                    "18-23 for h264, about 30 for vp9 and av1. PNG and GIF have none.",
-                ),
-                "resume": inputs.switch(
-                    True, "Keep finished frames on disk, and go on from there when queued again."
-                ),
+                "codec": choice(_codecs(), "How frames are compressed. auto: the usual codec of the format."),
+                "quality": integer(20, 0, 63, quality),
+                "resume": switch(True, "Keep finished frames on disk, to continue a cancelled save."),
             },
-            "optional": {
-                "audio_from": inputs.connection(
-                    "VIDEO", "Take the sound of this clip instead, from its beginning."
-                ),
-            },
+            "optional": {"audio_from": audio},
             "hidden": {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"},
         }
 
-    def save(
-        self,
-        video,
-        filename_prefix,
-        format,
-        codec,
-        quality,
-        resume,
-        audio_from=None,
-        prompt=None,
-        extra_pnginfo=None,
-    ):
+    def save(self, video, filename_prefix, format, codec, quality, resume, audio_from=None, **hidden):
         clip = LazyVideo.of(video)
         container = _containers()[format]
         suffix = "" if container == "png" else f".{container}"
         target, subfolder = host.numbered(filename_prefix, suffix, (clip.width, clip.height))
-        metadata = {**(extra_pnginfo or {}), **({"prompt": prompt} if prompt else {})}
         save(
             clip.operation,
             target,
             Format(container, codec, quality),
-            metadata=metadata if host.keeps_metadata() else {},
+            metadata=host.workflow_metadata(**hidden),
             audio_from=None if audio_from is None else LazyVideo.of(audio_from).operation,
             resume=resume,
             label="Saving video",
@@ -92,39 +77,26 @@ class SaveVideo:
         return {"ui": preview, "result": (str(target),)}
 
 
-def _containers() -> dict[str, str]:
-    """What a person chooses, and the codec room's name for it."""
-    return {"png frames" if name == "png" else name: name for name in codec.containers()}
-
-
-def _codecs() -> list[str]:
-    found = (name for container in codec.containers() for name in codec.codecs(container))
-    return [name for name in dict.fromkeys(found) if name not in ("gif", "png", "auto")]
-
-
 class TrimVideo:
-    """Part of a clip, fewer frames, or smaller ones."""
-
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "Takes part of a clip, every nth frame, or a smaller picture. Nothing is decoded until it is saved."
+        "Takes a part of a clip, every nth frame, or a smaller size. Nothing is decoded until it is saved."
     )
     SEARCH_ALIASES = ("cut video", "skip frames", "select every nth", "frame load cap", "resize video")
     RETURN_TYPES = ("VIDEO",)
-    OUTPUT_TOOLTIPS = ("The shorter or smaller clip, with the sound that belongs to it.",)
+    OUTPUT_TOOLTIPS = ("The shorter or smaller clip, with its part of the sound.",)
     FUNCTION = "trim"
 
     @classmethod
     def INPUT_TYPES(cls):
+        every = "2 takes every second frame at half the frame rate, so the duration stays the same."
         return {
             "required": {
-                "video": inputs.connection("VIDEO", "The clip to trim."),
-                "start": inputs.integer(0, 0, _MAX, "The first frame, from 0."),
-                "frames": inputs.integer(0, 0, _MAX, "How many frames at most; 0 takes all."),
-                "every_nth": inputs.integer(
-                    1, 1, 1000, "2 takes every second frame at half the frame rate: the duration stays."
-                ),
-                "max_side": inputs.max_side(
+                "video": connection("VIDEO", "The clip to trim."),
+                "start": integer(0, 0, _MAX, "The first frame, counted from 0."),
+                "frames": integer(0, 0, _MAX, "The largest number of frames; 0 takes all."),
+                "every_nth": integer(1, 1, 1000, every),
+                "max_side": max_side(
                     "Shrink so that the longer side has this many pixels; 0 keeps the size."
                 ),
             }
@@ -135,10 +107,8 @@ class TrimVideo:
 
 
 class PreviewVideo:
-    """A few frames of a clip, before a long save."""
-
     CATEGORY = CATEGORY
-    DESCRIPTION = "Shows frames spread over a clip as one picture, so that a long render can be judged early."
+    DESCRIPTION = "Shows some frames of a clip as one picture, before a long render."
     SEARCH_ALIASES = ("contact sheet", "video thumbnails", "storyboard")
     RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("sheet",)
@@ -149,10 +119,8 @@ class PreviewVideo:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "video": inputs.connection(
-                    "VIDEO", "The clip; frames up to the last one shown are computed."
-                ),
-                "frames": inputs.integer(6, 1, 64, "How many frames, spread over the clip."),
+                "video": connection("VIDEO", "The clip. Frames up to the last one shown are computed."),
+                "frames": integer(6, 1, 64, "The number of frames, spread over the clip."),
             }
         }
 
@@ -162,12 +130,8 @@ class PreviewVideo:
 
 
 class EncodeVideo:
-    """Frames to latents, in a stream."""
-
     CATEGORY = CATEGORY
-    DESCRIPTION = (
-        "Encodes the frames of a clip into latents, a few at a time: only the latents stay in memory."
-    )
+    DESCRIPTION = "Encodes the frames of a clip to latents, a few at a time. Only the latents stay in memory."
     SEARCH_ALIASES = ("vae encode video", "video to latent")
     RETURN_TYPES = ("LATENT",)
     OUTPUT_TOOLTIPS = ("One latent per frame.",)
@@ -177,43 +141,41 @@ class EncodeVideo:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "video": inputs.connection("VIDEO", "The clip to encode."),
-                "vae": inputs.connection("VAE", "The VAE of the model that will use the latents."),
-                "max_side": inputs.max_side(
-                    "Shrink first: the longer side gets this many pixels; 0 keeps the size."
+                "video": connection("VIDEO", "The clip to encode."),
+                "vae": connection("VAE", "The VAE of the model that will use the latents."),
+                "max_side": max_side(
+                    "First shrink so that the longer side has this many pixels; 0 keeps it."
                 ),
             }
         }
 
     def encode(self, video, vae, max_side):
-        return ({"samples": vae_room.encode(LazyVideo.of(video).fit(max_side), vae)},)
+        return ({"samples": encode(LazyVideo.of(video).fit(max_side), vae)},)
 
 
 class DecodeVideo:
-    """Latents to a lazy clip."""
-
     CATEGORY = CATEGORY
-    DESCRIPTION = "Makes a clip of latents; each frame is decoded when it is saved, so memory stays small."
+    DESCRIPTION = "Makes a clip from latents. Each frame is decoded when it is saved, so memory stays small."
     SEARCH_ALIASES = ("vae decode video", "latent to video")
     RETURN_TYPES = ("VIDEO",)
-    OUTPUT_TOOLTIPS = ("The clip; decoded as it is saved or previewed.",)
+    OUTPUT_TOOLTIPS = ("The clip. It is decoded while it is saved or previewed.",)
     FUNCTION = "decode"
 
     @classmethod
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "latent": inputs.connection("LATENT", "One latent per frame."),
-                "vae": inputs.connection("VAE", "The VAE of the model that made the latents."),
+                "latent": connection("LATENT", "One latent per frame."),
+                "vae": connection("VAE", "The VAE of the model that made the latents."),
             },
             "optional": {
-                "fps": inputs.decimal(24.0, 0.01, 1000.0, "Frames per second; `like` overrides it."),
-                "like": inputs.connection("VIDEO", "Take frame rate and sound from this clip."),
+                "fps": decimal(24.0, 0.01, 1000.0, "Frames per second. Not used if `like` is connected."),
+                "like": connection("VIDEO", "Use the frame rate and the sound of this clip."),
             },
         }
 
     def decode(self, latent, vae, fps=24.0, like=None):
-        return (vae_room.decode(latent["samples"], vae, fps, None if like is None else LazyVideo.of(like)),)
+        return (decode(latent["samples"], vae, fps, None if like is None else LazyVideo.of(like)),)
 
 
 NODES = {

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..common import files
 from .batch import Batch, FrameBuffer
 
 
@@ -208,7 +209,7 @@ def _fingerprint(value: Any) -> Any:
         case Tensor():
             return tensor_digest(value)
         case Path():
-            return _file_digest(value)
+            return files.fingerprint(value)
         case io.BytesIO():
             return hashlib.sha256(value.getbuffer()).hexdigest()
         case LiveObject():
@@ -225,12 +226,6 @@ def tensor_digest(tensor: Tensor) -> str:
     digest = hashlib.sha256(f"{plain.dtype}{tuple(plain.shape)}".encode())
     digest.update(plain.reshape(-1).view(torch.uint8).numpy() if plain.numel() else b"")
     return digest.hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    members = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    stats = [(p.stat().st_mtime_ns, p.stat().st_size) for p in members]
-    return _digest(str(path.resolve()), stats)
 
 
 @cache

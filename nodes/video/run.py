@@ -119,7 +119,7 @@ class Run:
                 last = min(last, (at // border + 1) * border)
             for source in inputs:
                 source.fill(last + after)
-            _check_lengths(op, inputs)
+            _check_lengths(op.label or op.name, inputs)
             last = min(last, *(source.end for source in inputs))
             if last <= at:
                 return
@@ -185,12 +185,12 @@ def _tee(batches: Iterator[Batch], count: int) -> list[Iterator[Batch]]:
     return [read(queue) for queue in queues]
 
 
-def _check_lengths(op: Operation, inputs: Sequence[FrameBuffer]) -> None:
+def _check_lengths(label: str, inputs: Sequence[FrameBuffer]) -> None:
     ended = [source.end for source in inputs if source.ended]
     longest = max(source.end for source in inputs)
     if ended and longest > min(ended):
         raise ValueError(
-            f"{op.label or op.name}: one clip ends after {min(ended)} frames, another has {longest} or more: "
+            f"{label}: one clip ends after {min(ended)} frames, another has {longest} or more: "
             "give clips of one length (Trim Video cuts)"
         )
 
@@ -214,13 +214,8 @@ def batches_of(buffers: Sequence[FrameBuffer], size: int) -> Iterator[tuple[Batc
     while True:
         for buffer in buffers:
             buffer.fill(at + size)
-        ends = {min(buffer.end, at + size) for buffer in buffers}
-        if len(ends) > 1:
-            raise ValueError(
-                f"the clips differ in length: one ends after {min(ends)} frames: "
-                "give clips of one length (Trim Video cuts)"
-            )
-        last = ends.pop()
+        _check_lengths("the clips", buffers)
+        last = min(at + size, *(buffer.end for buffer in buffers))
         if last <= at:
             return
         yield tuple(buffer.take(at, last) for buffer in buffers)

@@ -5,10 +5,10 @@ The file is written under a temporary name. After a cancel or an error nothing i
 
 import io
 import os
-import queue
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -24,6 +24,7 @@ from .operation import Operation
 from .sources import FileSource, FrameSource, LatentSource, Trim
 
 Target = str | os.PathLike | io.BytesIO
+_WAITING = 2  # batches for the encoder
 
 
 @dataclass(frozen=True)
@@ -74,47 +75,6 @@ class Sound:
         return {**self._waveform, "waveform": self._waveform["waveform"][..., part]}
 
 
-class _Encoder:
-    """A writer that works in a thread, behind a short queue."""
-
-    def __init__(self, writer: codec.Writer):
-        self._writer = writer
-        self._queue: queue.Queue[Batch | None] = queue.Queue(2)
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name="reelbrush encode", daemon=True)
-        self._thread.start()
-
-    def _work(self) -> None:
-        while (batch := self._queue.get()) is not None:
-            if self._error is None:
-                try:
-                    for frame, time in zip(batch.frames, batch.times, strict=True):
-                        self._writer.write(frame, time)
-                except BaseException as error:  # raised on the computing thread
-                    self._error = error
-
-    def put(self, batch: Batch) -> None:
-        self._queue.put(batch)
-        if self._error is not None:
-            raise self._error
-
-    def stop(self) -> None:
-        """Wait until all frames are encoded."""
-        self._queue.put(None)
-        self._thread.join()
-
-
-@contextmanager
-def _encoding(writer: codec.Writer) -> Iterator[_Encoder]:
-    encoder = _Encoder(writer)
-    try:
-        yield encoder
-    finally:
-        encoder.stop()
-    if encoder._error is not None:
-        raise encoder._error
-
-
 def save(
     op: Operation,
     target: Target,
@@ -139,17 +99,30 @@ def save(
             batch = next(batches, None)
             if batch is None:
                 raise ValueError("the clip has no frames")
-            with _open(path, op, form, batch, metadata, audio_from) as writer, _encoding(writer) as encoder:
+            with (
+                _open(path, op, form, batch, metadata, audio_from) as writer,
+                ThreadPoolExecutor(1, "reelbrush encode") as pool,
+            ):
+                waiting: deque[Future] = deque()
                 while batch is not None:
-                    encoder.put(batch)
+                    waiting.append(pool.submit(_encode, writer, batch))
+                    if len(waiting) > _WAITING:
+                        waiting.popleft().result()
                     done += len(batch)
                     bar.step(len(batch), partial(codec.to_float, batch.frames[-1][..., :3]))
                     batch = next(batches, None)
+                for encoded in waiting:
+                    encoded.result()
     except BaseException:
         kept = "; finished frames are kept: run it again to continue" if resume and op.cached else ""
         host.log.info("stopped after %d of %d frames%s", done, op.clip.frame_count, kept)
         raise
     return done
+
+
+def _encode(writer: codec.Writer, batch: Batch) -> None:
+    for frame, time in zip(batch.frames, batch.times, strict=True):
+        writer.write(frame, time)
 
 
 def _open(

@@ -1,14 +1,14 @@
 """Where frames come from, and the operations that only choose, cut out or scale them."""
 
 import io
-import queue
-import threading
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import field, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,42 +23,20 @@ _Item = TypeVar("_Item")
 
 def read_ahead(items: Iterator[_Item], depth: int) -> Iterator[_Item]:
     """The same items, computed by a thread that is at most `depth` of them ahead."""
-    ready: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
-    stop = threading.Event()
 
-    def put(*entry: Any) -> None:
-        while not stop.is_set():
-            try:
-                return ready.put(entry, timeout=0.1)
-            except queue.Full:
-                continue
+    def compute() -> _Item | None:
+        with torch.inference_mode():  # the mode is thread-local
+            return next(items, None)
 
-    def work() -> None:
-        try:
-            with torch.inference_mode():  # the mode is thread-local
-                for item in items:
-                    put(True, item)
-                    if stop.is_set():
-                        break
-                items.close()
-            put(False, None)
-        except BaseException as error:  # raised on the reading thread
-            put(False, error)
-
-    thread = threading.Thread(target=work, name="reelbrush decode", daemon=True)
-    thread.start()
+    pool = ThreadPoolExecutor(1, "reelbrush decode")
     try:
-        while True:
-            more, item = ready.get()
-            if more:
-                yield item
-            elif item is None:
-                return
-            else:
-                raise item
+        waiting = deque(pool.submit(compute) for _ in range(depth))
+        while (item := waiting.popleft().result()) is not None:
+            waiting.append(pool.submit(compute))
+            yield item
     finally:
-        stop.set()
-        thread.join()
+        pool.shutdown(cancel_futures=True)
+        items.close()
 
 
 @operation("file")

@@ -420,7 +420,7 @@ def test_a_fault_is_one_sentence_and_leaves_no_file(how, sizes, words, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-# -- the spool's format ----------------------------------------------------------------------------
+# -- lossless chunks -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
@@ -428,21 +428,25 @@ def test_a_fault_is_one_sentence_and_leaves_no_file(how, sizes, words, tmp_path)
 def test_lossless_chunks_are_bit_exact(dtype, shape, tmp_path):
     noise = torch.randint(0, 256 if dtype == torch.uint8 else 65536, shape, generator=torch.manual_seed(0))
     frames = noise.to(torch.int32).to(dtype)
-    codec.write_lossless(tmp_path / "chunk", frames)
-    found = codec.read_lossless(tmp_path / "chunk")
-    assert found.dtype == dtype and torch.equal(found, frames)
+    times = tuple(Fraction(n, 7) for n in range(len(frames)))
+    codec.write_lossless(tmp_path / "chunk", frames, times)
+    read, read_times = codec.read_lossless(tmp_path / "chunk")
+    assert read.dtype == dtype and torch.equal(read, frames)
+    assert read_times == times
 
 
 def test_damage_to_a_chunk_is_never_silent(tmp_path):
     frames = torch.stack(list(gradient(4, 64, 48)))
     path = tmp_path / "chunk"
-    codec.write_lossless(path, frames)
+    times = (Fraction(0), Fraction(1, 3), Fraction(1), Fraction(7, 5))
+    codec.write_lossless(path, frames, times)
     data = path.read_bytes()
     noticed = 0
     for at in range(0, len(data), len(data) // 40):
         path.write_bytes(data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :])
         try:
-            assert torch.equal(codec.read_lossless(path), frames)  # a byte that says nothing about pixels
+            read, read_times = codec.read_lossless(path)
+            assert torch.equal(read, frames) and read_times == times  # this byte does not matter
         except ValueError as error:
             assert "damaged" in str(error)
             noticed += 1

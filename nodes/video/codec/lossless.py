@@ -1,11 +1,12 @@
-"""Bit-exact chunks of frames: FFV1 in Matroska, with a checksum of the pixels.
+"""Bit-exact chunks of frames and their times: FFV1 in Matroska, with a checksum.
 
-FFV1 conceals damaged slices, so the file also contains the shape and a CRC-32 of all pixels, which reading
+FFV1 conceals damaged slices, so the file also contains a CRC-32 of all pixels and times, which reading
 compares.
 """
 
 import os
 import zlib
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,18 +19,19 @@ from .media import VideoInfo
 from .muxer import FileSink
 from .reader import Reader
 
-_TAG = "pixels"
+_CHECKSUM, _TIMES = "checksum", "times"  # tags
+Times = Sequence[Fraction]
 
 
-def write_lossless(path: str | os.PathLike, frames: Tensor) -> None:
+def write_lossless(path: str | os.PathLike, frames: Tensor, times: Times) -> None:
     """Write frames [n, H, W, 3 or 4], uint8 or uint16, to one file. After an error nothing is left."""
     n, height, width, channels = frames.shape
     info = VideoInfo(
         width, height, Fraction(25), n, True, bit_depth=8 * frames.dtype.itemsize, alpha=channels == 4
     )
-    pixels = frames.cpu().contiguous().numpy()
-    recipe = EncoderSettings(CONTAINERS["mkv"], "ffv1", "ffv1", metadata=((_TAG, _checksum(pixels)),))
-    sink = FileSink(path, info, recipe)
+    pixels, text = frames.cpu().contiguous().numpy(), " ".join(map(str, times))
+    tags = ((_CHECKSUM, _checksum(pixels, text)), (_TIMES, text))
+    sink = FileSink(path, info, EncoderSettings(CONTAINERS["mkv"], "ffv1", "ffv1", metadata=tags))
     try:
         for number, frame in enumerate(pixels):
             sink.write(frame, number / info.fps)
@@ -39,22 +41,20 @@ def write_lossless(path: str | os.PathLike, frames: Tensor) -> None:
         raise
 
 
-def read_lossless(path: str | os.PathLike) -> Tensor:
-    """The frames of a file that `write_lossless` wrote. A damaged file is an error."""
+def read_lossless(path: str | os.PathLike) -> tuple[Tensor, Times]:
+    """The frames and times of a file that `write_lossless` wrote. A damaged file is an error."""
     damaged = f"{Path(path).name!r} is damaged: delete it, it will be computed again"
     try:
         with Reader(path) as reader:
-            checksum = reader.info.metadata.get(_TAG)
-            frames = [frame for frame, _ in reader]
-    except ValueError as error:
+            tags = reader.info.metadata
+            pixels = torch.stack([frame for frame, _ in reader])
+        if _checksum(pixels.numpy(), tags.get(_TIMES, "")) != tags.get(_CHECKSUM):
+            raise ValueError("the checksum differs")
+        return pixels, tuple(map(Fraction, tags[_TIMES].split()))
+    except (ValueError, RuntimeError) as error:  # RuntimeError: no frames to stack
         raise ValueError(damaged) from error
-    if not frames:
-        raise ValueError(damaged)
-    pixels = torch.stack(frames)
-    if _checksum(pixels.numpy()) != checksum:
-        raise ValueError(damaged)
-    return pixels
 
 
-def _checksum(pixels: np.ndarray) -> str:
-    return f"{'x'.join(map(str, pixels.shape))} {pixels.dtype} {zlib.crc32(pixels):08x}"
+def _checksum(pixels: np.ndarray, times: str) -> str:
+    crc = zlib.crc32(times.encode(), zlib.crc32(pixels))
+    return f"{'x'.join(map(str, pixels.shape))} {pixels.dtype} {crc:08x}"
