@@ -4,10 +4,10 @@ from .. import host
 from ..common import inputs
 from ..common.files import changed
 from ..video.lazy_video import LazyVideo
-from . import judge_nodes, keyframes, perceptual, style
+from . import keyframes, nodes_judge, perceptual, style
 from .curriculum import Weights
 from .fit import fit
-from .judge_nodes import CATEGORY, JUDGE
+from .nodes_judge import CATEGORY, JUDGE
 from .train import Settings
 
 ATTNSTYLE = "REELBRUSH_ATTNSTYLE"
@@ -281,7 +281,7 @@ class LoadAttnStyle:
 
 
 NODES = {
-    **judge_nodes.NODES,
+    **nodes_judge.NODES,
     "ReelBrushKeyFrames": (KeyFrames, "Key Frames"),
     "ReelBrushAttnStyle": (AttnStyle, "AttnStyle: Text to Style"),
     "ReelBrushAttnStyleApply": (AttnStyleApply, "Apply AttnStyle"),

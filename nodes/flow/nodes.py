@@ -3,7 +3,7 @@
 from ..common import inputs
 from ..common.files import changed
 from ..video.lazy_video import LazyVideo
-from . import batch, error_nodes, store
+from . import batch, nodes_error, store
 from .cuts import find_cuts
 from .estimate import CONSISTENCY, METHODS, estimate, estimator, method_files
 from .stabilize import StabilizeFrames, stabilize, stabilize_with_flow
@@ -230,7 +230,7 @@ NODES = {
     "ReelBrushSaveFlow": (SaveFlow, "Save Flow"),
     "ReelBrushLoadFlow": (LoadFlow, "Load Flow"),
     "ReelBrushFlowWarp": (FlowWarp, "Warp by Flow"),
-    **error_nodes.NODES,
+    **nodes_error.NODES,
     "ReelBrushStabilize": (Stabilize, "Stabilize (Flow)"),
     "ReelBrushStabilizeVideo": (StabilizeVideo, "Stabilize Video (Flow)"),
 }

@@ -8,7 +8,7 @@ from . import library
 from .attention import KINDS, MODES
 from .style import PRECISIONS, load_model, make_style, mix_styles
 from .stylize import Look, stylize, stylize_video
-from .train_node import train
+from .train_in_graph import train
 
 CATEGORY = "ReelBrush/StyA2K"
 STRENGTH = inputs.strength("1 is the method, 0 gives the input back; between them features are interpolated.")

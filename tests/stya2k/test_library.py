@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from reelbrush.nodes.headless.commands import train
-from reelbrush.nodes.stya2k import checkpoint, library, train_node
+from reelbrush.nodes.stya2k import checkpoint, library, train_in_graph
 from reelbrush.nodes.stya2k.nodes import LoadStyA2K
 from reelbrush.nodes.stya2k.perceptual import SqueezeNet
 from reelbrush.nodes.stya2k.recipe import Recipe
@@ -164,14 +164,14 @@ def asked(home, monkeypatch):
     for kind in ("contents", "styles"):
         (home / "input" / kind).mkdir()
         cv2.imwrite(str(home / "input" / kind / "0.png"), numpy.zeros((70, 80, 3), numpy.uint8))
-    monkeypatch.setattr(train_node, "Trainer", trainer)
-    monkeypatch.setattr(train_node, "load_perceptual", lambda path: None)
-    monkeypatch.setattr(train_node.host, "model_path", lambda *names: None)
+    monkeypatch.setattr(train_in_graph, "Trainer", trainer)
+    monkeypatch.setattr(train_in_graph, "load_perceptual", lambda path: None)
+    monkeypatch.setattr(train_in_graph.host, "model_path", lambda *names: None)
 
     def ask(name, size):
         with pytest.raises(SeenError) as seen:
             values = {"size": size, "load_size": 64, "crop": 64, "steps": 7}
-            train_node.train("contents", "styles", "", "judge", name, True, values)
+            train_in_graph.train("contents", "styles", "", "judge", name, True, values)
         return seen.value.args[0]
 
     return ask

@@ -1,4 +1,4 @@
-"""Training from a graph: names below input/ and models/, progress with samples, a model in output/stya2k."""
+"""Training from a graph: folders below input/, progress with samples, a model in output/stya2k."""
 
 from pathlib import Path
 
@@ -17,15 +17,15 @@ from .train import StepReport, Trainer
 def train(
     contents: str, styles: str, clips: str, perceptual: str, name: str, resume: bool, values: dict
 ) -> tuple[Model, Tensor, str]:
-    """Run (or go on with) the training `name`; the model, its curves and what there is to say."""
+    """Start or continue the training `name`. Gives the model, a plot of the losses, and a text."""
     if not name.strip():
         raise ValueError("save_as is empty: give the run a name")
     target = host.inside(host.folder("output") / library.KIND, f"{name}.safetensors", "save_as")
     folder = target.with_name(f".{target.stem}")  # hidden: a run is no model
     if not resume and (folder.exists() or target.exists()):
-        raise ValueError(f"there is a run {name!r} already: set resume, or give another save_as")
+        raise ValueError(f"the run {name!r} already exists: turn on resume, or give another save_as")
     recipe = recipe_in(folder, values, values["size"] == "paper")
-    # All of it with autograd on: what is loaded in a node's inference mode cannot take part in training.
+    # Everything is loaded outside inference mode, because such tensors cannot be used in training.
     with host.gradients(), host.progress(recipe.steps, "Training StyA2K", "steps") as bar:
         sources = [
             Pictures(host.input_path(f, "folder"), host.folder("temp") / "stya2k", recipe.load_size)
