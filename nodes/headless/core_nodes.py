@@ -1,7 +1,7 @@
 """Our versions of the ComfyUI core nodes that video graphs use, for running such graphs without ComfyUI.
 
-Ids, inputs, outputs and results are ComfyUI's. All other core nodes (checkpoints, samplers, ...) need
-ComfyUI.
+Ids, inputs, outputs and results are ComfyUI's. Where versions of ComfyUI differ, our nodes have the inputs
+and outputs of all of them. All other core nodes (checkpoints, samplers, ...) need ComfyUI.
 """
 
 import json
@@ -54,7 +54,7 @@ class CoreLoadVideo:
 
 
 class CoreGetVideoComponents:
-    RETURN_TYPES = ("IMAGE", "AUDIO", "FLOAT")
+    RETURN_TYPES = ("IMAGE", "AUDIO", "FLOAT", "INT", "COMBO")
     FUNCTION = "split"
 
     @classmethod
@@ -63,7 +63,8 @@ class CoreGetVideoComponents:
 
     def split(self, video):
         parts = video.get_components()
-        return parts.images, parts.audio, float(parts.frame_rate)
+        rate = float(parts.frame_rate)
+        return parts.images, parts.audio, rate, video.get_bit_depth(), video.get_color_space()
 
 
 class CoreCreateVideo:
@@ -74,15 +75,20 @@ class CoreCreateVideo:
     def INPUT_TYPES(cls):
         return {
             "required": {"images": ("IMAGE",), "fps": ("FLOAT", {"default": 30.0, "min": 1.0, "max": 120.0})},
-            "optional": {"audio": ("AUDIO",)},
+            "optional": {
+                "audio": ("AUDIO",),
+                "bit_depth": ("INT", {"default": 8, "min": 8, "max": 10, "step": 2}),
+            },
         }
 
-    def create(self, images, fps, audio=None):
-        return (LazyVideo.from_frames(images, Fraction(fps), audio),)
+    def create(self, images, fps, audio=None, bit_depth=8):
+        return (LazyVideo.from_frames(images, Fraction(fps), audio, bit_depth),)
 
 
 class CoreSaveVideo:
-    RETURN_TYPES = ()
+    """`encoding` and what follows it are inputs of a choice in newer ComfyUIs."""
+
+    RETURN_TYPES = ("VIDEO",)
     OUTPUT_NODE = True
     FUNCTION = "save"
 
@@ -93,21 +99,38 @@ class CoreSaveVideo:
                 "video": ("VIDEO",),
                 "filename_prefix": ("STRING", {"default": "video/ComfyUI"}),
                 "format": (["auto", "mp4", "mkv", "webm", "mov", "gif"], {"default": "auto"}),
+            },
+            "optional": {
                 "codec": (["auto", "h264", "h265", "vp9", "av1"], {"default": "auto"}),
+                "encoding": (["auto", "re-encode"], {"default": "auto"}),
+                "crf": ("FLOAT", {"default": 23.0, "min": 0.0, "max": 63.0}),
+                "color_space": (["auto", "sRGB", "HDR", "HDR PQ"], {"default": "auto"}),
             },
             "hidden": {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"},
         }
 
-    def save(self, video, filename_prefix, format, codec, prompt=None, extra_pnginfo=None):
+    def save(
+        self,
+        video,
+        filename_prefix,
+        format,
+        codec="auto",
+        encoding="auto",
+        crf=23.0,
+        color_space="auto",
+        prompt=None,
+        extra_pnginfo=None,
+    ):
         suffix = "mp4" if format == "auto" else format
         path, subfolder = host.numbered(filename_prefix, f".{suffix}", video.get_dimensions())
         metadata = {**(extra_pnginfo or {}), "prompt": prompt}
-        video.save_to(str(path), format=suffix, codec=codec, metadata=metadata)
-        return {"ui": _shown([path], subfolder, "output")}
+        options = {"crf": round(crf), "color_space": color_space} if encoding == "re-encode" else {}
+        video.save_to(str(path), format=suffix, codec=codec, metadata=metadata, **options)
+        return {"ui": _shown([path], subfolder, "output"), "result": (video,)}
 
 
 class CoreSaveImage:
-    RETURN_TYPES = ()
+    RETURN_TYPES = ("IMAGE",)
     OUTPUT_NODE = True
     FUNCTION = "save"
 
@@ -126,13 +149,13 @@ class CoreSaveImage:
         for image in images:
             path, subfolder = host.numbered(filename_prefix, ".png", size)
             paths.append(pictures.write(path, _whole_numbers(image), text))
-        return {"ui": _shown(paths, subfolder, "output")}
+        return {"ui": _shown(paths, subfolder, "output"), "result": (images,)}
 
 
 class CorePreviewImage:
     """Writes the pictures into the temp folder."""
 
-    RETURN_TYPES = ()
+    RETURN_TYPES = ("IMAGE",)
     OUTPUT_NODE = True
     FUNCTION = "preview"
 
@@ -146,20 +169,23 @@ class CorePreviewImage:
             pictures.write(host.folder("temp") / f"{stem}_{number:05}_.png", _whole_numbers(image))
             for number, image in enumerate(images, 1)
         ]
-        return {"ui": _shown(paths, "", "temp")}
+        return {"ui": _shown(paths, "", "temp"), "result": (images,)}
 
 
 class CoreMaskPreview(CorePreviewImage):
+    RETURN_TYPES = ("MASK",)
+
     @classmethod
     def INPUT_TYPES(cls):
         return {"required": {"mask": ("MASK",)}, "hidden": {"node": "UNIQUE_ID"}}
 
     def preview(self, mask, node=None):
-        return super().preview(mask[..., None].expand(-1, -1, -1, 3), node)
+        shown = super().preview(mask[..., None].expand(-1, -1, -1, 3), node)
+        return shown | {"result": (mask,)}
 
 
 class CorePreviewAny:
-    RETURN_TYPES = ()
+    RETURN_TYPES = ("STRING",)
     OUTPUT_NODE = True
     FUNCTION = "show"
 
@@ -170,7 +196,7 @@ class CorePreviewAny:
     def show(self, source):
         text = source if isinstance(source, str) else json.dumps(source, default=str, indent=2)
         sys.stdout.write(text.rstrip("\n") + "\n")
-        return {"ui": {"text": (text,)}}
+        return {"ui": {"text": (text,)}, "result": (text,)}
 
 
 class CoreImageScale:

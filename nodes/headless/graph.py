@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, NamedTuple
 
-WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"  # a combo whose choices have inputs of their own
+WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC_COMBO)
 _NAMED = 12  # nodes of a cycle that its error message names
 _FILE_NAME = re.compile(r"(file|folder|image|path|model|audio|video)$")
 
@@ -35,7 +36,18 @@ class Input:
         options = rest[0] if rest and isinstance(rest[0], Mapping) else {}
         if isinstance(type_, list | tuple):
             return cls(name, "COMBO", required, options, list(type_))
-        return cls(name, str(type_), required, options, options.get("options") if type_ == "COMBO" else None)
+        choices = options.get("options") if type_ in ("COMBO", DYNAMIC_COMBO) else None
+        if type_ == DYNAMIC_COMBO:
+            choices = [option["key"] for option in choices]
+        return cls(name, str(type_), required, options, choices)
+
+    def choice_inputs(self, value: Any) -> "list[Input]":
+        """The inputs that a choice of a dynamic combo adds; their names begin with the combo's name."""
+        if self.type != DYNAMIC_COMBO:
+            return []
+        chosen = next((o for o in self.options["options"] if o["key"] == value), {})
+        declared = _declared_inputs(chosen.get("inputs") or {})
+        return [replace(i, name=f"{self.name}.{i.name}") for i in declared]
 
     @property
     def is_widget(self) -> bool:
@@ -68,6 +80,15 @@ class Input:
         return {"INT": 0, "FLOAT": 0.0, "BOOLEAN": False}.get(self.type, "")
 
 
+def _declared_inputs(input_types: Mapping[str, Any]) -> list[Input]:
+    """Required inputs, then optional ones."""
+    return [
+        Input.from_declaration(name, declaration, group == "required")
+        for group in ("required", "optional")
+        for name, declaration in (input_types.get(group) or {}).items()
+    ]
+
+
 @dataclass
 class Definition:
     """The declaration of a node class: display name, inputs in order, output types, hidden inputs.
@@ -93,11 +114,7 @@ class Definition:
         is_output: bool,
     ) -> "Definition":
         """From INPUT_TYPES and RETURN_TYPES, or from a server's /object_info."""
-        inputs = {
-            key: Input.from_declaration(key, declaration, group == "required")
-            for group in ("required", "optional")
-            for key, declaration in (input_types.get(group) or {}).items()
-        }
+        inputs = {declared.name: declared for declared in _declared_inputs(input_types)}
         # An output that is a list of choices connects to every input that takes a combo.
         types = ["COMBO" if isinstance(output, list) else str(output) for output in outputs]
         return cls(class_type, name, inputs, types, is_output, input_types.get("hidden") or {})

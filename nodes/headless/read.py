@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .graph import Catalog, Graph, GraphNode, Link
+from .graph import Catalog, Definition, Graph, GraphNode, Link
 from .ui_format import convert
 
 SHIPPED = Path(__file__).parents[2] / "workflows"
@@ -49,7 +49,15 @@ def _api_node(key: str, node: dict, catalog: Catalog) -> GraphNode:
     definition = catalog(class_type)
     title = (node.get("_meta") or {}).get("title") or (definition.name if definition else class_type)
     inputs = {name: _from_api(value) for name, value in (node.get("inputs") or {}).items()}
+    if definition and definition.node_class:
+        inputs = {_own_name(name, definition): value for name, value in inputs.items()}
     return GraphNode(key, class_type, title, inputs)
+
+
+def _own_name(name: str, definition: Definition) -> str:
+    """Newer ComfyUIs call an input of a choice `format.codec`; our core nodes call it `codec`."""
+    last = name.rpartition(".")[2]
+    return last if name not in definition.inputs and last in definition.inputs else name
 
 
 def _from_api(value: Any) -> Any:

@@ -72,7 +72,7 @@ class Run:
             if self._uses[node.id]:
                 self._outputs[node.id] = tuple(values)
             if self.catalog(node.class_type).is_output:
-                files[node.id] = _shown_files(shown) or [Path(v) for v in values if _is_path(v)]
+                files[node.id] = _shown_files(shown) if shown else [Path(v) for v in values if _is_path(v)]
             self._release(node)
         return files
 

@@ -8,7 +8,7 @@ The widget values of a node are a bare list. The order of the declared inputs te
 which input, with one more value after every seed ("fixed", "randomize", ...) and after an upload.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -268,41 +268,51 @@ def _bypass(raw: dict, slot: int, wanted: str) -> int | None:
 # -- widget values ---------------------------------------------------------------------------------
 
 
+class _StoredValues:
+    """The widget values of a file, one after the other."""
+
+    def __init__(self, values: Sequence[Any]):
+        self._values, self._position = values, 0
+
+    def next(self, default: Any) -> Any:
+        if self._position >= len(self._values):
+            return default
+        self._position += 1
+        return self._values[self._position - 1]
+
+    def skip(self, extra: tuple[str | bool, ...]) -> None:
+        """Skip the value that newer front ends store after some widgets."""
+        value = self._values[self._position] if self._position < len(self._values) else None
+        if isinstance(value, str | bool) and value in extra:
+            self._position += 1
+
+
 def widget_values(raw: dict, definition: Definition | None) -> dict[str, Any]:
     """A node's own values by input name; a value that the file lacks is the default."""
-    values = raw.get("widgets_values")
+    stored = raw.get("widgets_values") or ()
     if definition is None:  # newer files have the names of the widgets
         names = [end["widget"]["name"] for end in raw.get("inputs") or () if end.get("widget")]
-        return values if isinstance(values, dict) else dict(zip(names, values or (), strict=False))
-    stored = list(_stored_values(definition))
-    inputs = {declared.name: declared.default for declared, extra in stored if not extra}
-    if isinstance(values, dict):
-        return inputs | {name: value for name, value in values.items() if name in inputs}
-    position = 0
-    for declared, extra in stored:
-        if position >= len(values or ()):
-            break
-        value = values[position]
-        if extra and not (isinstance(value, str | bool) and value in extra):
-            continue
-        if not extra:
-            inputs[declared.name] = value
-        position += 1
+        return stored if isinstance(stored, dict) else dict(zip(names, stored, strict=False))
+    by_name = stored if isinstance(stored, dict) else {}
+    values = _StoredValues(() if by_name else stored)
+    inputs: dict[str, Any] = {}
+    for required in (True, False):
+        group = [declared for declared in definition.inputs.values() if declared.required is required]
+        for declared in group:
+            _take(declared, by_name, values, inputs)
+        if any(declared.options.get(name) for declared in group for name in _UPLOADS):
+            values.skip(_UPLOAD_BUTTONS)
     return inputs
 
 
-def _stored_values(definition: Definition) -> Iterator[tuple[Input, tuple[str | bool, ...]]]:
-    """The widgets in the order of their stored values; an extra value comes with what it may be."""
-    required = [declared for declared in definition.inputs.values() if declared.required]
-    optional = [declared for declared in definition.inputs.values() if not declared.required]
-    for group in (required, optional):
-        for declared in group:
-            if not declared.is_widget:
-                continue
-            yield declared, ()
-            is_seed = declared.type == "INT" and declared.name in ("seed", "noise_seed")
-            if declared.options.get("control_after_generate", is_seed):
-                yield declared, _SEED_CONTROLS
-        uploads = [declared for declared in group if any(declared.options.get(name) for name in _UPLOADS)]
-        if uploads:
-            yield uploads[0], _UPLOAD_BUTTONS
+def _take(declared: Input, by_name: dict[str, Any], values: _StoredValues, inputs: dict[str, Any]) -> None:
+    """Write the value of an input, and of the inputs that its choice adds, into `inputs`."""
+    if not declared.is_widget or declared.options.get("hidden"):
+        return
+    name = declared.name
+    inputs[name] = by_name[name] if name in by_name else values.next(declared.default)
+    is_seed = declared.type == "INT" and name in ("seed", "noise_seed")
+    if declared.options.get("control_after_generate", is_seed):
+        values.skip(_SEED_CONTROLS)
+    for added in declared.choice_inputs(inputs[name]):
+        _take(added, by_name, values, inputs)

@@ -59,9 +59,11 @@ class LazyVideo(host.video_base()):
         return cls(FileSource(source if isinstance(source, io.BytesIO) else Path(source)))
 
     @classmethod
-    def from_frames(cls, frames: Tensor, fps: Fraction | float, audio: dict | None = None) -> "LazyVideo":
+    def from_frames(
+        cls, frames: Tensor, fps: Fraction | float, audio: dict | None = None, bit_depth: int = 8
+    ) -> "LazyVideo":
         """An IMAGE batch with a frame rate."""
-        return cls(FrameSource(frames, Fraction(fps).limit_denominator(100_000), audio))
+        return cls(FrameSource(frames, Fraction(fps).limit_denominator(100_000), audio, bit_depth))
 
     def then(self, operation: type[Operation], *fields: Any, node: str = "", **named: Any) -> "LazyVideo":
         """This clip through an operation. `node` is the node's name, for errors that surface late."""

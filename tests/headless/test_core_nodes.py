@@ -99,18 +99,30 @@ def core(kind):
     return found
 
 
+def flat(declared):
+    """The names and types of an input and of the inputs that its choices add."""
+    yield declared.name.rpartition(".")[2], declared
+    for choice in declared.choices or ():
+        for added in declared.choice_inputs(choice):
+            yield from flat(added)
+
+
 @pytest.mark.comfyui
 @pytest.mark.parametrize("kind", [k for k in core_nodes.CORE_NODES if k in WHERE or k in CLASSIC])
 def test_our_node_has_the_inputs_and_outputs_of_the_core_node(kind, home):
+    """Ours has those of all versions of ComfyUI, so a version may have fewer."""
     real, mine = core(kind), define(kind)
     shows = bool(getattr(real, "OUTPUT_NODE", False))
     theirs = Definition.from_declaration(kind, kind, real.INPUT_TYPES(), real.RETURN_TYPES, shows)
-    assert list(mine.inputs) == list(theirs.inputs)
-    assert [i.required for i in mine.inputs.values()] == [i.required for i in theirs.inputs.values()]
-    assert mine.outputs == theirs.outputs and mine.is_output == theirs.is_output
-    for name, given in theirs.inputs.items():
-        if given.is_widget and not given.choices:
-            assert mine.inputs[name].type in (given.type, "STRING")
+    assert mine.outputs[: len(theirs.outputs)] == theirs.outputs and mine.is_output == theirs.is_output
+    declared = {name: i for top in theirs.inputs.values() for name, i in flat(top)}
+    assert list(declared) == [name for name in mine.inputs if name in declared]
+    assert all(name in declared for name, i in mine.inputs.items() if i.required)
+    for name, real_input in declared.items():
+        if real_input.is_widget and not real_input.choices:
+            assert mine.inputs[name].type in (real_input.type, "STRING")
+        elif not real_input.is_widget:
+            assert mine.inputs[name].type == real_input.type
 
 
 @pytest.mark.comfyui
@@ -128,12 +140,13 @@ def test_scaling_is_the_core_node_s(method, size, crop):
 @pytest.mark.comfyui
 def test_loading_and_batching_pictures_is_the_core_nodes(home):
     rng = np.random.default_rng(0)
-    for name, shape in (("a.png", (5, 7, 4)), ("b.png", (6, 6, 3)), ("c.png", (6, 6))):
+    for name, shape in (("a.png", (50, 70, 4)), ("b.png", (60, 60, 3)), ("c.png", (60, 60))):
         cv2.imwrite(str(home / "input" / name), rng.integers(0, 256, shape, np.uint8))
         for real, mine in zip(
             core("LoadImage")().load_image(name), core_nodes.CoreLoadImage().load(name), strict=True
         ):
-            torch.testing.assert_close(mine, real)
+            # newer versions compute grey pictures with a scale of 255/256
+            torch.testing.assert_close(mine, real, atol=1 / 255 if name == "c.png" else 1e-6, rtol=0)
     a, b = torch.rand(1, 6, 6, 3), torch.rand(2, 9, 12, 3)
     (real,), (mine,) = core("ImageBatch")().batch(a, b), core_nodes.CoreImageBatch().batch(a, b)
     torch.testing.assert_close(mine, real)

@@ -91,6 +91,32 @@ def test_stored_values(values, expected):
     assert (inputs["seed"], inputs["steps"], inputs["mode"], inputs["note"]) == expected
 
 
+def test_the_inputs_of_a_choice_are_stored_after_it():
+    """Save Video of newer ComfyUIs: a format has codecs, a codec has an encoding, an encoding has numbers."""
+
+    def combo(**choices):
+        options = [{"key": key, "inputs": {"required": value}} for key, value in choices.items()]
+        return ("COMFY_DYNAMICCOMBO_V3", {"options": options})
+
+    codec = combo(auto={}, h264={"encoding": combo(auto={}, own={"crf": ("FLOAT", {"default": 23.0})})})
+    types = {"required": {"format": combo(auto={"codec": codec}, mp4={"codec": codec}), "name": ("STRING",)}}
+    definition = Definition.from_declaration("Save", "Save", types, [], True)
+
+    def read(*values):
+        data = {"nodes": [node(1, "Save", values=list(values))], "links": []}
+        return parse(data, lambda _: definition).nodes["1"].inputs
+
+    assert read("mp4", "h264", "own", 30.0, "x") == {
+        "format": "mp4",
+        "format.codec": "h264",
+        "format.codec.encoding": "own",
+        "format.codec.encoding.crf": 30.0,
+        "name": "x",
+    }
+    assert read("auto", "auto", "x") == {"format": "auto", "format.codec": "auto", "name": "x"}
+    assert read() == {"format": "auto", "format.codec": "auto", "name": ""}
+
+
 def test_a_muted_node_is_left_out_with_its_links():
     graph = queued(chain([node(5, "Work", [("video", "VIDEO", 1)], [], mode=2)]))
     assert "5" not in graph and graph["9"] == ("Save", {"name": "out"})
@@ -237,7 +263,8 @@ def test_every_template_that_comfyui_ships_is_read_and_ordered():
     if (spec := importlib.util.find_spec("comfyui_workflow_templates")) is None:
         pytest.skip("needs the package comfyui_workflow_templates")
     read = 0
-    for path in sorted(Path(spec.origin).parent.rglob("*.json")):
+    packages = Path(spec.origin).parents[1].glob("comfyui_workflow_templates*")  # newer ones are split up
+    for path in sorted(path for package in packages for path in package.rglob("*.json")):
         data = json.loads(path.read_text())
         if isinstance(data, dict) and "nodes" in data:
             graph = parse(data, lambda kind: None, path.name)
