@@ -17,13 +17,19 @@ def redirect(order: list[GraphNode], out: Path, catalog: Catalog) -> GraphNode:
         if suffix != "png":
             raise ValueError(f"--out {out.name}: {saver} writes PNG pictures, so the name must end in .png")
         return saver
-    formats = catalog(saver.class_type).inputs["format"].choices or []
+    declared = catalog(saver.class_type).inputs.get("format")
+    if declared is None:
+        return saver
+    formats = declared.choices or []
     if suffix not in formats:
         suffixes = ", ".join(f".{choice}" for choice in formats if " " not in choice and choice != "auto")
         raise ValueError(f"--out {out.name}: {saver} writes {suffixes}")
     current = saver.inputs.get("format")
     if current != suffix and (current, suffix) != ("auto", "mp4"):
-        saver.inputs |= {"format": suffix, "codec": "auto"}
+        others = {key: value for key, value in saver.inputs.items() if not key.startswith("format.")}
+        added = declared.choice_inputs(suffix)  # in ComfyUI 0.33 the codec belongs to the format
+        codecs = {i.name: i.default for i in added} if added else {"codec": "auto"}
+        saver.inputs = others | {"format": suffix} | codecs
     return saver
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from .. import host
 from ..sample import files as sample
 from .graph import Graph
-from .out_file import save_node, targets
+from .out_file import redirect, targets
 from .read import read
 from .server import Server, clean
 from .settings import Setting, apply_settings
@@ -44,7 +44,8 @@ async def _render_on(
             raise ValueError(f"the ComfyUI at {server.url} has no {names}: install the node pack there")
         await _send_settings(server, apply_settings(graph, settings, server.definition))
         await _send_samples(server, graph)
-        saver = save_node(list(graph.nodes.values())) if out else None
+        nodes = list(graph.nodes.values())
+        saver = redirect(nodes, Path(out), server.definition) if out else None
         outputs = await _run(server, graph)
         for shown in outputs.values():
             for text in shown.get("text") or ():

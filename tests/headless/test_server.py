@@ -18,6 +18,8 @@ from reelbrush.nodes.sample import files as sample
 aiohttp = pytest.importorskip("aiohttp")
 from aiohttp import web  # noqa: E402
 
+CODECS = {"required": {"codec": [["auto", "av1"], {"default": "auto"}]}}
+FORMATS = [{"key": key, "inputs": CODECS} for key in ("mp4", "webm")]
 KINDS = {
     "LoadVideo": {
         "input": {"required": {"file": [["there.mp4"], {"video_upload": True}]}},
@@ -25,7 +27,13 @@ KINDS = {
         "display_name": "Load Video",
     },
     "SaveVideo": {
-        "input": {"required": {"video": ["VIDEO"], "filename_prefix": ["STRING", {"default": "v"}]}},
+        "input": {
+            "required": {
+                "video": ["VIDEO"],
+                "filename_prefix": ["STRING", {"default": "v"}],
+                "format": ["COMFY_DYNAMICCOMBO_V3", {"options": FORMATS}],
+            }
+        },
         "output": [],
         "output_node": True,
         "display_name": "Save Video",
@@ -35,7 +43,7 @@ GRAPH = {
     "1": {"class_type": "LoadVideo", "inputs": {"file": "there.mp4"}, "_meta": {"title": "Load Video"}},
     "2": {
         "class_type": "SaveVideo",
-        "inputs": {"video": ["1", 0], "filename_prefix": "v"},
+        "inputs": {"video": ["1", 0], "filename_prefix": "v", "format": "mp4", "format.codec": "av1"},
         "_meta": {"title": "Save Video"},
     },
 }
@@ -176,6 +184,16 @@ def test_a_graph_is_sent_and_its_result_is_downloaded(comfy, graph, home):
 def test_out_names_the_result(comfy, graph, tmp_path):
     assert render_on(comfy.url, graph, out=str(tmp_path / "a" / "r.mp4")) == [tmp_path / "a" / "r.mp4"]
     assert not list((tmp_path / "a").glob(".*"))
+    assert json.loads(comfy.got("/prompt")[0])["prompt"] == GRAPH
+
+
+def test_the_suffix_of_out_sets_the_format_on_the_server(comfy, graph, tmp_path):
+    comfy.outputs["2"]["images"][0]["filename"] = "v_00001_.webm"
+    render_on(comfy.url, graph, out=tmp_path / "r.webm")
+    inputs = json.loads(comfy.got("/prompt")[0])["prompt"]["2"]["inputs"]
+    assert (inputs["format"], inputs["format.codec"]) == ("webm", "auto")
+    with error_message("Save Video .* writes .mp4, .webm"):
+        render_on(comfy.url, graph, out=tmp_path / "r.gif")
 
 
 def test_files_of_set_are_uploaded(comfy, graph, tmp_path):
