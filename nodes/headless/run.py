@@ -36,7 +36,7 @@ def render(path: str | Path, settings: Iterable[str] = (), out: str | Path | Non
         for node in order:
             check_node(node, graph, catalog, applied)
         stack.enter_context(torch.inference_mode())
-        files = Run(graph, order, catalog).run()
+        files = GraphRun(graph, order, catalog).run()
     if saver:
         return deliver(files[saver.id], Path(out))
     return [file for saved in files.values() for file in saved]
@@ -51,7 +51,7 @@ def write_missing_samples(nodes: Iterable[GraphNode]) -> None:
         sample.write_sample(host.folder("input"), missing)
 
 
-class Run:
+class GraphRun:
     """One pass over the ordered nodes; an output is released after its last use."""
 
     def __init__(self, graph: Graph, order: list[GraphNode], catalog: Catalog):
