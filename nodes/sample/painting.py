@@ -81,6 +81,11 @@ def polygon(x: Array, y: Array, points: list[tuple[float, float]]) -> Array:
     return np.where(inside, -distance, distance).astype(np.float32)
 
 
+def points(text: str) -> list[tuple[float, float]]:
+    """The points of "x y, x y, ..."."""
+    return [tuple(map(float, pair.split())) for pair in text.split(",")]
+
+
 class Painting:
     """A premultiplied RGBA picture whose corner is at (`left`, `top`) in units."""
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from .painting import Array, Color, Painting, ellipse, mix, noise, polygon, ramp, smoothstep
+from .painting import Array, Color, Painting, ellipse, mix, noise, points, polygon, ramp, smoothstep
 
 UNITS = 512.0
 
@@ -215,7 +215,7 @@ def waves(painting: Painting, rng: np.random.Generator) -> None:
             painting.fill((0.45, 0.50, 0.56), np.abs(cloud) - 0.5)
     mountain = [
         (250, 352),
-        *_curve([(292, 322), (330, 282), (352, 254), (362, 251), (374, 254), (396, 284), (440, 326)]),
+        *_curve(points("292 322, 330 282, 352 254, 362 251, 374 254, 396 284, 440 326")),
         (490, 352),
     ]
     cone = polygon(x, y, mountain)
@@ -223,39 +223,12 @@ def waves(painting: Painting, rng: np.random.Generator) -> None:
     painting.fill(mix((0.30, 0.42, 0.56), (0.56, 0.64, 0.66), smoothstep(270, 345, y + 0 * x)), cone)
     painting.fill((0.97, 0.95, 0.90), np.maximum(cone, cap))
     painting.fill(INK, np.abs(cone) - 1.0)
-    far = _curve(
-        [
-            (-260, 350),
-            (-20, 352),
-            (60, 338),
-            (150, 352),
-            (236, 336),
-            (322, 350),
-            (410, 334),
-            (540, 350),
-            (760, 340),
-        ]
-    )
+    far = _curve(points("-260 350, -20 352, 60 338, 150 352, 236 336, 322 350, 410 334, 540 350, 760 340"))
     _body(painting, [*far, (760, 760), (-260, 760)], (0.16, 0.30, 0.48), (0.50, 0.66, 0.74), 13)
     _foam(painting, rng, far, 3.2)
-    great = _curve(
-        [(-260, 560), (-30, 300), (20, 200), (84, 118), (160, 82), (226, 92), (262, 128), (268, 160)]
-    )
-    under = _curve(
-        [
-            (268, 160),
-            (240, 142),
-            (206, 140),
-            (182, 162),
-            (178, 210),
-            (204, 280),
-            (262, 350),
-            (350, 412),
-            (470, 440),
-            (560, 436),
-            (760, 430),
-        ]
-    )
+    great = _curve(points("-260 560, -30 300, 20 200, 84 118, 160 82, 226 92, 262 128, 268 160"))
+    lip = "268 160, 240 142, 206 140, 182 162, 178 210, 204 280"
+    under = _curve(points(f"{lip}, 262 350, 350 412, 470 440, 560 436, 760 430"))
     _body(painting, [*great, *under, (760, 760), (-260, 760)], (0.06, 0.16, 0.36), (0.23, 0.45, 0.66), 17)
     _foam(painting, rng, great[12:], 7.0)
     _foam(painting, rng, under[:21], 6.0)
@@ -275,23 +248,8 @@ def waves(painting: Painting, rng: np.random.Generator) -> None:
                 0,
                 (0.97, 0.95, 0.88),
             )
-    swell = _curve(
-        [
-            (-260, 450),
-            (-30, 470),
-            (50, 436),
-            (120, 424),
-            (176, 446),
-            (230, 470),
-            (300, 474),
-            (360, 446),
-            (410, 424),
-            (450, 430),
-            (480, 452),
-            (560, 462),
-            (760, 450),
-        ]
-    )
+    left = "-260 450, -30 470, 50 436, 120 424, 176 446, 230 470"
+    swell = _curve(points(f"{left}, 300 474, 360 446, 410 424, 450 430, 480 452, 560 462, 760 450"))
     _body(painting, [*swell, (760, 760), (-260, 760)], (0.05, 0.13, 0.30), (0.18, 0.40, 0.60), 12)
     _foam(painting, rng, swell, 5.0)
     for _ in range(int(150 * painting.shape[0] * painting.shape[1] / (UNITS * scale) ** 2)):

@@ -22,33 +22,31 @@ def test_a_picture_and_its_transparency(home):
     pixels = np.zeros((2, 3, 4), np.uint8)
     pixels[0, 0] = (255, 128, 0, 255)  # blue, green, red, alpha
     cv2.imwrite(str(home / "input" / "a.png"), pixels)
-    image, mask = core_nodes.CoreLoadImage().load("a.png")
+    image, mask = core_nodes.load_image("a.png")
     assert image.shape == (1, 2, 3, 3) and image.dtype == torch.float32
     torch.testing.assert_close(image[0, 0, 0], torch.tensor([0, 128 / 255, 1]))
     assert mask[0, 0, 0] == 0 and mask[0, 1, 1] == 1
     cv2.imwrite(str(home / "input" / "b.jpg"), pixels[..., :3])
-    assert core_nodes.CoreLoadImage().load("b.jpg")[1].shape == (1, 64, 64)
+    assert core_nodes.load_image("b.jpg")[1].shape == (1, 64, 64)
 
 
 def test_sixteen_bits_and_grey(home):
     cv2.imwrite(str(home / "input" / "deep.png"), np.full((2, 2, 3), 32768, np.uint16))
     cv2.imwrite(str(home / "input" / "grey.png"), np.full((2, 2), 51, np.uint8))
-    assert abs(core_nodes.CoreLoadImage().load("deep.png")[0].mean() - 32768 / 65535) < 1e-6
-    assert core_nodes.CoreLoadImage().load("grey.png")[0].shape == (1, 2, 2, 3)
+    assert abs(core_nodes.load_image("deep.png")[0].mean() - 32768 / 65535) < 1e-6
+    assert core_nodes.load_image("grey.png")[0].shape == (1, 2, 2, 3)
 
 
 def test_what_is_no_picture_is_an_error_message(home):
     for name, content in (("empty.png", b""), ("text.png", b"hello")):
         (home / "input" / name).write_bytes(content)
         with pytest.raises(ValueError, match=f"the picture '{name}' cannot be read"):
-            core_nodes.CoreLoadImage().load(name)
+            core_nodes.load_image(name)
 
 
 def test_saved_pictures_carry_the_graph(home):
     images = torch.rand(2, 4, 5, 3)
-    shown = core_nodes.CoreSaveImage().save(images, "x/y", {"1": "é"}, {"workflow": {"nodes": []}})["ui"][
-        "images"
-    ]
+    shown = core_nodes.save_image(images, "x/y", {"1": "é"}, {"workflow": {"nodes": []}})["ui"]["images"]
     assert [entry["filename"] for entry in shown] == ["y_00001_.png", "y_00002_.png"]
     path = home / "output" / "x" / "y_00001_.png"
     assert read_text(path) == {"prompt": '{"1": "\\u00e9"}', "workflow": '{"nodes": []}'}
@@ -56,18 +54,18 @@ def test_saved_pictures_carry_the_graph(home):
 
 
 def test_text_is_shown(capsys):
-    core_nodes.CorePreviewAny().show("a,b\n1,2\n")
-    core_nodes.CorePreviewAny().show({"a": 1})
+    core_nodes.preview_any("a,b\n1,2\n")
+    core_nodes.preview_any({"a": 1})
     assert capsys.readouterr().out == 'a,b\n1,2\n{\n  "a": 1\n}\n'
 
 
 @pytest.mark.parametrize("method", ["nearest-exact", "bilinear", "area", "bicubic", "lanczos"])
 def test_scaling_keeps_the_picture(method):
     image = torch.full((2, 8, 16, 3), 0.25)
-    (out,) = core_nodes.CoreImageScale().scale(image, method, 8, 8, "center")
+    (out,) = core_nodes.scale_image(image, method, 8, 8, "center")
     assert out.shape == (2, 8, 8, 3)
     torch.testing.assert_close(out, torch.full_like(out, 0.25), atol=1 / 255, rtol=0)  # lanczos: 8 bits
-    assert core_nodes.CoreImageScale().scale(image, method, 4, 0, "disabled")[0].shape == (2, 2, 4, 3)
+    assert core_nodes.scale_image(image, method, 4, 0, "disabled")[0].shape == (2, 2, 4, 3)
 
 
 # -- compared to ComfyUI -----------------------------------------------------------------------------
@@ -133,7 +131,7 @@ def test_our_node_has_the_inputs_and_outputs_of_the_core_node(kind, home):
 def test_scaling_is_the_core_node_s(method, size, crop):
     image = torch.rand(2, 12, 17, 3, generator=torch.Generator().manual_seed(1))
     (real,) = core("ImageScale")().upscale(image, method, *size, crop)
-    (mine,) = core_nodes.CoreImageScale().scale(image, method, *size, crop)
+    (mine,) = core_nodes.scale_image(image, method, *size, crop)
     torch.testing.assert_close(mine, real.clamp(0, 1))
 
 
@@ -142,11 +140,9 @@ def test_loading_and_batching_pictures_is_the_core_nodes(home):
     rng = np.random.default_rng(0)
     for name, shape in (("a.png", (50, 70, 4)), ("b.png", (60, 60, 3)), ("c.png", (60, 60))):
         cv2.imwrite(str(home / "input" / name), rng.integers(0, 256, shape, np.uint8))
-        for real, mine in zip(
-            core("LoadImage")().load_image(name), core_nodes.CoreLoadImage().load(name), strict=True
-        ):
+        for real, mine in zip(core("LoadImage")().load_image(name), core_nodes.load_image(name), strict=True):
             # newer versions compute grey pictures with a scale of 255/256
             torch.testing.assert_close(mine, real, atol=1 / 255 if name == "c.png" else 1e-6, rtol=0)
     a, b = torch.rand(1, 6, 6, 3), torch.rand(2, 9, 12, 3)
-    (real,), (mine,) = core("ImageBatch")().batch(a, b), core_nodes.CoreImageBatch().batch(a, b)
+    (real,), (mine,) = core("ImageBatch")().batch(a, b), core_nodes.batch_images(a, b)
     torch.testing.assert_close(mine, real)

@@ -164,8 +164,9 @@ def test_a_wrong_out_is_an_error_before_anything_runs(graph, home, changes, out,
 
 def test_declarations_are_read_once_per_run(graph, monkeypatch):
     calls = []
-    declare = core_nodes.CoreLoadVideo.INPUT_TYPES
-    monkeypatch.setattr(core_nodes.CoreLoadVideo, "INPUT_TYPES", lambda: calls.append(1) or declare())
+    load_video, _ = core_nodes.CORE_NODES["LoadVideo"]
+    declare = load_video.INPUT_TYPES
+    monkeypatch.setattr(load_video, "INPUT_TYPES", lambda: calls.append(1) or declare())
     render(graph())
     assert len(calls) == 1
 
@@ -208,7 +209,7 @@ def test_an_error_inside_a_node_names_it_and_an_interrupt_passes(graph, monkeypa
         def load(self, file):
             raise error
 
-        monkeypatch.setattr(core_nodes.CoreLoadVideo, "load", load)
+        monkeypatch.setattr(core_nodes.CORE_NODES["LoadVideo"][0], "run", load)
 
     fail(RuntimeError("no more film"))
     with pytest.raises(RuntimeError, match=r"^Load Video \(node 1\): no more film$"):
