@@ -1,8 +1,8 @@
-"""The judges' nodes: declarations. The judges are in comfy_judge.py, folder_judge.py, diffusion_judge.py."""
+"""Judge nodes: declarations. The judges are in comfy_judge.py, folder_judge.py, diffusion_judge.py."""
 
 from .. import host
-from ..common import inputs
 from ..common.files import changed
+from ..common.inputs import connection, integer, names, text
 from . import folder_judge
 from .comfy_judge import ComfyJudge
 from .diffusion_judge import DiffusionJudge
@@ -13,12 +13,10 @@ _NO_FOLDER = "no folders in models/style_judge"
 
 
 class StyleJudge:
-    """ComfyUI's two CLIP halves as one judge."""
-
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "Joins a text encoder and a vision encoder of one CLIP family into a judge that says how well a text "
-        "describes a picture. The text file must have its projection: Stable Diffusion's encoders do not."
+        "Makes a judge from a text encoder and a vision encoder of one CLIP family. It measures how well a "
+        "text describes a picture. Text encoders of Stable Diffusion files lack the needed projection."
     )
     SEARCH_ALIASES = ("clip score", "clip judge", "clipstyler", "image text similarity")
     RETURN_TYPES = (JUDGE,)
@@ -28,14 +26,11 @@ class StyleJudge:
 
     @classmethod
     def INPUT_TYPES(cls):
+        vision = "From Load CLIP Vision: the vision encoder of the same family."
         return {
             "required": {
-                "clip": inputs.connection(
-                    "CLIP", "From Load CLIP: a full CLIP text encoder, with projection."
-                ),
-                "clip_vision": inputs.connection(
-                    "CLIP_VISION", "From Load CLIP Vision: the vision encoder of the same family."
-                ),
+                "clip": connection("CLIP", "From Load CLIP: a full CLIP text encoder with its projection."),
+                "clip_vision": connection("CLIP_VISION", vision),
             }
         }
 
@@ -44,12 +39,10 @@ class StyleJudge:
 
 
 class LoadStyleJudge:
-    """A CLIP from a Hugging Face folder."""
-
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "Loads a whole CLIP (both towers) from a Hugging Face folder in models/style_judge. "
-        "Needs the transformers package; nothing is downloaded."
+        "Loads a CLIP with both encoders from a Hugging Face folder in models/style_judge. "
+        "It needs the transformers package. Nothing is downloaded."
     )
     SEARCH_ALIASES = ("hugging face clip", "load clip judge", "open clip")
     RETURN_TYPES = (JUDGE,)
@@ -59,14 +52,8 @@ class LoadStyleJudge:
 
     @classmethod
     def INPUT_TYPES(cls):
-        names = folder_judge.folders() or [_NO_FOLDER]
-        return {
-            "required": {
-                "folder": inputs.names(
-                    names, "A folder with config.json, model.safetensors and the tokenizer's files."
-                )
-            }
-        }
+        tooltip = "A folder with config.json, model.safetensors and the tokenizer files."
+        return {"required": {"folder": names(folder_judge.folders() or [_NO_FOLDER], tooltip)}}
 
     @classmethod
     def IS_CHANGED(cls, folder):
@@ -77,12 +64,10 @@ class LoadStyleJudge:
 
 
 class DiffusionStyleJudge:
-    """A diffusion model as the judge."""
-
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "Lets a diffusion model judge: a text describes a picture when the model predicts the picture's "
-        "noise well under it. Slow (two passes per level and patch), and in no need of CLIP vision."
+        "Uses a diffusion model as the judge: a text fits a picture if the model predicts its noise well "
+        "with it. Slow (two UNet evaluations per level and patch), but needs no CLIP vision."
     )
     SEARCH_ALIASES = ("diffusion classifier", "noise prediction", "score distillation")
     RETURN_TYPES = (JUDGE,)
@@ -92,21 +77,17 @@ class DiffusionStyleJudge:
 
     @classmethod
     def INPUT_TYPES(cls):
+        timesteps = "The range of noise levels, as shares of the training steps."
+        size = "The side of the pictures for the model: 512 for SD1.x, 1024 for SDXL."
         return {
             "required": {
-                "model": inputs.connection("MODEL", "An SD1.x, SD2 or SDXL model."),
-                "vae": inputs.connection("VAE", "The model's VAE."),
-                "clip": inputs.connection("CLIP", "The model's text encoder."),
-                "timesteps": inputs.text(
-                    "0.2-0.6", "The noise levels that it judges at, as shares of the training steps."
-                ),
-                "samples": inputs.integer(2, 1, 16, "Levels per verdict: more is steadier."),
+                "model": connection("MODEL", "An SD1.x, SD2 or SDXL model."),
+                "vae": connection("VAE", "The model's VAE."),
+                "clip": connection("CLIP", "The model's text encoder."),
+                "timesteps": text("0.2-0.6", timesteps),
+                "samples": integer(2, 1, 16, "Noise levels per picture. More are more reliable."),
             },
-            "optional": {
-                "size": inputs.integer(
-                    512, 64, 2048, "Pixels a side that the model looks at: 512 for SD1.x, 1024 for SDXL.", 64
-                )
-            },
+            "optional": {"size": integer(512, 64, 2048, size, 64)},
         }
 
     def make(self, model, vae, clip, timesteps, samples, size=512):

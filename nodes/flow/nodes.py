@@ -1,7 +1,7 @@
-"""Flow nodes: declarations. Estimation is in estimate.py, files in store.py, stabilising in stabilize.py."""
+"""Flow nodes: declarations. See estimate.py, store.py for files, and stabilize.py."""
 
-from ..common import inputs
 from ..common.files import changed
+from ..common.inputs import choice, connection, decimal, integer, names, strength, text
 from ..video.lazy_video import LazyVideo
 from . import batch, nodes_error, store
 from .cuts import find_cuts
@@ -9,49 +9,41 @@ from .estimate import CONSISTENCY, METHODS, estimate, estimator, method_files
 from .stabilize import StabilizeFrames, stabilize, stabilize_with_flow
 
 CATEGORY = "ReelBrush/Flow"
-METHOD = inputs.choice(
+METHOD = choice(
     METHODS,
-    "How motion is estimated. dis: fast, on the CPU. "
-    "raft: needs torchvision, and its weights in models/flow.",
+    "How motion is estimated. dis: fast, on the CPU. raft: needs torchvision, and weights in models/flow.",
     "dis-medium",
 )
-STRENGTH = inputs.strength(
-    "How much of the previous result is kept where it is the same place. 0 changes nothing.", 0.8
-)
+STRENGTH = strength("How much of the previous result is kept along the motion. 0 changes nothing.", 0.8)
 
 
 class OpticalFlow:
-    """Motion between the frames of a clip."""
-
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "Estimates where every pixel of a clip moves, forwards and backwards, and which can be trusted. "
-        "Frame t is compared with frame t - stride; the first frames have nothing to look back to."
+        "Estimates the motion of every pixel of a clip, forwards and backwards, and where it is valid. "
+        "Frame t is compared with frame t - stride, so the first frames have no motion."
     )
     SEARCH_ALIASES = ("optical flow", "motion vectors", "dis", "farneback", "raft", "occlusion mask")
     RETURN_TYPES = ("REELBRUSH_FLOW", "MASK", "IMAGE")
     RETURN_NAMES = ("flow", "valid", "picture")
     OUTPUT_TOOLTIPS = (
         "Forward and backward flow with their validity, for the other flow nodes.",
-        "One mask per frame: white where the pixel is found in the frame before.",
-        "One picture per frame of the motion that led to it: hue is direction, white is rest.",
+        "One mask per frame: white where the pixel also exists in the frame before.",
+        "One picture per frame of its motion: hue is the direction, white is no motion.",
     )
     FUNCTION = "estimate"
 
     @classmethod
     def INPUT_TYPES(cls):
         absolute, relative = CONSISTENCY
+        error = "How far forward plus backward flow may miss the start, in squared pixels."
         return {
             "required": {
-                "images": inputs.connection(
-                    "IMAGE", "The frames of the clip; for a stylized clip its content."
-                ),
+                "images": connection("IMAGE", "The frames of the clip. For a stylized clip: its content."),
                 "method": METHOD,
-                "stride": inputs.integer(1, 1, 1024, "Compare frames that are so far apart."),
-                "consistency_abs": inputs.decimal(
-                    absolute, 0.0, 1000.0, "Squared pixels that going there and back may miss the start by."
-                ),
-                "consistency_rel": inputs.decimal(
+                "stride": integer(1, 1, 1024, "The distance between compared frames."),
+                "consistency_abs": decimal(absolute, 0.0, 1000.0, error),
+                "consistency_rel": decimal(
                     relative, 0.0, 1.0, "The same, as a share of the squared motion.", 0.001
                 ),
             }
@@ -64,10 +56,8 @@ class OpticalFlow:
 
 
 class SaveFlow:
-    """Flow to a file."""
-
     CATEGORY = CATEGORY
-    DESCRIPTION = "Writes a flow to output/flows/, so that it is estimated once and used often."
+    DESCRIPTION = "Saves a flow to output/flows/, so that it is estimated only once."
     SEARCH_ALIASES = ("export flow", "cache flow")
     RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("path",)
@@ -77,12 +67,11 @@ class SaveFlow:
 
     @classmethod
     def INPUT_TYPES(cls):
+        name = f"The file is output/flows/NAME{store.SUFFIX}. An existing file is replaced."
         return {
             "required": {
-                "flow": inputs.connection("REELBRUSH_FLOW", "The flow to keep."),
-                "name": inputs.text(
-                    "clip", f"Becomes output/flows/NAME{store.SUFFIX}; such a file is replaced."
-                ),
+                "flow": connection("REELBRUSH_FLOW", "The flow to save."),
+                "name": text("clip", name),
             }
         }
 
@@ -91,11 +80,9 @@ class SaveFlow:
 
 
 class LoadFlow:
-    """Flow from a file, or from a folder of .flo files."""
-
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "Reads a saved flow, the sample's exact flow, or a folder of Middlebury .flo files below input/."
+        "Loads a saved flow, the sample's exact flow, or a folder of Middlebury .flo files below input/."
     )
     SEARCH_ALIASES = ("import flow", "flo", "middlebury", "sintel", "ground truth flow")
     RETURN_TYPES = ("REELBRUSH_FLOW",)
@@ -105,11 +92,8 @@ class LoadFlow:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {
-            "required": {
-                "file": inputs.names(store.names(), f"A *{store.SUFFIX} file, or a folder of .flo files."),
-            }
-        }
+        tooltip = f"A *{store.SUFFIX} file, or a folder of .flo files."
+        return {"required": {"file": names(store.names(), tooltip)}}
 
     @classmethod
     def IS_CHANGED(cls, file):
@@ -120,26 +104,24 @@ class LoadFlow:
 
 
 class FlowWarp:
-    """Frames moved along a flow."""
-
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "Draws each frame from its neighbour, moved along the flow: what it would look like if nothing but "
-        "motion had happened. Frames without a neighbour come back as they are, with a black mask."
+        "Warps each frame's neighbour onto it along the flow: as if only motion had changed. "
+        "Frames without a neighbour are returned unchanged, with a black mask."
     )
     SEARCH_ALIASES = ("remap", "motion compensation", "warp image")
     RETURN_TYPES = ("IMAGE", "MASK")
     RETURN_NAMES = ("images", "valid")
-    OUTPUT_TOOLTIPS = ("The warped frames.", "White where the warped pixel can be trusted.")
+    OUTPUT_TOOLTIPS = ("The warped frames.", "White where the warped pixel is valid.")
     FUNCTION = "warp"
 
     @classmethod
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "images": inputs.connection("IMAGE", "As many frames as the flow was made of, of any size."),
-                "flow": inputs.connection("REELBRUSH_FLOW", "Of the clip whose motion the frames share."),
-                "direction": inputs.choice(batch.DIRECTIONS, "Which neighbour is moved onto which frame."),
+                "images": connection("IMAGE", "As many frames as the flow has, of any size."),
+                "flow": connection("REELBRUSH_FLOW", "The flow of a clip with the same motion."),
+                "direction": choice(batch.DIRECTIONS, "Which neighbour is warped onto which frame."),
             }
         }
 
@@ -148,33 +130,28 @@ class FlowWarp:
 
 
 class Stabilize:
-    """Flicker taken out of a stylized batch."""
-
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "Calms the flicker of a clip that was stylized frame by frame: each result is moved along the motion "
-        "of the content and blended into the next frame, where it is the same place. "
-        "Give the content, its flow, or both."
+        "Reduces the flicker of a clip that was stylized frame by frame: each result is warped along the "
+        "content's motion and blended into the next frame. Connect the content, its flow, or both."
     )
     SEARCH_ALIASES = ("deflicker", "temporal consistency", "temporal smoothing", "flicker")
     RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("images",)
-    OUTPUT_TOOLTIPS = ("The calmer frames.",)
+    OUTPUT_TOOLTIPS = ("The stabilized frames.",)
     FUNCTION = "stabilize"
 
     @classmethod
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "stylized": inputs.connection("IMAGE", "The frames that flicker."),
+                "stylized": connection("IMAGE", "The frames that flicker."),
                 "strength": STRENGTH,
                 "method": METHOD,
             },
             "optional": {
-                "content": inputs.connection("IMAGE", "The frames before they were stylized, of any size."),
-                "flow": inputs.connection(
-                    "REELBRUSH_FLOW", "The content's flow with stride 1; then `method` is not used."
-                ),
+                "content": connection("IMAGE", "The frames before they were stylized, of any size."),
+                "flow": connection("REELBRUSH_FLOW", "The content's flow of stride 1. It replaces `method`."),
             },
         }
 
@@ -187,26 +164,22 @@ class Stabilize:
 
 
 class StabilizeVideo:
-    """The same for a lazy clip."""
-
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "Calms the flicker of a stylized clip while it is saved; memory does not grow with its length."
+        "Reduces the flicker of a stylized clip while it is saved. Memory does not grow with its length."
     )
     SEARCH_ALIASES = ("deflicker video", "temporal consistency", "flicker")
     RETURN_TYPES = ("VIDEO",)
     RETURN_NAMES = ("video",)
-    OUTPUT_TOOLTIPS = ("The calmer clip; computed when it is saved.",)
+    OUTPUT_TOOLTIPS = ("The stabilized clip. It is computed when it is saved.",)
     FUNCTION = "stabilize"
 
     @classmethod
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "stylized": inputs.connection("VIDEO", "The clip that flickers."),
-                "content": inputs.connection(
-                    "VIDEO", "The clip before it was stylized; its size may differ."
-                ),
+                "stylized": connection("VIDEO", "The clip that flickers."),
+                "content": connection("VIDEO", "The clip before it was stylized, of any size."),
                 "strength": STRENGTH,
                 "method": METHOD,
             }
@@ -216,13 +189,9 @@ class StabilizeVideo:
         video, shown = LazyVideo.of(stylized), LazyVideo.of(content)
         if strength == 0:
             return (video,)
-        estimator(method)  # what is missing is said now, not when the clip is saved
-        files = method_files(method)
-        return (
-            video.then(
-                StabilizeFrames, shown.operation, float(strength), method, files, node="Stabilize Video"
-            ),
-        )
+        estimator(method)  # report what is missing now, not when the clip is saved
+        fields = (shown.operation, float(strength), method, method_files(method))
+        return (video.then(StabilizeFrames, *fields, node="Stabilize Video"),)
 
 
 NODES = {

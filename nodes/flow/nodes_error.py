@@ -1,6 +1,6 @@
-"""Nodes that measure: declarations. The conventions are in conventions.py, the measuring in report.py."""
+"""Nodes that measure flicker: declarations. Conventions are in conventions.py, measuring in report.py."""
 
-from ..common import inputs
+from ..common.inputs import choice, connection, text
 from ..video.lazy_video import LazyVideo
 from . import measure
 from .charts import comparison, error_heatmap, error_plot
@@ -8,125 +8,91 @@ from .conventions import CHOICES, PRESETS, convention
 from .estimate import METHODS
 
 CATEGORY = "ReelBrush/Flow"
-TYPES = ("FLOAT", "IMAGE", "IMAGE", "STRING")
-NAMES = ("error", "plot", "heatmap", "table")
-TOOLTIPS = (
-    "The mean error over the pairs; pairs across a cut are left out.",
-    "The error of every pair, with mean, worst pair, cuts and the convention.",
-    "Where in the frame the error is.",
-    "CSV: the convention in comment lines, then pair, stride, error and valid share.",
-)
-ABOUT = (
-    "How much a stylized clip flickers: each frame is compared with its neighbour, moved along the motion of "
-    "the content. Published numbers differ by their conventions; here each is an input, and printed."
-)
-ALIASES = ("warping error", "temporal consistency", "flicker metric", "ewarp", "stability")
 
 
-def settings() -> dict:
-    """The inputs that say what the error means."""
-    words = {
-        "direction": "Which frame is moved onto which before they are compared.",
-        "norm": "mse: mean of squares; rmse: its root, per pair; l1: mean of absolute differences.",
-        "range": "The range of the colours; it scales the error.",
-        "mask": "Compare only pixels that are seen in both frames, or all.",
-        "normaliser": "Divide by the pixels that were compared, or by all pixels of the frame.",
+def _convention_inputs() -> dict:
+    tooltips = {
+        "direction": "Which frame is warped onto which before they are compared.",
+        "norm": "mse: mean of squares. rmse: its root, per pair. l1: mean of absolute differences.",
+        "range": "The range of the colours, which scales the error.",
+        "mask": "Compare only pixels that exist in both frames, or all pixels.",
+        "normaliser": "Divide by the number of compared pixels, or of all pixels.",
     }
-    choices = {name: inputs.choice(allowed, words[name]) for name, allowed in CHOICES.items()}
+    preset = "Follow a public code. It replaces direction, norm, range, mask and normaliser."
+    method = "How the content's motion is estimated, if no flow is connected."
+    strides = "The distances between compared frames: 1 for flicker, 1,8 also for slow changes."
     return {
-        "preset": inputs.choice(
-            PRESETS,
-            "Compute it as that public code does; then direction, norm, range, mask and "
-            "normaliser below are not used.",
-            "custom",
-        ),
-        "method": inputs.choice(
-            METHODS, "How the content's motion is estimated (without a flow).", "dis-medium"
-        ),
-        "strides": inputs.text(
-            "1", "How far apart compared frames are: 1 for flicker, 1,8 for slow changes, too."
-        ),
-        **choices,
+        "preset": choice(PRESETS, preset, "custom"),
+        "method": choice(METHODS, method, "dis-medium"),
+        "strides": text("1", strides),
+        **{name: choice(allowed, tooltips[name]) for name, allowed in CHOICES.items()},
     }
 
 
 class FlowError:
-    """The error of a batch."""
-
     CATEGORY = CATEGORY
-    DESCRIPTION = ABOUT
-    SEARCH_ALIASES = ALIASES
-    RETURN_TYPES = TYPES
-    RETURN_NAMES = NAMES
-    OUTPUT_TOOLTIPS = TOOLTIPS
+    DESCRIPTION = (
+        "Measures the flicker of a stylized clip: each frame is compared with its neighbour, warped by the "
+        "content's motion. Published numbers use different conventions: here each of them is an input."
+    )
+    SEARCH_ALIASES = ("warping error", "temporal consistency", "flicker metric", "ewarp", "stability")
+    RETURN_TYPES = ("FLOAT", "IMAGE", "IMAGE", "STRING")
+    RETURN_NAMES = ("error", "plot", "heatmap", "table")
+    OUTPUT_TOOLTIPS = (
+        "The mean error of all pairs, without those across a cut.",
+        "The error of every pair, with mean, worst pair, cuts and the convention.",
+        "The mean error of each pixel.",
+        "CSV: the convention in comment lines, then pair, stride, error and valid share.",
+    )
     FUNCTION = "measure"
 
     @classmethod
     def INPUT_TYPES(cls):
         return {
-            "required": {"stylized": inputs.connection("IMAGE", "The frames to judge."), **settings()},
+            "required": {"stylized": connection("IMAGE", "The frames to measure."), **_convention_inputs()},
             "optional": {
-                "content": inputs.connection(
-                    "IMAGE", "The frames before they were stylized: their motion counts."
-                ),
-                "flow": inputs.connection("REELBRUSH_FLOW", "The content's flow; then `method` is not used."),
+                "content": connection("IMAGE", "The frames before they were stylized, for their motion."),
+                "flow": connection("REELBRUSH_FLOW", "The content's flow. It replaces `method`."),
             },
         }
 
-    def measure(
-        self,
-        stylized,
-        preset,
-        method,
-        strides,
-        direction,
-        norm,
-        range,
-        mask,
-        normaliser,
-        content=None,
-        flow=None,
-    ):
-        rule = convention(preset, strides, direction, norm, range, mask, normaliser)
-        report = measure.batch(stylized, content, flow, rule, method)
+    def measure(self, stylized, method, content=None, flow=None, **rule):
+        report = measure.batch(stylized, content, flow, convention(**rule), method)
         heatmap = error_heatmap(report, *stylized.shape[1:3])
         return report.error, error_plot(report), heatmap, report.table()
 
 
 class FlowErrorVideo:
-    """The error of a lazy clip."""
-
     CATEGORY = CATEGORY
-    DESCRIPTION = ABOUT + " For clips of any length: frames stream through."
-    SEARCH_ALIASES = ALIASES
-    RETURN_TYPES = TYPES
-    RETURN_NAMES = NAMES
-    OUTPUT_TOOLTIPS = TOOLTIPS
+    DESCRIPTION = FlowError.DESCRIPTION + " For clips of any length."
+    SEARCH_ALIASES = FlowError.SEARCH_ALIASES
+    RETURN_TYPES = FlowError.RETURN_TYPES
+    RETURN_NAMES = FlowError.RETURN_NAMES
+    OUTPUT_TOOLTIPS = FlowError.OUTPUT_TOOLTIPS
     FUNCTION = "measure"
 
     @classmethod
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "stylized": inputs.connection("VIDEO", "The clip to judge."),
-                "content": inputs.connection("VIDEO", "The clip before it was stylized: its motion counts."),
-                **settings(),
+                "stylized": connection("VIDEO", "The clip to measure."),
+                "content": connection("VIDEO", "The clip before it was stylized, for its motion."),
+                **_convention_inputs(),
             }
         }
 
-    def measure(self, stylized, content, preset, method, strides, direction, norm, range, mask, normaliser):
-        rule = convention(preset, strides, direction, norm, range, mask, normaliser)
+    def measure(self, stylized, content, method, **rule):
         clips = LazyVideo.of(stylized), LazyVideo.of(content)
-        report = measure.stream(*clips, rule, method)
+        report = measure.stream(*clips, convention(**rule), method)
         heatmap = error_heatmap(report, clips[0].height, clips[0].width)
         return report.error, error_plot(report), heatmap, report.table()
 
 
 class StabilityReport:
-    """Several clips side by side."""
-
     CATEGORY = CATEGORY
-    DESCRIPTION = "Compares the flicker of up to four versions of one clip, by one convention and one motion."
+    DESCRIPTION = (
+        "Compares the flicker of up to four versions of one clip, with one convention and one motion."
+    )
     SEARCH_ALIASES = ("compare videos", "benchmark", "temporal consistency", "warping error")
     RETURN_TYPES = ("IMAGE", "STRING", "STRING")
     RETURN_NAMES = ("report", "table", "best")
@@ -139,36 +105,20 @@ class StabilityReport:
 
     @classmethod
     def INPUT_TYPES(cls):
-        clip = lambda i: inputs.connection("IMAGE", f"Version {i} of the clip.")  # noqa: E731
+        clips = {name: connection("IMAGE", f"Version {name.upper()} of the clip.") for name in "abcd"}
         return {
             "required": {
-                "content": inputs.connection("IMAGE", "The frames before they were stylized."),
-                "a": clip("A"),
-                "names": inputs.text("A,B,C,D", "The clips' names, with commas between."),
-                **settings(),
+                "content": connection("IMAGE", "The frames before they were stylized."),
+                "a": clips.pop("a"),
+                "names": text("A,B,C,D", "The names of the clips, separated by commas."),
+                **_convention_inputs(),
             },
-            "optional": {name: clip(name.upper()) for name in "bcd"},
+            "optional": clips,
         }
 
-    def compare(
-        self,
-        content,
-        a,
-        names,
-        preset,
-        method,
-        strides,
-        direction,
-        norm,
-        range,
-        mask,
-        normaliser,
-        b=None,
-        c=None,
-        d=None,
-    ):
-        rule = convention(preset, strides, direction, norm, range, mask, normaliser)
-        reports = measure.versions(measure.named([a, b, c, d], names), content, rule, method)
+    def compare(self, content, a, names, method, b=None, c=None, d=None, **rule):
+        clips = measure.named([a, b, c, d], names)
+        reports = measure.versions(clips, content, convention(**rule), method)
         return comparison(reports), measure.summary(reports), measure.best(reports)
 
 

@@ -3,6 +3,7 @@
 from .. import host
 from ..common import inputs
 from ..common.files import changed
+from ..common.inputs import choice, connection, decimal, fixed_seed, integer, names, strength, switch, text
 from ..video.lazy_video import LazyVideo
 from . import library
 from .attention import KINDS, MODES
@@ -11,39 +12,34 @@ from .stylize import Look, stylize, stylize_video
 from .train_in_graph import train
 
 CATEGORY = "ReelBrush/StyA2K"
-STRENGTH = inputs.strength("1 is the method, 0 gives the input back; between them features are interpolated.")
-KEEP_COLOR = inputs.switch(False, "Keep the content's colours: only lightness takes the style.")
+STYA2K, STYLE = "REELBRUSH_STYA2K", "REELBRUSH_STYLE"
+STRENGTH = strength("1 is the method, 0 gives the input back. Values between interpolate features.")
+KEEP_COLOR = switch(False, "Keep the colours of the content and stylize only the lightness.")
 
 
 class LoadStyA2K:
-    """A stylizer from the pack or from models/stya2k."""
-
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "Loads a StyA2K stylizer. The first in the list comes with the pack and is made for a CPU. Official "
-        "checkpoints: put the four files into a folder below models/stya2k, or make one file of them with "
+        "Loads a StyA2K stylizer. The first in the list is part of the pack and also fast on a CPU. Official "
+        "checkpoints: put the four files into a folder in models/stya2k, or convert them to one file with "
         "`reelbrush convert-stya2k`."
     )
     SEARCH_ALIASES = ["style transfer", "stya2k", "stylizer", "neural style"]
-    RETURN_TYPES = ("REELBRUSH_STYA2K",)
+    RETURN_TYPES = (STYA2K,)
     RETURN_NAMES = ("model",)
     OUTPUT_TOOLTIPS = ("The stylizer, for StyA2K Style.",)
     FUNCTION = "load"
 
     @classmethod
     def INPUT_TYPES(cls):
+        model = "First the models of the pack, then files and folders in models/stya2k."
+        compile = switch(False, "Use torch.compile: the first frame is slow, the others are faster.")
         return {
             "required": {
-                "model": inputs.names(
-                    library.names(), "Those of the pack first, then files and folders in models/stya2k."
-                ),
-                "precision": inputs.choice(PRECISIONS, "auto: float16 on a GPU, float32 on a CPU.", "auto"),
+                "model": names(library.names(), model),
+                "precision": choice(PRECISIONS, "auto: float16 on a GPU, float32 on a CPU.", "auto"),
             },
-            "optional": {
-                "compile": inputs.switch(
-                    False, "torch.compile: a slow first frame, faster ones after; for long clips."
-                ),
-            },
+            "optional": {"compile": compile},
         }
 
     @classmethod
@@ -55,31 +51,25 @@ class LoadStyA2K:
 
 
 class StyA2KStyle:
-    """Style pictures, encoded once for every frame that follows."""
-
     CATEGORY = CATEGORY
-    DESCRIPTION = "Encodes one or several style pictures. Several are averaged, with `weights` where given."
+    DESCRIPTION = "Encodes one or several style pictures, once for all frames. Several pictures are averaged."
     SEARCH_ALIASES = ["style image", "reference style", "average styles"]
-    RETURN_TYPES = ("REELBRUSH_STYLE",)
+    RETURN_TYPES = (STYLE,)
     RETURN_NAMES = ("style",)
     OUTPUT_TOOLTIPS = ("The encoded style, for StyA2K Stylize and Mix StyA2K Styles.",)
     FUNCTION = "encode"
 
     @classmethod
     def INPUT_TYPES(cls):
+        size = (
+            "The short side of the style pictures. Larger pictures give larger strokes. The paper uses 512."
+        )
         return {
             "required": {
-                "model": inputs.connection("REELBRUSH_STYA2K", "The stylizer from Load StyA2K."),
-                "style": inputs.connection("IMAGE", "The style pictures; a batch of n is averaged."),
-                "weights": inputs.text("", "One number per picture, like 1, 0.5. Empty: all alike."),
-                "size": inputs.integer(
-                    512,
-                    64,
-                    2048,
-                    "The short side that the pictures get. Larger pictures show larger "
-                    "strokes. The paper uses 512.",
-                    16,
-                ),
+                "model": connection(STYA2K, "The stylizer from Load StyA2K."),
+                "style": connection("IMAGE", "The style pictures. A batch is averaged."),
+                "weights": text("", "One number per picture, such as 1, 0.5. Empty: equal weights."),
+                "size": integer(512, 64, 2048, size, 16),
             }
         }
 
@@ -88,31 +78,24 @@ class StyA2KStyle:
 
 
 class StyA2KMix:
-    """Two styles in one."""
-
     CATEGORY = CATEGORY
-    DESCRIPTION = "Blends two styles, everywhere alike or where a mask says; the mask may move with the clip."
+    DESCRIPTION = "Mixes two styles, everywhere or by a mask. The mask may change from frame to frame."
     SEARCH_ALIASES = ["blend styles", "interpolate styles", "style mask", "regional style"]
-    RETURN_TYPES = ("REELBRUSH_STYLE",)
+    RETURN_TYPES = (STYLE,)
     RETURN_NAMES = ("style",)
-    OUTPUT_TOOLTIPS = ("The mixed style; it can be mixed again.",)
+    OUTPUT_TOOLTIPS = ("The mixed style. It can be mixed again.",)
     FUNCTION = "mix"
 
     @classmethod
     def INPUT_TYPES(cls):
+        mask = connection("MASK", "b where it is white. One frame, or one per frame of the clip.")
         return {
             "required": {
-                "a": inputs.connection("REELBRUSH_STYLE", "The first style."),
-                "b": inputs.connection("REELBRUSH_STYLE", "The second style, of the same model."),
-                "amount": inputs.strength(
-                    "How much of b: 0 is a, 1 is b. With a mask: where it is white.", 0.5
-                ),
+                "a": connection(STYLE, "The first style."),
+                "b": connection(STYLE, "The second style, of the same model."),
+                "amount": strength("The share of b: 0 is a, 1 is b. With a mask: where it is white.", 0.5),
             },
-            "optional": {
-                "mask": inputs.connection(
-                    "MASK", "b where white. One frame, or one for each frame of the clip."
-                ),
-            },
+            "optional": {"mask": mask},
         }
 
     def mix(self, a, b, amount, mask=None):
@@ -120,12 +103,8 @@ class StyA2KMix:
 
 
 class StyA2KApply:
-    """Frames in a style."""
-
     CATEGORY = CATEGORY
-    DESCRIPTION = (
-        "Stylizes pictures with StyA2K. The output has the input's size; frames do not depend on each other."
-    )
+    DESCRIPTION = "Stylizes pictures with StyA2K. The size is kept, and frames do not depend on each other."
     SEARCH_ALIASES = ["style transfer", "stylize image", "stya2k apply", "neural style"]
     RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("images",)
@@ -134,18 +113,15 @@ class StyA2KApply:
 
     @classmethod
     def INPUT_TYPES(cls):
+        attention = "The method, or only a part of it, to see what the parts do."
         return {
             "required": {
-                "style": inputs.connection("REELBRUSH_STYLE", "From StyA2K Style or Mix StyA2K Styles."),
-                "images": inputs.connection("IMAGE", "The frames to stylize, of any size."),
+                "style": connection(STYLE, "From StyA2K Style or Mix StyA2K Styles."),
+                "images": connection("IMAGE", "The frames to stylize, of any size."),
                 "strength": STRENGTH,
                 "keep_color": KEEP_COLOR,
-                "attention": inputs.choice(
-                    MODES,
-                    "The method, or a part of it alone. For looking at what the parts do.",
-                    "all-to-key",
-                ),
-                "chunk": inputs.integer(0, 0, 256, "Frames at once. 0: what memory allows."),
+                "attention": choice(MODES, attention, "all-to-key"),
+                "chunk": integer(0, 0, 256, "Frames per call. 0: as many as memory allows."),
             }
         }
 
@@ -155,30 +131,27 @@ class StyA2KApply:
 
 
 class StyA2KApplyVideo:
-    """A clip in a style."""
-
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "Stylizes a clip with StyA2K when it is saved, frame by frame; memory does not grow with its length. "
-        "Connect it to Stabilize Video (Flow) or straight to Save Video."
+        "Stylizes a clip with StyA2K while it is saved. Memory does not grow with its length. "
+        "Connect it to Stabilize Video (Flow) or to Save Video."
     )
     SEARCH_ALIASES = ["video style transfer", "stylize video", "stya2k video"]
     RETURN_TYPES = ("VIDEO",)
     RETURN_NAMES = ("video",)
-    OUTPUT_TOOLTIPS = ("The stylized clip; computed when it is saved or looked at.",)
+    OUTPUT_TOOLTIPS = ("The stylized clip. It is computed when it is saved or previewed.",)
     FUNCTION = "apply"
 
     @classmethod
     def INPUT_TYPES(cls):
+        side = "Shrink the clip so that its longer side has at most this many pixels. 0 keeps the size."
         return {
             "required": {
-                "style": inputs.connection("REELBRUSH_STYLE", "From StyA2K Style or Mix StyA2K Styles."),
-                "video": inputs.connection("VIDEO", "The clip to stylize, from Load Video."),
+                "style": connection(STYLE, "From StyA2K Style or Mix StyA2K Styles."),
+                "video": connection("VIDEO", "The clip to stylize."),
                 "strength": STRENGTH,
                 "keep_color": KEEP_COLOR,
-                "max_side": inputs.max_side(
-                    "Shrink the clip so that its longer side is at most this. 0: as it is.", 8192
-                ),
+                "max_side": inputs.max_side(side, 8192),
             }
         }
 
@@ -188,96 +161,52 @@ class StyA2KApplyVideo:
 
 
 class TrainStyA2K:
-    """A StyA2K of one's own."""
-
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "Trains a StyA2K stylizer on folders of pictures below input/. It shows samples while it runs, can "
-        "be cancelled and goes on from there, and saves to output/stya2k, where Load StyA2K finds it."
+        "Trains a StyA2K stylizer on folders of pictures below input/, with previews. If "
+        "you cancel it and queue it again, it continues. The model is saved to output/stya2k for Load StyA2K."
     )
     SEARCH_ALIASES = ["train style transfer", "train stylizer", "fit style model"]
-    RETURN_TYPES = ("REELBRUSH_STYA2K", "IMAGE", "STRING")
+    RETURN_TYPES = (STYA2K, "IMAGE", "STRING")
     RETURN_NAMES = ("model", "plot", "log")
     OUTPUT_TOOLTIPS = (
         "The trained stylizer, with averaged weights.",
-        "The loss curves over the whole run.",
-        "Where the model is, how long it took, which pictures could not be read.",
+        "The losses over the whole run.",
+        "The file, the time, and the pictures that could not be read.",
     )
     FUNCTION = "train"
     OUTPUT_NODE = True
 
     @classmethod
     def INPUT_TYPES(cls):
-        judges = host.model_names("perceptual", (".safetensors", ".pth"))
-        folders = host.input_names(folders=True) or ["contents", "styles"]  # told to make them
+        judges = host.model_names("perceptual", (".safetensors", ".pth")) or ["(none in models/perceptual)"]
+        folders = host.input_names(folders=True) or ["contents", "styles"]
+        judge = "The network of the losses, from models/perceptual: SqueezeNet or VGG-19."
+        moved = "The weight of the difference between moved frames."
+        clips = names(["", *folders], "Clips for the temporal loss. Empty: pictures with artificial motion.")
         return {
             "required": {
-                "content_folder": inputs.names(folders, "A folder of photographs below input/."),
-                "style_folder": inputs.names(folders, "A folder of style pictures below input/."),
-                "perceptual": inputs.names(
-                    judges or ["(none in models/perceptual)"],
-                    "The network that judges, from models/perceptual: SqueezeNet or VGG-19.",
-                ),
-                "size": inputs.choice(
-                    ["small", "paper"], "small: for a CPU. paper: VGG-19, for a large GPU."
-                ),
-                "attention": inputs.choice(
-                    KINDS, "The method, or one of the paper's comparisons.", "all-to-key"
-                ),
-                "steps": inputs.integer(20000, 1, 10_000_000, "Optimisation steps in all."),
-                "batch": inputs.integer(8, 1, 256, "Pairs per step."),
-                "load_size": inputs.integer(512, 64, 2048, "The short side that pictures get."),
-                "crop": inputs.integer(256, 64, 1024, "Side of the training crops.", 16),
-                "learning_rate": inputs.decimal(2e-4, 0.0, 1.0, "Adam's step size.", 1e-5),
-                "style_weight": inputs.decimal(10.0, 0.0, 1000.0, "Weight of eq. 16.", 0.05),
-                "match_weight": inputs.decimal(1.25, 0.0, 1000.0, "Weight of eq. 17.", 0.05),
-                "temporal_weight": inputs.decimal(
-                    0.0, 0.0, 1000.0, "Weight of the difference between moved frames.", 0.05
-                ),
-                "seed": inputs.fixed_seed("Weights, data order, held-out pictures."),
-                "save_as": inputs.text("my-style", "The run's name in output/stya2k."),
-                "resume": inputs.switch(True, "Go on from a run of this name. Off: it must be new."),
+                "content_folder": names(folders, "A folder of photographs below input/."),
+                "style_folder": names(folders, "A folder of style pictures below input/."),
+                "perceptual": names(judges, judge),
+                "size": choice(["small", "paper"], "small: for a CPU. paper: VGG-19, for a large GPU."),
+                "attention": choice(KINDS, "The method, or one of the paper's comparisons.", "all-to-key"),
+                "steps": integer(20000, 1, 10_000_000, "The number of optimization steps."),
+                "batch": integer(8, 1, 256, "Pairs of pictures per step."),
+                "load_size": integer(512, 64, 2048, "The short side of the pictures."),
+                "crop": integer(256, 64, 1024, "The side of the training crops.", 16),
+                "learning_rate": decimal(2e-4, 0.0, 1.0, "The step size of Adam.", 1e-5),
+                "style_weight": decimal(10.0, 0.0, 1000.0, "The weight of eq. 16.", 0.05),
+                "match_weight": decimal(1.25, 0.0, 1000.0, "The weight of eq. 17.", 0.05),
+                "temporal_weight": decimal(0.0, 0.0, 1000.0, moved, 0.05),
+                "seed": fixed_seed("For weights, data order and held-out pictures."),
+                "save_as": text("my-style", "The name of the run in output/stya2k."),
+                "resume": switch(True, "Continue a run of this name. Off: the name must be new."),
             },
-            "optional": {
-                "clip_folder": inputs.names(
-                    ["", *folders], "Clips for the temporal loss. Empty: pictures that are moved."
-                ),
-            },
+            "optional": {"clip_folder": clips},
         }
 
-    def train(
-        self,
-        content_folder,
-        style_folder,
-        perceptual,
-        size,
-        attention,
-        steps,
-        batch,
-        load_size,
-        crop,
-        learning_rate,
-        style_weight,
-        match_weight,
-        temporal_weight,
-        seed,
-        save_as,
-        resume,
-        clip_folder="",
-    ):
-        recipe = {
-            "size": size,
-            "attention": attention,
-            "steps": steps,
-            "batch": batch,
-            "load_size": load_size,
-            "crop": crop,
-            "learning_rate": learning_rate,
-            "style_weight": style_weight,
-            "match_weight": match_weight,
-            "temporal_weight": temporal_weight,
-            "seed": seed,
-        }
+    def train(self, content_folder, style_folder, perceptual, save_as, resume, clip_folder="", **recipe):
         return train(content_folder, style_folder, clip_folder, perceptual, save_as, resume, recipe)
 
 

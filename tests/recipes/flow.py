@@ -74,7 +74,7 @@ RECIPES = {
             (dict(content=picture(2, (33, 21))), "clips of one length"),
             (dict(content=None, flow=other(9)), "the flow belongs to 9 frames"),
             (dict(flow=other(3, 2)), "set strides"),
-            (dict(strides="often"), "not understood"),
+            (dict(strides="often"), "cannot be read"),
             (dict(preset="best"), "preset"),
             (dict(norm="l7"), "norm"),
         ],
