@@ -14,7 +14,7 @@ from .folders import folder, output_path
 
 _MACHINE = re.sub(r"[^A-Za-z0-9]", "", platform.node())[:20]
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)@(?P<machine>[A-Za-z0-9]*)\.part")
-_LOCK = ".reelbrush.lock"
+_LOCK = ".reelbrush/lock"  # beside the frame cache
 
 
 def temporary_path(path: Path) -> Path:
@@ -86,7 +86,7 @@ def _number_name(path: Path) -> str | None:
 @contextmanager
 def _locked(base: Path) -> Iterator[None]:
     """One process of this machine at a time; the system releases the lock of a process that is killed."""
-    base.mkdir(parents=True, exist_ok=True)
+    (base / _LOCK).parent.mkdir(parents=True, exist_ok=True)
     with (base / _LOCK).open("a") as file:
         with suppress(OSError):  # a file system without locks
             if os.name == "nt":

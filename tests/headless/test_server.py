@@ -168,7 +168,7 @@ def error_message(words):
 
 
 def results(home):
-    return [p for p in (home / "output").rglob("*") if p.is_file() and not p.name.startswith(".")]
+    return [p for p in (home / "output" / "server").rglob("*") if p.is_file() and not p.name.startswith(".")]
 
 
 def test_a_graph_is_sent_and_its_result_is_downloaded(comfy, graph, home):
