@@ -68,8 +68,8 @@ class AttnStyle:
         threshold = "Patches with a smaller loss have enough style and do not count."
         network = "The network of the content loss: the embedded StyA2K encoder, or one of models/perceptual."
         others = (
-            "Other descriptions that might fit the result, one per line. The judge must prefer the style text "
-            "to all of them, and to the source text."
+            "Other descriptions that might fit the result, one per line. The judge must prefer the style "
+            "text to all of them, and to the source text."
         )
         return {
             "required": {

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.flow import resize_flow, resize_weights, warp
+from .. import host
 from .charts import colour_wheel
 from .estimate import Flow
 
@@ -28,11 +29,13 @@ def warp_clip(images: Tensor, flow: Flow, direction: str) -> tuple[Tensor, Tenso
     h, w = images.shape[1:3]
     out, valid = images.clone(), torch.zeros(len(images), h, w)
     back = direction == DIRECTIONS[0]
-    for i in range(flow.pairs):
-        one, later = flow.pair(i), i + flow.stride
-        source, target = (i, later) if back else (later, i)
-        along, mask = (one.backward, one.backward_valid) if back else (one.forward, one.forward_valid)
-        planes = images[source][None].permute(0, 3, 1, 2)
-        out[target] = warp(planes, resize_flow(along, h, w))[0].permute(1, 2, 0)
-        valid[target] = resize_weights(mask, h, w)[0].float()
+    with host.progress(flow.pairs, "Warping") as bar:
+        for i in range(flow.pairs):
+            one, later = flow.pair(i), i + flow.stride
+            source, target = (i, later) if back else (later, i)
+            along, mask = (one.backward, one.backward_valid) if back else (one.forward, one.forward_valid)
+            planes = images[source][None].permute(0, 3, 1, 2)
+            out[target] = warp(planes, resize_flow(along, h, w))[0].permute(1, 2, 0)
+            valid[target] = resize_weights(mask, h, w)[0].float()
+            bar.step(preview=out[target])
     return out, valid

@@ -48,6 +48,7 @@ def pixel_batches(op: Operation, *, resume: bool = True) -> Iterator[Batch]:
     else:
         with Run({op: 0}) as run:
             for batch in run.outputs[0].batches():
+                host.check_interrupt()
                 yield batch.as_pixels(op.clip.bit_depth)
 
 

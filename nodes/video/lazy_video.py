@@ -273,6 +273,7 @@ def in_step(videos: list[LazyVideo], size: int = 16) -> Iterator[tuple[Tensor, .
                 batches = caches[key].batches(run, outputs.get(key))
             buffers[key] = FrameBuffer(stack.enter_context(closing(batches)), 0, 0)
         for row in batches_of(list(buffers.values()), size):
+            host.check_interrupt()
             frames = {
                 key: codec.to_float(batch.frames[..., :3]) for key, batch in zip(buffers, row, strict=True)
             }

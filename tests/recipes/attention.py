@@ -1,11 +1,12 @@
 """How to run the attention nodes in the every-node test."""
 
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import torch
-from every_node import Recipe, picture
+from every_node import PROBES, Recipe, picture
 
 TESTS = Path(__file__).resolve().parents[1]
 for name, folder in (("tests", TESTS), ("tests.diffusion", TESTS / "diffusion")):
@@ -16,6 +17,20 @@ from tests.diffusion import attention_tools as tools  # noqa: E402
 from tests.diffusion import tiny  # noqa: E402
 
 MODEL = tools.make("comfy" if tools.INSIDE else "tiny")
+
+
+def probe(model):
+    """The weights and patches of a MODEL (without addresses and running numbers), and what it predicts."""
+    weights, attributes, *patches = tools.fingerprint(model)
+    return [
+        weights,
+        attributes,
+        re.sub("0x[0-9a-f]+|(?<=reelbrush )[0-9]+|[0-9]{6,}", "", str(patches)),
+        tools.sample(model, frames=1),
+    ]
+
+
+PROBES.append((lambda value: hasattr(value, "model_options") and hasattr(value, "model"), probe))
 RANGE = {"start_percent": 0.0, "end_percent": 1.0}
 OTHER = "invert with the model that samples"
 

@@ -9,6 +9,9 @@ import torch
 
 from reelbrush.nodes.video.lazy_video import LazyVideo
 
+PROBES: list[tuple[Callable[[Any], bool], Callable[[Any], Any]]] = []
+"""How to compare objects that are not data: (whether it is one, what it is or gives)."""
+
 
 @dataclass
 class Recipe:
