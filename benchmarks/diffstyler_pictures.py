@@ -65,9 +65,9 @@ class Cells(Bench):
     def injected(
         self, model: Any, path: Any, what: tuple, features: float = 0.6, attention: float = 0.5
     ) -> Any:
-        ends = (features if "features" in what else 0.0, attention)
-        switches = ("self" in what, "cross" in what, "replace")
-        return Inject().patch(model, path, self.given.blocks, "all", *ends, *switches)[0]
+        ends = {"feature_end": features if "features" in what else 0.0, "attention_end": attention}
+        kinds = ("self" in what, "cross" in what)
+        return Inject().patch(model, path, self.given.blocks, "all", *kinds, blend="replace", **ends)[0]
 
     def sampled(self, model: Any, noise: dict, sigmas: Tensor, prompt: str) -> Tensor:
         """IMAGE; guidance where there is a prompt to guide to."""

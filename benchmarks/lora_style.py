@@ -95,7 +95,7 @@ def with_lora(
     """A copy of the network with the LoRA's products added to its weights."""
     network = copy.deepcopy(network)
     for path, change in (part.weights if part else {}).items():
-        network.get_submodule(path).weight.data += strength * change.delta()
+        network.get_submodule(path).weight.data += strength * change.up @ change.down * change.scale
     return network
 
 

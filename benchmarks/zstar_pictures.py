@@ -64,8 +64,8 @@ class Bench:
         return ZStar().patch(self.model, style, mix=mix, add_weight=0.5, **{**PAPER, **changes})[0]
 
     def reference(self, style: object, mode: str, content: object) -> object:
-        given = (mode, 0.75, 1.5, PAPER["layers"], 0.0, 1.0)
-        return ReferenceAttention().patch(self.model, style, *given, content=content)[0]
+        given = {"mode": mode, "query_keep": 0.75, "temperature": 1.5, "content": content}
+        return ReferenceAttention().patch(self.model, style, PAPER["layers"], 0.0, 1.0, **given)[0]
 
 
 Draws = dict[str, Callable[[], Tensor]]

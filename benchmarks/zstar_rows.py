@@ -30,12 +30,11 @@ def tools() -> ModuleType:
 def rows(frames: int, steps: int, per_call: int, cache: str) -> float:
     """Rows per frame and step of one run over the whole clip."""
     from reelbrush.nodes.diffusion.nodes_clip import FramesPerCall
-    from reelbrush.nodes.diffusion.nodes_style import ZStar
 
     t = tools()
     model = t.make("tiny")
     style = t.trajectory(model, sigmas=t.levels(model, steps))
-    (patched,) = ZStar().patch(model, style, 1.2, "10-15", 0.0, 1.0, "reweight", 0.5, cache=cache)
+    patched = t.zstar(model, style, start_percent=0.0, cache=cache)
     if per_call:
         (patched,) = FramesPerCall().patch(patched, per_call)
     with t.counted(model) as seen, torch.inference_mode():

@@ -67,9 +67,12 @@ def encoded(clip: Any, text: str) -> list:
 # -- maps ------------------------------------------------------------------------------------------
 
 
-def levels(model: Any, trajectory: Trajectory, start: float, end: float, count: int) -> list[float]:
+def levels(
+    model: Any, trajectory: Trajectory, start_percent: float = 0.3, end_percent: float = 0.8, steps: int = 5
+) -> list[float]:
     """Noise levels evenly spread over a part of the sampling, within the trajectory's range."""
-    percents = torch.linspace(start, end, count).tolist() if count > 1 else [(start + end) / 2]
+    ends = (start_percent, end_percent)
+    percents = torch.linspace(*ends, steps).tolist() if steps > 1 else [sum(ends) / 2]
     return [max(trajectory.reached(host.percent_to_sigma(model, p)), 1e-3) for p in percents]
 
 
@@ -99,12 +102,7 @@ def heat(
 
 
 def _read(
-    model: Any,
-    base: Any,
-    latents: Tensor,
-    sigma: float,
-    conditioning: list,
-    layers: Sequence[AttentionLayer],
+    model: Any, base: Any, latents: Tensor, sigma: float, conditioning: list, layers: Sequence[AttentionLayer]
 ) -> tuple[list[Features], list[Features]]:
     """Queries and keys of cross- and self-attention of one frame at one noise level."""
     features: dict[str, list[Features]] = {"attn2": [], "attn1": []}

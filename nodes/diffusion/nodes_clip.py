@@ -41,17 +41,14 @@ class TemporalAttention:
             "required": {
                 "model": model(),
                 "anchors": choice(
-                    ANCHORS,
-                    "The frames that every frame attends to: the shot's first, the previous one, both, or "
-                    "all frames of the UNet call.",
-                    "first + previous",
+                    ANCHORS, "What every frame attends to; all: every frame of the UNet call.", ANCHORS[2]
                 ),
                 "layers": layers("all"),
                 **percent_range(),
                 "strength": strength("0 is off; values between mix plain and anchored attention."),
             },
             "optional": {
-                "images": connection("IMAGE", "The content's frames: the anchors restart at their cuts."),
+                "images": connection("IMAGE", "The content's frames: anchors restart at their cuts.")
             },
         }
 
@@ -114,27 +111,17 @@ class AttentionView:
                 "trajectory": trajectory("The DDIM Inversion of the pictures."),
                 "what": choice(
                     VIEWS,
-                    "features PCA of a decoder block; self-attention of one point; the style's share in "
-                    "Z*'s softmax; cosine between the outputs of Z*'s attention and of self-attention for "
-                    "eqs. 7, 8 and 12 (low values: content is lost).",
+                    "features PCA of a decoder block; self-attention of a point; share of the style in Z*'s "
+                    "softmax; cosine of Z*'s and self-attention's outputs (low: content is lost).",
                 ),
-                "layer": integer(
-                    5,
-                    0,
-                    99,
-                    "Decoder block (0-11 on SD1.x) for features PCA, else self-attention layer (0-15).",
-                ),
-                "step": decimal(
-                    0.46, 0.0, 1.0, f"Position in the sampling: 0.46 is timestep 540. {SAMPLING_RANGE}"
-                ),
+                "layer": integer(5, 0, 99, "Decoder block for features PCA, else self-attention layer."),
+                "step": decimal(0.46, 0.0, 1.0, f"0.46 is timestep 540. {SAMPLING_RANGE}"),
             },
             "optional": {
                 "style": trajectory("The style, for style share and content similarity."),
                 "point_x": decimal(0.5, 0.0, 1.0, "The point for self-attention, from the left."),
                 "point_y": decimal(0.5, 0.0, 1.0, "The point for self-attention, from the top."),
-                "style_scale": decimal(
-                    1.2, 0.0, 5.0, "λ of Z*, for style share and content similarity.", 0.05
-                ),
+                "style_scale": decimal(1.2, 0.0, 5.0, "λ of Z*, for the views with a style.", 0.05),
             },
         }
 

@@ -29,12 +29,10 @@ class ApplyStyleLoRA:
 
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "Applies a style LoRA to the model, inside a mask if one is connected. Use one node per region, "
-        "in a chain: all regions are computed in one batch, with one copy of the weights. Outside all "
-        "masks the base model is used, or with `content` the inverted clip stays as it is. Strength 0 "
-        "removes the region. ComfyUI's LoRA hooks with masked conditioning also make regions; here no "
-        "weights are patched between steps, masks may move, and Inject Features keeps the content's "
-        "layout."
+        "Applies a style LoRA to the model, inside a mask if one is connected. Use one node per region, in a "
+        "chain: all regions are computed in one batch, with one copy of the weights. Outside all masks the "
+        "base model is used, or with `content` the inverted clip stays as it is. Unlike with ComfyUI's LoRA "
+        "hooks, no weights are patched between steps, and masks may move."
     )
     SEARCH_ALIASES = ("regional lora", "lora mask", "diffstyler", "local style transfer", "attention couple")
     RETURN_TYPES = ("MODEL",)
@@ -52,18 +50,12 @@ class ApplyStyleLoRA:
             "optional": {
                 "mask": connection(
                     "MASK",
-                    "Where the style is applied (white): one mask, or one per frame, of any size, also "
-                    "with soft edges. It can come from Mask from Prompt, a SAM pack or a painted picture. "
-                    "Regions that overlap are mixed. Without a mask the LoRA is applied everywhere, also "
-                    "in the other regions.",
+                    "Where the style is applied (white), one mask or one per frame, also with soft edges. "
+                    "Masks that overlap are mixed. Without a mask: everywhere, also in the other regions.",
                 ),
-                "positive": connection(
-                    "CONDITIONING", "The region's own prompt; without it the sampler's positive is used."
-                ),
+                "positive": connection("CONDITIONING", "The region's prompt instead of the sampler's."),
                 "content": trajectory(
-                    "The clip's DDIM Inversion: outside all masks the clip stays as it is (eq. 6). "
-                    "Connect it to every node of the chain, and sample from the inversion's noise with "
-                    "its sigmas."
+                    "The clip's DDIM Inversion: outside all masks the clip stays as it is (eq. 6)."
                 ),
             },
         }
@@ -83,10 +75,8 @@ class Inject:
     DESCRIPTION = (
         "Keeps a clip's layout while the model paints it in another style: features and attention of the "
         "clip's own inversion are used in the sampling (DiffStyler; Plug-and-Play is feature_blocks 4, "
-        "attention_blocks 4-11, cross_attention off). Sample from the inversion's noise with its sigmas, "
-        "with any style LoRA, prompt and ControlNet. It costs one more UNet evaluation per frame and "
-        "step, for all regions together. With ends of 0, or with blocks none, the model is returned "
-        "unchanged."
+        "attention_blocks 4-11, cross_attention off). Sample from the inversion's noise with its sigmas. It "
+        "costs one more UNet evaluation per frame and step. Ends of 0 or blocks none return the model."
     )
     SEARCH_ALIASES = ("plug and play", "pnp", "diffstyler", "feature injection", "attention injection")
     RETURN_TYPES = ("MODEL",)
@@ -105,50 +95,32 @@ class Inject:
                 "attention_blocks": _blocks(
                     "all", "Where queries and keys are injected. Official code: 4-11."
                 ),
-                "feature_end": percent(
-                    0.6, f"When the injection of features ends: 30 of the paper's 50 steps. {SAMPLING_RANGE}"
-                ),
-                "attention_end": percent(
-                    0.5, f"When the injection of attention ends: 25 of the paper's 50 steps. {SAMPLING_RANGE}"
-                ),
-                "self_attention": switch(True, "Inject queries and keys that decide shapes and positions."),
-                "cross_attention": switch(
-                    True,
-                    "Inject queries and keys that decide which place follows which word. Official code: off.",
-                ),
+                "feature_end": percent(0.6, f"Paper: 30 of 50 steps. {SAMPLING_RANGE}"),
+                "attention_end": percent(0.5, f"Paper: 25 of 50 steps. {SAMPLING_RANGE}"),
+                "self_attention": switch(True, "Inject the layout: shapes and positions."),
+                "cross_attention": switch(True, "Inject which place follows which word. Official code: off."),
                 "blend": choice(
                     BLENDS,
-                    "replace: queries and keys are the content's (paper). fade: their share falls in the "
-                    "last half as min(1, 2t/1000) (official code).",
+                    "replace: the content's queries and keys (paper). fade: their share falls as "
+                    "min(1, 2t/1000) (official code).",
                 ),
             },
             "optional": {
                 "outside_end": percent(
-                    0.0,
-                    "With masked style LoRAs: when the injection outside all masks ends. Paper: 0, official "
-                    f"code: 1. {SAMPLING_RANGE}",
-                ),
+                    0.0, f"When injection outside masked LoRAs ends. Official code: 1. {SAMPLING_RANGE}"
+                )
             },
         }
 
     def patch(
-        self,
-        model,
-        content,
-        feature_blocks,
-        attention_blocks,
-        feature_end,
-        attention_end,
-        self_attention,
-        cross_attention,
-        blend,
-        outside_end=0.0,
+        self, model, content, feature_blocks, attention_blocks, self_attention, cross_attention, **settings
     ):
         features = pick_blocks(model, feature_blocks)
         layers = [layer for block in pick_blocks(model, attention_blocks) for layer in block.layers]
         kinds = [k for k, on in zip(KINDS, (self_attention, cross_attention), strict=True) if on]
-        active = [sigma_range(model, 0.0, end) for end in (feature_end, attention_end, outside_end)]
-        injection = InjectPatch(content, features, layers, *active, kinds, blend)
+        ends = [settings.pop(f"{name}_end", 0.0) for name in ("feature", "attention", "outside")]
+        active = [sigma_range(model, 0.0, end) for end in ends]
+        injection = InjectPatch(content, features, layers, *active, kinds, **settings)
         content.require(family(model))
         if all(part.empty for part in active) or not (features or (layers and kinds)):
             return (model,)
@@ -183,56 +155,30 @@ class PromptMask:
                 "clip": connection("CLIP", "The model's text encoder."),
                 "trajectory": trajectory("The clip's DDIM Inversion."),
                 "text": text(
-                    "a deer on the grass",
-                    "What the clip shows. Name the other things too: then they are kept apart.",
-                    multiline=True,
+                    "a deer on the grass", "What the clip shows, the other things too.", multiline=True
                 ),
                 "words": text(
                     "deer",
-                    "What the mask shows: words as they are in the text, several with commas between them. "
-                    "Empty: the whole text.",
+                    "What the mask shows: words of the text, separated by commas. Empty: the whole text.",
                 ),
-                "threshold": decimal(
-                    0.5,
-                    0.0,
-                    1.0,
-                    "A higher value makes a smaller mask; the map is scaled to 0..1 over the clip.",
-                ),
+                "threshold": decimal(0.5, 0.0, 1.0, "Higher values make a smaller mask."),
             },
             "optional": {
                 "steps": integer(5, 1, 50, "How many noise levels are averaged."),
-                "refine": integer(
-                    2,
-                    0,
-                    10,
-                    "How often self-attention spreads the map: 0 keeps it rough, more fills and smooths.",
-                ),
+                "refine": integer(2, 0, 10, "How often self-attention spreads the map: 0 keeps it rough."),
                 "blocks": _blocks("3-8", "Where attention is read."),
                 "start_percent": percent(0.3, f"The noisiest level that is read. {SAMPLING_RANGE}"),
                 "end_percent": percent(0.8, f"The cleanest level that is read. {SAMPLING_RANGE}"),
             },
         }
 
-    def find(
-        self,
-        model,
-        clip,
-        trajectory,
-        text,
-        words,
-        threshold,
-        steps=5,
-        refine=2,
-        blocks="3-8",
-        start_percent=0.3,
-        end_percent=0.8,
-    ):
+    def find(self, model, clip, trajectory, text, words, threshold, refine=2, blocks="3-8", **range_read):
         trajectory.require(family(model))
         tokens = masks.positions(clip, text, words)
         layers = [layer for block in pick_blocks(model, blocks) for layer in block.layers]
         if not layers:
             raise ValueError(f"decoder blocks {blocks!r} have no attention: name others, such as 3-8")
-        levels = masks.levels(model, trajectory, start_percent, end_percent, steps)
+        levels = masks.levels(model, trajectory, **range_read)
         heat = masks.heat(model, trajectory, masks.encoded(clip, text), tokens, layers, levels, refine)
         large = masks.enlarged(heat)
         return ((large >= threshold).float(), masks.coloured(large))

@@ -32,8 +32,7 @@ class TrainStyleLoRA:
     RETURN_NAMES = ("lora", "plot")
     OUTPUT_TOOLTIPS = (
         "For Apply Style LoRA.",
-        "The loss of every step (thin) and its running mean. A single loss depends on the step's noise "
-        "level: look at the mean.",
+        "The loss of every step, which depends on its noise level, and the running mean.",
     )
     FUNCTION = "train"
     OUTPUT_NODE = True
@@ -46,25 +45,16 @@ class TrainStyleLoRA:
                 "style": connection("LATENT", "One style picture, or a batch, through VAE Encode."),
                 "positive": connection(
                     "CONDITIONING",
-                    "A name for the picture: CLIP Text Encode of a few words. Sample with the same words. "
-                    "With one entry per picture (Conditioning Combine) each picture has its own.",
+                    "A name for the picture; sample with the same words. One entry, or one per picture.",
                 ),
                 "rank": integer(16, 1, 256, "How much the LoRA can learn; the paper: 16."),
-                "steps": integer(
-                    200, 1, 100_000, "The paper: 200. After it is raised, a named training continues."
-                ),
+                "steps": integer(200, 1, 100_000, "The paper: 200. Raise it to continue a named training."),
                 "learning_rate": decimal(2e-4, 1e-7, 1.0, "AdamW's learning rate.", 1e-6, round=1e-7),
                 "projections": text(
-                    "q,k,v",
-                    "The attention projections that learn, in self- and cross-attention: q,k,v (the "
-                    "paper) or q,k,v,out (its code).",
+                    "q,k,v", "Attention projections to train: q,k,v (paper), q,k,v,out (code)."
                 ),
                 "seed": fixed_seed("The start, and every step's noise. The same seed gives the same LoRA."),
-                "save_as": text(
-                    "",
-                    "The file is output/loras/NAME.safetensors; it is replaced if it exists. Empty: not "
-                    "saved.",
-                ),
+                "save_as": text("", "The file is output/loras/NAME.safetensors; empty: not saved."),
             }
         }
 

@@ -23,9 +23,8 @@ from .zstar import MIXES, ZStarPatch, attach_content_pull
 
 _CACHE = choice(
     CACHES,
-    "Where the style's features are kept. gpu: those of the last noise levels, until the run ends. cpu: all, "
-    "as long as the trajectory exists, so that a second run computes nothing. recompute: nowhere. The result "
-    "is the same.",
+    "Where the style's features are kept. gpu: the last noise levels, for one run. cpu: all, as long as the "
+    "trajectory exists: a second run computes nothing. recompute: nowhere. The result is the same.",
 )
 _PATCHED = ("A copy of the model that attends to the other picture; the input model is unchanged.",)
 
@@ -55,16 +54,10 @@ class ZStar:
             "required": {
                 "model": model(),
                 "style": trajectory(
-                    "The style picture's DDIM Inversion with this model (or Reference from Noise). Several "
-                    "pictures are used together."
+                    "The DDIM Inversion of one or more style pictures, or Reference from Noise."
                 ),
                 "style_scale": decimal(
-                    1.2,
-                    0.0,
-                    5.0,
-                    "λ of eq. 12: the style's logits are multiplied by it. Higher is more style; 0 is not "
-                    "off.",
-                    0.05,
+                    1.2, 0.0, 5.0, "λ of eq. 12. Higher is more style; 0 is not off.", 0.05
                 ),
                 "layers": layers("10-15"),
                 **percent_range(0.167, f"Paper: steps 5 to 30 of 30. {SAMPLING_RANGE}"),
@@ -81,42 +74,26 @@ class ZStar:
                     0.0,
                     0.0,
                     1.0,
-                    "Moves the latents towards the content's inversion by this share at every step. Official "
-                    "code: 0.01.",
+                    "Share by which latents move to the content's inversion. Official: 0.01.",
                     0.005,
                 ),
                 "style_branch_scale": decimal(
                     0.0,
                     0.0,
                     5.0,
-                    "Official code: 1.5. Above 0 the style also attends to the content: twice the work, "
-                    "frames share nothing, and the style must have the content's size.",
+                    "The style attends to the content; twice the work. Official code: 1.5.",
                     0.05,
                 ),
                 "style_mask": connection("MASK", "The part of the style picture that is used (white)."),
                 "content_mask": connection(
-                    "MASK", "Where the style is applied (white); one mask, or one per frame."
+                    "MASK", "Where the style is applied (white), one or one per frame."
                 ),
                 "cache": _CACHE,
             },
         }
 
     def patch(
-        self,
-        model,
-        style,
-        style_scale,
-        layers,
-        start_percent,
-        end_percent,
-        mix,
-        add_weight,
-        content=None,
-        content_pull=0.0,
-        style_branch_scale=0.0,
-        style_mask=None,
-        content_mask=None,
-        cache="gpu",
+        self, model, style, layers, start_percent, end_percent, content=None, content_pull=0.0, **settings
     ):
         chosen = pick_layers(model, layers)
         active = sigma_range(model, start_percent, end_percent)
@@ -126,15 +103,15 @@ class ZStar:
                     "content_pull needs the content's latents: connect `content`, the frames' DDIM Inversion"
                 )
             content.require(family(model))
-        off = not chosen or active.empty or _is_black(style_mask) or _is_black(content_mask)
-        off = off or (mix == "add" and add_weight == 0)
+        masks = (settings.get("style_mask"), settings.get("content_mask"))
+        off = not chosen or active.empty or any(_is_black(mask) for mask in masks)
+        off = off or (settings["mix"] == "add" and settings["add_weight"] == 0)
         if off and content_pull == 0:
             return (model,)
         patched = model.clone()
         if not off:
-            features = FeatureCache(model, style, chosen, cache=cache)
-            settings = (style_scale, mix, add_weight, style_branch_scale, style_mask, content_mask)
-            ZStarPatch(features, chosen, active, *settings).attach(patched)
+            features = FeatureCache(model, style, chosen, cache=settings.pop("cache", "gpu"))
+            ZStarPatch(features, chosen, active, **settings).attach(patched)
         if content_pull > 0:
             attach_content_pull(patched, content, content_pull)
         return (patched,)
@@ -160,9 +137,7 @@ class ReferenceAttention:
             "required": {
                 "model": model(),
                 "reference": trajectory("The reference: Reference from Noise, or a DDIM Inversion."),
-                "mode": choice(
-                    MODES, "concat: both. swap: only the reference. style-id: StyleID's injection."
-                ),
+                "mode": choice(MODES, "concat: both. swap: only the reference. style-id: as in StyleID."),
                 "query_keep": strength("γ of style-id: the share of the content's own query.", 0.75),
                 "temperature": decimal(1.5, 0.1, 5.0, "τ of style-id: logits are multiplied by it.", 0.05),
                 "layers": layers("last 6"),
@@ -175,27 +150,17 @@ class ReferenceAttention:
         }
 
     def patch(
-        self,
-        model,
-        reference,
-        mode,
-        query_keep,
-        temperature,
-        layers,
-        start_percent,
-        end_percent,
-        content=None,
-        cache="gpu",
+        self, model, reference, layers, start_percent, end_percent, content=None, cache="gpu", **settings
     ):
         chosen = pick_layers(model, layers)
         active = sigma_range(model, start_percent, end_percent)
         if not chosen or active.empty:
             return (model,)
         keys = FeatureCache(model, reference, chosen, cache=cache)
-        blends = mode == "style-id" and query_keep > 0 and content is not None
+        blends = settings["mode"] == "style-id" and settings["query_keep"] > 0 and content is not None
         queries = FeatureCache(model, content, chosen, "q", frames_apart=True) if blends else None
         patched = model.clone()
-        ReferencePatch(keys, chosen, active, mode, query_keep, temperature, queries).attach(patched)
+        ReferencePatch(keys, chosen, active, content=queries, **settings).attach(patched)
         return (patched,)
 
 
@@ -248,9 +213,7 @@ class MatchLatent:
         return {
             "required": {
                 "latent": connection("LATENT", "The latent to change, frame by frame."),
-                "reference": connection(
-                    "LATENT", "The latent with the statistics: one frame for all, or one for each frame."
-                ),
+                "reference": connection("LATENT", "The latent with the statistics: one frame, or as many."),
                 "strength": strength("0 keeps the latent as it is."),
             }
         }

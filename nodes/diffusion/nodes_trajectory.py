@@ -43,41 +43,21 @@ class Invert:
         return {
             "required": {
                 "model": model("SD1.x, SD2.x or SDXL; sample with the same model."),
-                "positive": connection(
-                    "CONDITIONING",
-                    "The text for the inversion; the papers use the empty one. Guidance is off.",
-                ),
+                "positive": connection("CONDITIONING", "The text, empty in the papers. Guidance is off."),
                 "latent": connection("LATENT", "The clip's frames through VAE Encode."),
                 "steps": integer(
-                    50,
-                    2,
-                    1000,
-                    "Evenly spaced timesteps from 0, as in the official loops (Z*: 30); not used when sigmas "
-                    "are connected.",
+                    50, 2, 1000, "Evenly spaced timesteps (Z*: 30), if no sigmas are connected."
                 ),
                 "convention": names(
                     inversion.CONVENTIONS,
-                    "The noise level that the model gets at each step: the next one (the official loops) or "
-                    "the latent's own.",
+                    "The noise level that the model gets: the next (official) or its own.",
                 ),
-                "refine": integer(
-                    0,
-                    0,
-                    10,
-                    "Fixed-point iterations at each step: each costs one more UNet evaluation and makes the "
-                    "inversion more accurate. 0 is the papers' inversion, 3 is good.",
-                ),
-                "save_steps": integer(
-                    0,
-                    0,
-                    1000,
-                    "How many levels the trajectory and the sigmas keep (invert in 1000 steps, sample in "
-                    "50); 0 keeps all.",
-                ),
+                "refine": integer(0, 0, 10, "Iterations per step, each one more evaluation; 3 is good."),
+                "save_steps": integer(0, 0, 1000, "How many of the levels are kept; 0: all."),
                 "frames_per_call": _FRAMES_PER_CALL,
             },
             "optional": {
-                "sigmas": connection("SIGMAS", "The levels of any scheduler; use them for sampling too."),
+                "sigmas": connection("SIGMAS", "The levels of any scheduler; use them for sampling too.")
             },
         }
 
@@ -218,40 +198,22 @@ class NullText:
                 "model": model("The model that made the trajectory. It is not changed."),
                 "positive": connection("CONDITIONING", "The text that you will sample with."),
                 "trajectory": trajectory("The inversion that the sampling should follow."),
-                "cfg": decimal(
-                    7.5, 1.0, 30.0, "The cfg that you will sample with. At 1 nothing is optimized.", 0.1
-                ),
+                "cfg": decimal(7.5, 1.0, 30.0, "The cfg that you will sample with; 1: nothing to do.", 0.1),
                 "inner_steps": integer(10, 1, 100, "Maximum number of iterations per step."),
                 "learning_rate": decimal(
-                    0.01,
-                    0.0,
-                    1.0,
-                    "Adam's learning rate at the noisiest level; it falls by a hundredth of it per step.",
-                    0.001,
+                    0.01, 0.0, 1.0, "Adam's at the first step; it falls linearly.", 0.001
                 ),
             },
             "optional": {
                 "null": connection(
-                    "CONDITIONING",
-                    "The text to start from: CLIP Text Encode of the empty text. Without it, the "
-                    "trajectory's own text, which is empty in the papers.",
+                    "CONDITIONING", "The text to start from, instead of the trajectory's text."
                 ),
-                "frames_per_call": integer(
-                    4, 1, 4096, "Frames that are optimized together; each needs memory for its gradients."
-                ),
+                "frames_per_call": integer(4, 1, 4096, "Frames that are optimized together."),
             },
         }
 
     def optimize(
-        self,
-        model,
-        positive,
-        trajectory,
-        cfg,
-        inner_steps,
-        learning_rate,
-        null=None,
-        frames_per_call=4,
+        self, model, positive, trajectory, cfg, inner_steps, learning_rate, null=None, frames_per_call=4
     ):
         trajectory.require(family(model))
         null = trajectory.conditioning if null is None else null

@@ -6,9 +6,9 @@ only (eq. 7, `swap`); or to both separately, and the results are mixed (eq. 8, `
 come from its own inversion at the same noise level and are computed once for all frames.
 
 The official code does two more things, both off by default. `content_pull` moves the content's latents
-towards their inversion at every step (by 0.01). `branch_scale` lets the style attend to the content (1.5,
-eq. 12 with the roles exchanged): then the style's features depend on the frame, every row needs a style row
-of its own, and nothing is shared.
+towards their inversion at every step (by 0.01). `style_branch_scale` lets the style attend to the content
+(1.5, eq. 12 with the roles exchanged): then the style's features depend on the frame, every row needs a style
+row of its own, and nothing is shared.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class ZStarPatch:
     style: FeatureCache
     layers: Sequence[AttentionLayer]
     active: SigmaRange
-    scale: float = 1.2
+    style_scale: float = 1.2
     mix: str = "reweight"
     add_weight: float = 0.5
-    branch_scale: float = 0.0
+    style_branch_scale: float = 0.0
     style_mask: Tensor | None = None  # [1 or pictures, H, W]
     content_mask: Tensor | None = None  # [1 or frames, H, W]
 
@@ -56,7 +56,7 @@ class ZStarPatch:
         """Around one evaluation of the UNet."""
         if call.sigma not in self.active:
             return call.run()
-        if self.branch_scale:
+        if self.style_branch_scale:
             return self._with_style_rows(call)
         features = self.style.features(call)
         frames = rows(call.options, len(call.x)).frames
@@ -92,7 +92,7 @@ class ZStarPatch:
             return site.inner(q, *own)
         if self.mix == "reweight":
             mask = key_bias(bias, own[0].shape[1], q)
-            return site.inner(q, *extend(own, style, scale=self.scale), mask=_as_logits(mask))
+            return site.inner(q, *extend(own, style, scale=self.style_scale), mask=_as_logits(mask))
         of_each_row = (t.expand(len(q), -1, -1) for t in style)
         only = site.inner(q, *of_each_row, mask=_as_logits(key_bias(bias, 0, q)))
         if self.mix == "swap":
@@ -134,7 +134,7 @@ class ZStarPatch:
         def attend(q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
             (q_s, q_c), (k_s, k_c), (v_s, v_c) = (t.chunk(2) for t in (q, k, v))
             half = replace(site, options=call.options | _position(site.options))
-            from_content = half.inner(q_s, *extend((k_s, v_s), (k_c, v_c), scale=self.branch_scale))
+            from_content = half.inner(q_s, *extend((k_s, v_s), (k_c, v_c), scale=self.style_branch_scale))
             stylized = self._masked(q_c, (k_c, v_c), (k_s, v_s), site.size, half, frames)
             return torch.cat([from_content, stylized])
 

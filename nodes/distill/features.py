@@ -21,11 +21,7 @@ class FeatureReader:
     """`reader(z, t, "qo", grad=True)`: `Features` of each of the chosen layers."""
 
     def __init__(
-        self,
-        base: Any,
-        null: list,
-        layers: str = "last 6",
-        recomputation: host.Recomputation | None = None,
+        self, base: Any, null: list, layers: str = "last 6", recomputation: host.Recomputation | None = None
     ):
         self.base, self.null, self.recomputation = base, null, recomputation
         self.layers = pick_layers(base, layers)

@@ -144,6 +144,5 @@ def seeded(seed: int) -> Noise:
 def sampler(guide: Guide, seed: int) -> Any:
     """A SAMPLER; every sampling draws the same noises again."""
     return host.sampler(
-        lambda denoise, x, sigmas: guide.sampling(seeded(seed))(denoise, x, sigmas),
-        "Distill Style (Sampler)",
+        lambda denoise, x, sigmas: guide.sampling(seeded(seed))(denoise, x, sigmas), "Distill Style (Sampler)"
     )

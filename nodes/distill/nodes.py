@@ -10,29 +10,15 @@ _SIZE = integer(512, 64, 8192, "In pixels; used when neither content nor start i
 _STYLE = connection("LATENT", "One or several style pictures through VAE Encode; they are used together.")
 _LAYERS = text(
     "last 6",
-    "Self-attention layers in execution order (0-15 on SD1.5, 0-69 on SDXL): 'last 6' is the paper's; '8-15' "
-    "or 'all' also transfer larger structures.",
+    "Self-attention layers in execution order (0-15 on SD1.5, 0-69 on SDXL). 'last 6': the paper's; more "
+    "layers, such as '8-15', also transfer larger structures.",
 )
-_SCALE = decimal(
-    1.0,
-    0.1,
-    4.0,
-    "Multiplies the queries that attend to the style: above 1 each attends to fewer places.",
-    0.05,
-)
+_SCALE = decimal(1.0, 0.1, 4.0, "Above 1 every token attends to fewer places of the style.", 0.05)
 _MASKS = {
-    "style_mask": connection(
-        "MASK",
-        "Labels of the style as grey levels, for target_mask: each region uses the style of its label.",
-    ),
-    "target_mask": connection(
-        "MASK", "Labels of the result as grey levels of style_mask; one mask, or one per frame."
-    ),
+    "style_mask": connection("MASK", "Labels of the style as grey levels, for target_mask."),
+    "target_mask": connection("MASK", "Where each label's style goes; one mask, or one per frame."),
 }
-_ON_NAN = choice(
-    ["stop", "return last good"],
-    "When half precision overflows: stop with an error, or return the last valid latent.",
-)
+_ON_NAN = choice(["stop", "return last good"], "After an overflow: an error, or the last valid latent.")
 
 
 class ADOptimize:
@@ -75,22 +61,11 @@ class ADOptimize:
                 ),
                 "attention_scale": _SCALE,
                 "layers": _LAYERS,
-                "warm_steps": integer(
-                    60, 0, 10000, "With a flow: steps of a frame that starts from the one before. 0: off."
-                ),
-                "temporal_weight": decimal(
-                    0.0,
-                    0.0,
-                    100.0,
-                    "Weight of the distance to the warped previous frame, where the flow is valid.",
-                    0.05,
-                ),
+                "warm_steps": integer(60, 0, 10000, "With a flow: steps of a frame after the first; 0: off."),
+                "temporal_weight": decimal(0.0, 0.0, 100.0, "Pull to the warped previous frame.", 0.05),
                 "seed": seed("Seed of the noise that a texture starts from."),
                 "frames_per_call": integer(
-                    0,
-                    0,
-                    256,
-                    "Frames that the UNet evaluates at once; 0: from free memory, 1 with warm starts.",
+                    0, 0, 256, "Frames that the UNet evaluates at once; 0: automatic."
                 ),
             },
             "optional": {
@@ -98,55 +73,23 @@ class ADOptimize:
                 "start": connection("LATENT", "Where to start instead of from the content or from noise."),
                 **_MASKS,
                 "flow": connection(
-                    "REELBRUSH_FLOW",
-                    "Optical Flow (stride 1) of the clip: frames start from the one before, except after "
-                    "cuts.",
+                    "REELBRUSH_FLOW", "Optical Flow (stride 1) of the clip: frames start from the one before."
                 ),
                 "on_nan": _ON_NAN,
             },
         }
 
     def distill(
-        self,
-        model,
-        null,
-        style,
-        width,
-        height,
-        steps,
-        learning_rate,
-        content_weight,
-        attention_scale,
-        layers,
-        warm_steps,
-        temporal_weight,
-        seed,
-        frames_per_call,
-        content=None,
-        start=None,
-        style_mask=None,
-        target_mask=None,
-        flow=None,
-        on_nan="stop",
+        self, width, height, frames_per_call, style_mask=None, target_mask=None, on_nan="stop", **settings
     ):
-        keep = on_nan != "stop"
-        latent, curves = run.optimized(
-            model,
-            null,
-            style,
-            DistillRecipe(
-                learning_rate, content_weight, attention_scale, temporal_weight, frames_per_call, keep
-            ),
-            content=content,
-            start=start,
-            size=(height, width),
-            steps=steps,
-            warm_steps=warm_steps,
-            layers=layers,
-            masks=(style_mask, target_mask),
-            flow=flow,
-            seed=seed,
+        weights = ("learning_rate", "content_weight", "attention_scale", "temporal_weight")
+        recipe = DistillRecipe(
+            **{name: settings.pop(name) for name in weights},
+            frames_per_call=frames_per_call,
+            keep_last_good=on_nan != "stop",
         )
+        masks = (style_mask, target_mask)
+        latent, curves = run.optimized(**settings, recipe=recipe, size=(height, width), masks=masks)
         nonzero = {name: values for name, values in curves.items() if any(values)}
         return latent, loss_plot(nonzero, "Attention distillation")
 
@@ -174,11 +117,9 @@ class ADSampler:
                 "style": _STYLE,
                 "null": NULL,
                 "iterations": integer(2, 0, 100, "Adam steps at each noise level. 0 is off: Euler."),
-                "learning_rate": decimal(
-                    0.015, 0.0, 1.0, "Adam's learning rate: 0.015 for text, 0.05 for textures.", 0.001
-                ),
+                "learning_rate": decimal(0.015, 0.0, 1.0, "0.015 for text, 0.05 for textures.", 0.001),
                 "adain": switch(True, "Give the latent the style's mean and standard deviation first."),
-                "content_weight": decimal(0.0, 0.0, 10.0, "Weight of the content's layout; needs content."),
+                "content_weight": decimal(0.0, 0.0, 10.0, "Weight of the content's layout."),
                 "layers": _LAYERS,
                 "attention_scale": _SCALE,
                 "start_percent": percent(0.0, "Where in the sampling guidance begins."),
@@ -186,52 +127,21 @@ class ADSampler:
                 "seed": seed("Seed of the noise for the references."),
             },
             "optional": {
-                "content": connection(
-                    "LATENT", "A picture whose layout to keep; one, or one per sampled frame."
-                ),
+                "content": connection("LATENT", "The layout to keep: one picture, or one per frame."),
                 **_MASKS,
                 "frames_per_call": integer(
-                    0, 0, 256, "Frames in one evaluation with gradients; 0: from free memory."
+                    0, 0, 256, "Frames that the UNet evaluates at once; 0: automatic."
                 ),
                 "on_nan": _ON_NAN,
             },
         }
 
-    def make(
-        self,
-        style,
-        null,
-        iterations,
-        learning_rate,
-        adain,
-        content_weight,
-        layers,
-        attention_scale,
-        start_percent,
-        end_percent,
-        seed,
-        content=None,
-        style_mask=None,
-        target_mask=None,
-        frames_per_call=0,
-        on_nan="stop",
-    ):
+    def make(self, seed, learning_rate, content_weight, attention_scale, on_nan="stop", **settings):
         keep = on_nan != "stop"
-        guide = Guide(
-            run.samples(style, "style"),
-            null,
-            run.samples(content, "content"),
-            iterations,
-            adain,
-            layers,
-            start_percent,
-            end_percent,
-            style_mask,
-            target_mask,
-            DistillRecipe(learning_rate, content_weight, attention_scale, keep_last_good=keep),
-            frames_per_call,
-        )
-        return (sampler(guide, seed),)
+        recipe = DistillRecipe(learning_rate, content_weight, attention_scale, keep_last_good=keep)
+        for name in ("style", "content"):
+            settings[name] = run.samples(settings.get(name), name)
+        return (sampler(Guide(recipe=recipe, **settings), seed),)
 
 
 NODES = {

@@ -35,9 +35,7 @@ class TextureInit:
             "required": {
                 "source": connection("IMAGE", "The texture."),
                 "source_labels": connection("IMAGE", "The texture's regions, one flat colour each."),
-                "target_labels": connection(
-                    "IMAGE", "The wanted regions in the same colours, in the size of the result."
-                ),
+                "target_labels": connection("IMAGE", "The wanted regions in the same colours."),
                 "seed": seed("Seed of the choice of pixels."),
             }
         }
@@ -67,7 +65,7 @@ class TextureExpand:
             "required": {
                 "model": model("SD1.x, SD2.x or SDXL; the paper's is SD1.5."),
                 "null": NULL,
-                "source": connection("LATENT", "The texture through VAE Encode, about the size of a window."),
+                "source": connection("LATENT", "The texture through VAE Encode, about as large as a window."),
                 "width": integer(1536, 64, 16384, "In pixels.", 8),
                 "height": integer(512, 64, 16384, "In pixels.", 8),
                 "steps": integer(50, 1, 1000, "DDIM steps."),
@@ -80,30 +78,16 @@ class TextureExpand:
             },
             "optional": {
                 "windows_per_call": integer(
-                    0, 0, 256, "Windows that the UNet evaluates at once; 0: from free memory."
-                ),
+                    0, 0, 256, "Windows that the UNet evaluates at once; 0: automatic."
+                )
             },
         }
 
     def expand(
-        self,
-        model,
-        null,
-        source,
-        width,
-        height,
-        steps,
-        iterations,
-        learning_rate,
-        window,
-        overlap,
-        seamless,
-        seed,
-        windows_per_call=0,
+        self, model, null, source, width, height, window, overlap, seamless, seed, learning_rate, **steps
     ):
         canvas = TextureCanvas(height // 8, width // 8, window // 8, overlap // 8, seamless)
-        recipe = DistillRecipe(learning_rate, content_weight=0.0)
-        expansion = Expansion(steps, iterations, recipe, windows_per_call)
+        expansion = Expansion(recipe=DistillRecipe(learning_rate, content_weight=0.0), **steps)
         return (run.expanded(model, null, source, canvas, expansion, seed),)
 
 

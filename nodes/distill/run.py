@@ -131,10 +131,7 @@ def expanded(
     """A texture expanded to a canvas."""
     texture = samples(source, "source", host.latent_channels(model))
     total = expansion.steps * len(canvas.windows())
-    with (
-        opened(model, null) as (clone, reader),
-        host.progress(total, "Expanding texture", "windows") as bar,
-    ):
+    with opened(model, null) as (clone, reader), host.progress(total, "Expanding texture", "windows") as bar:
         picture = lambda z: lambda: host.latent_picture(reader.base, z)  # noqa: E731
         z = expand(
             clone,

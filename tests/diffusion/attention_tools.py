@@ -10,6 +10,7 @@ import torch
 
 from reelbrush.nodes import host
 from reelbrush.nodes.diffusion.inversion.trajectory import Trajectory
+from reelbrush.nodes.diffusion.nodes_style import ReferenceAttention, ZStar
 from reelbrush.nodes.diffusion.patching.layers import family, network
 from reelbrush.nodes.diffusion.patching.unet import Features
 from reelbrush.nodes.diffusion.reference import noised_levels
@@ -77,6 +78,23 @@ def sample(
     return model.model.process_latent_in(out)
 
 
+FREE = {"start_percent": 0.0, "layers": "10-15"}
+
+
+def zstar(model, style, **settings):
+    """The model with Z*, the node's settings unless others are given."""
+    paper = {"style_scale": 1.2, "layers": "10-15", "start_percent": 0.167, "end_percent": 1.0}
+    mix = {"mix": "reweight", "add_weight": 0.5}
+    return ZStar().patch(model, style, **{**paper, **mix, **settings})[0]
+
+
+def reference(model, picture, mode="concat", *, keep=0.75, temperature=1.5, layers="last 6", **more):
+    """The model with reference attention, in the whole sampling unless a range is given."""
+    settings = {"mode": mode, "query_keep": keep, "temperature": temperature, "layers": layers}
+    always = {"start_percent": 0.0, "end_percent": 1.0}
+    return ReferenceAttention().patch(model, picture, **{**settings, **always, **more})[0]
+
+
 @contextmanager
 def counted(model):
     """A list that gets the row count of every evaluation of the UNet, reading passes too; the count is taken
@@ -117,3 +135,11 @@ def features_alive() -> list:
     """Everything that a layer computed for a style or a content and that is still in memory."""
     gc.collect()
     return [thing for thing in gc.get_objects() if type(thing) is Features]
+
+
+def heads(t, count):
+    return t.double().unflatten(-1, (count, -1)).transpose(1, 2)
+
+
+def softmax_of(logits, values):
+    return (logits.exp() / logits.exp().sum(-1, keepdim=True)) @ values

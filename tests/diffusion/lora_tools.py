@@ -62,3 +62,8 @@ def small(mask):
     """MASK [n, 2h, 2w] at the latents' size, by averages of four."""
     n, h, w = mask.shape
     return mask.view(n, h // 2, 2, w // 2, 2).mean((2, 4))[:, None]
+
+
+def change_of(low_rank):
+    """What a low-rank change adds to its weight, [out, in]."""
+    return low_rank.up @ low_rank.down * low_rank.scale

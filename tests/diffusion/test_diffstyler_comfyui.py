@@ -44,7 +44,8 @@ def chained(loaded, **more):
 
 
 def injected(model, content):
-    return Inject().patch(model, content, "4-11", "all", 0.6, 0.5, True, True, "replace")[0]
+    ends = {"feature_end": 0.6, "attention_end": 0.5}
+    return Inject().patch(model, content, "4-11", "all", True, True, blend="replace", **ends)[0]
 
 
 def relative(a, b):

@@ -6,7 +6,6 @@ import torch
 from reelbrush.nodes import host
 from reelbrush.nodes.diffusion.nodes_clip import FramesPerCall, TemporalAttention
 from reelbrush.nodes.diffusion.nodes_inject import Inject
-from reelbrush.nodes.diffusion.nodes_style import ZStar
 from reelbrush.nodes.diffusion.patching.layers import decoder_blocks, network
 
 from .attention_tools import (
@@ -20,6 +19,7 @@ from .attention_tools import (
     same,
     sample,
     trajectory,
+    zstar,
 )
 from .lora_tools import apply, merged, soft_masks, two
 from .tiny import conditioning
@@ -305,7 +305,7 @@ def test_beside_z_star_and_temporal_attention(kind):
     model = make(kind)
     content, style = trajectory(model, frames=4, seed=20), trajectory(model, seed=30)
     node = inject(model, content, feature_blocks="4")
-    node = ZStar().patch(node, style, 1.2, "10-15", 0.0, 1.0, "reweight", 0.5)[0]
+    node = zstar(node, style, layers="10-15", start_percent=0.0)
     node = TemporalAttention().patch(node, "first + previous", "last 6", 0.0, 1.0, 1.0)[0]
     sigmas = levels(model, 2)
     whole = sample(node, 4, sigmas=sigmas)
@@ -313,7 +313,7 @@ def test_beside_z_star_and_temporal_attention(kind):
     torch.testing.assert_close(sample(split, 4, sigmas=sigmas), whole, rtol=1e-4, atol=1e-4)
     # the other order of nodes is the same model
     other = TemporalAttention().patch(model, "first + previous", "last 6", 0.0, 1.0, 1.0)[0]
-    other = ZStar().patch(other, style, 1.2, "10-15", 0.0, 1.0, "reweight", 0.5)[0]
+    other = zstar(other, style, layers="10-15", start_percent=0.0)
     assert torch.equal(sample(inject(other, content, feature_blocks="4"), 4, sigmas=sigmas), whole)
     assert relative(sample(model, 4, sigmas=sigmas), whole) > 0.01
 

@@ -25,7 +25,7 @@ from reelbrush.nodes.diffusion.nodes_inject import Inject
 
 from . import tiny, tiny_sampling
 from .inversion.test_inversion import official_unet
-from .lora_tools import random_lora
+from .lora_tools import change_of, random_lora
 
 OFFICIAL = os.environ.get("DIFFSTYLER_PATH")
 pytestmark = [
@@ -58,7 +58,7 @@ def weights_of(strength):
     model = tiny.comfy_model("sd15")
     weights = copy.deepcopy(model.model.diffusion_model.state_dict())
     for path, part in random_lora(model, 1).weights.items():
-        weights[f"{path}.weight"] += strength * part.delta()
+        weights[f"{path}.weight"] += strength * change_of(part)
     for name in weights:
         if name.endswith(("to_q.weight", "to_k.weight")):
             weights[name] *= 3
@@ -152,13 +152,11 @@ def test_injection_is_the_official_code(
             out = host.sample(model, tiny_sampling.euler, start, levels, positive, negative, cfg=CFG)
         return out * 0.18215 / (1 + levels[-1] ** 2).sqrt()
 
-    given = (model, content, "4", "4-11", feature_end, attention_end, True, False, blend)
-    injected = ours(Inject().patch(*given)[0])
+    ends = {"feature_end": feature_end, "attention_end": attention_end}
+    injected = ours(Inject().patch(model, content, "4", "4-11", True, False, blend=blend, **ends)[0])
     error, off = (((found - theirs).norm() / theirs.norm()).item() for found in (injected, ours(model)))
     other = "replace" if blend == "fade" else "fade"
-    paper = ours(
-        Inject().patch(model, content, "4-11", "all", feature_end, attention_end, True, True, other)[0]
-    )
+    paper = ours(Inject().patch(model, content, "4-11", "all", True, True, blend=other, **ends)[0])
     apart = ((paper - theirs).norm() / theirs.norm()).item()
     with capsys.disabled():
         said = (

@@ -18,10 +18,10 @@ import torch
 
 from reelbrush.nodes import host
 from reelbrush.nodes.diffusion.inversion.trajectory import Trajectory
-from reelbrush.nodes.diffusion.nodes_style import ZStar
 from reelbrush.nodes.diffusion.patching.layers import family
 
 from . import tiny, tiny_sampling
+from .attention_tools import zstar
 from .inversion.test_inversion import official_unet
 
 ZSTAR = os.environ.get("ZSTAR_PATH")
@@ -145,14 +145,13 @@ def test_the_official_variant_is_the_official_code(official, capsys):
             out = host.sample(model, tiny_sampling.euler, start, levels, positive, negative, cfg=7.5)
         return out * 0.18215 / (1 + levels[-1] ** 2).sqrt()
 
-    patched = ZStar().patch(
-        model, made[1], 1.2, "10-15", between((times[4] + times[5]) / 2), 1.0, "reweight", 0.5,
-        content=made[0], content_pull=0.01, style_branch_scale=1.5,
-    )[0]  # fmt: skip
+    start = between((times[4] + times[5]) / 2)
+    official_code = {"content": made[0], "content_pull": 0.01, "style_branch_scale": 1.5}
+    patched = zstar(model, made[1], start_percent=start, **official_code)
     mine, off = ours(patched), ours(model)
     error = ((mine - theirs).norm() / theirs.norm()).item()
     moved = ((off - theirs).norm() / theirs.norm()).item()
-    alone = ours(ZStar().patch(model, made[1], 1.2, "10-15", 0.191, 1.0, "reweight", 0.5)[0])
+    alone = ours(zstar(model, made[1], layers="10-15", start_percent=0.191))
     shared = ((alone - theirs).norm() / theirs.norm()).item()
     with capsys.disabled():
         said = "official Z*: relative error %.1e, method on - off %.3f, cached - official %.3f, std %.2f"

@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from reelbrush.nodes.diffusion.nodes_clip import FramesPerCall, TemporalAttention
-from reelbrush.nodes.diffusion.nodes_style import ReferenceAttention, ZStar
 from reelbrush.nodes.diffusion.patching import unet
 from reelbrush.nodes.diffusion.patching.layers import attention_layers, network
 
 from . import tiny
-from .attention_tools import latents, levels, sample, trajectory
+from .attention_tools import latents, levels, reference, sample, trajectory, zstar
 
 pytestmark = pytest.mark.comfyui
 HALVES = [torch.bfloat16, torch.float16]
@@ -32,13 +31,9 @@ def every_patch(model):
     """All of this wing's patches at once, masks that are grey among them."""
     style, content = trajectory(model), trajectory(model, frames=3, seed=20)
     grey = torch.linspace(0.1, 1, 32).expand(1, 24, 32)
-    patched = ZStar().patch(
-        model, style, 1.2, "10-12", 0.0, 1.0, "reweight", 0.5, style_mask=grey, content_mask=grey
-    )[0]
-    patched = ZStar().patch(patched, style, 1.2, "13", 0.0, 1.0, "add", 0.5)[0]
-    patched = ReferenceAttention().patch(
-        patched, style, "style-id", 0.75, 1.5, "14-15", 0.0, 1.0, content=content
-    )[0]
+    patched = zstar(model, style, layers="10-12", start_percent=0.0, style_mask=grey, content_mask=grey)
+    patched = zstar(patched, style, layers="13", start_percent=0.0, mix="add")
+    patched = reference(patched, style, "style-id", layers="14-15", content=content)
     patched = TemporalAttention().patch(patched, "first + previous", "last 4", 0.0, 1.0, 0.7)[0]
     return FramesPerCall().patch(patched, 2)[0]
 
@@ -149,7 +144,7 @@ def test_token_merging_of_core_is_refused_in_words_and_others_go_on():
 
     model = tiny.comfy_model("sd15")
     style = trajectory(model)
-    node = lambda m: ZStar().patch(m, style, 1.2, "10-15", 0.0, 1.0, "reweight", 0.5)[0]  # noqa: E731
+    node = lambda m: zstar(m, style, layers="10-15", start_percent=0.0)  # noqa: E731
     tome = core(TomePatchModel, model, 0.5)
     with pytest.raises(RuntimeError, match="Token Merging"):
         run(node(tome))

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from reelbrush.nodes.diffusion.nodes_clip import AttentionView, FramesPerCall, TemporalAttention
-from reelbrush.nodes.diffusion.nodes_style import ReferenceAttention, ReferenceNoise, ZStar
+from reelbrush.nodes.diffusion.nodes_style import ReferenceNoise, ZStar
 from reelbrush.nodes.diffusion.nodes_trajectory import Invert
 
-from .attention_tools import features_alive
+from .attention_tools import features_alive, reference
 
 FILES = os.environ.get("REELBRUSH_CHECKPOINTS")
 pytestmark = [
@@ -208,7 +208,7 @@ def test_reference_attention_on_sdxl():
         noise = {"samples": torch.randn(2, 4, SIDE // 8, SIDE // 8) * 10}
         plain = sdxl.sample(sdxl.model, noise, cfg=4.0)
         for mode in ("concat", "swap"):
-            (model,) = ReferenceAttention().patch(sdxl.model, made, mode, 0.75, 1.5, "last 6", 0.0, 1.0)
+            model = reference(sdxl.model, made, mode)
             out = sdxl.sample(model, noise, cfg=4.0)
             assert out.isfinite().all() and far(out, plain) > 5e-3
         assert torch.equal(sdxl.sample(sdxl.model, noise, cfg=4.0), plain)

@@ -5,7 +5,7 @@ import torch
 
 from reelbrush.nodes import host
 from reelbrush.nodes.diffusion.nodes_clip import FramesPerCall
-from reelbrush.nodes.diffusion.nodes_style import MatchLatent, ReferenceAttention, ReferenceNoise
+from reelbrush.nodes.diffusion.nodes_style import MatchLatent, ReferenceNoise
 from reelbrush.nodes.diffusion.patching import unet
 from reelbrush.nodes.diffusion.patching.layers import attention_layers, network
 from reelbrush.nodes.diffusion.reference import match, noised_levels
@@ -15,22 +15,19 @@ from .attention_tools import (
     INSIDE,
     counted,
     fingerprint,
+    heads,
     latents,
     levels,
     make,
+    reference,
     same,
     sample,
+    softmax_of,
     trajectory,
 )
-from .test_zstar import heads, softmax_of
 from .tiny import conditioning
 
 ANY = "comfy" if INSIDE else "tiny"
-
-
-def reference(model, picture, mode="concat", *, keep=0.75, temperature=1.5, layers="last 6", **more):
-    given = {"start_percent": 0.0, "end_percent": 1.0, **more}
-    return ReferenceAttention().patch(model, picture, mode, keep, temperature, layers, **given)[0]
 
 
 @BOTH

@@ -9,7 +9,6 @@ import torch
 from reelbrush.nodes import host
 from reelbrush.nodes.diffusion.lora.file import LowRank
 from reelbrush.nodes.diffusion.nodes_clip import FramesPerCall, TemporalAttention
-from reelbrush.nodes.diffusion.nodes_style import ZStar
 from reelbrush.nodes.diffusion.patching import unet
 from reelbrush.nodes.diffusion.patching.layers import attention_layers, network
 
@@ -28,6 +27,7 @@ from .attention_tools import (
     same,
     sample,
     trajectory,
+    zstar,
 )
 from .lora_tools import OTHERS, apply, merged, random_lora, small, soft_masks, two
 from .tiny import conditioning
@@ -275,7 +275,7 @@ def test_passes_that_only_read_see_no_style_lora(kind):
 
     def read(model):
         seen.clear()
-        node = ZStar().patch(model, style, 1.2, "12", 0.0, 1.0, "reweight", 0.5)[0]
+        node = zstar(model, style, layers="12", start_percent=0.0)
         sample(node, frames=2, sigmas=levels(model, 1))
         return seen[1][0]
 

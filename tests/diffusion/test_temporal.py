@@ -9,8 +9,20 @@ from reelbrush.nodes.diffusion.nodes_clip import FramesPerCall, TemporalAttentio
 from reelbrush.nodes.diffusion.patching.layers import SigmaRange, attention_layers, network, pick_layers
 from reelbrush.nodes.diffusion.temporal import ANCHORS, AnchorFeatures, TemporalPatch
 
-from .attention_tools import BOTH, INSIDE, fingerprint, latents, levels, make, same, sample, trajectory
-from .test_zstar import heads, softmax_of, zstar
+from .attention_tools import (
+    BOTH,
+    INSIDE,
+    fingerprint,
+    heads,
+    latents,
+    levels,
+    make,
+    same,
+    sample,
+    softmax_of,
+    trajectory,
+    zstar,
+)
 
 
 def temporal(model, anchors="first + previous", layers="all", start=0.0, end=1.0, strength=1.0, images=None):

@@ -5,45 +5,27 @@ import torch
 
 from reelbrush.nodes import host
 from reelbrush.nodes.diffusion.nodes_clip import FramesPerCall
-from reelbrush.nodes.diffusion.nodes_style import ZStar
 from reelbrush.nodes.diffusion.patching import unet
 from reelbrush.nodes.diffusion.patching.layers import attention_layers, network
 
 from .attention_tools import (
     BOTH,
+    FREE,
     INSIDE,
     SIZE,
     counted,
     fingerprint,
+    heads,
     latents,
     levels,
     make,
     same,
     sample,
+    softmax_of,
     trajectory,
+    zstar,
 )
 from .tiny import conditioning
-
-FREE = {"start_percent": 0.0, "layers": "10-15"}
-
-
-def zstar(model, style, **settings):
-    given = {
-        "style_scale": 1.2,
-        "layers": "10-15",
-        "start_percent": 0.167,
-        "end_percent": 1.0,
-        "mix": "reweight",
-    }
-    return ZStar().patch(model, style, **{**given, "add_weight": 0.5, **settings})[0]
-
-
-def heads(t, count):
-    return t.double().unflatten(-1, (count, -1)).transpose(1, 2)
-
-
-def softmax_of(logits, values):
-    return (logits.exp() / logits.exp().sum(-1, keepdim=True)) @ values
 
 
 @BOTH

@@ -2,7 +2,7 @@
 
     lora = load(path)             # kohya, diffusers, PEFT, attention-processor and ComfyUI files
     lora.check(model)             # an error where it was trained for another base
-    lora.weights["input_blocks.1.1.transformer_blocks.0.attn1.to_q"].delta()
+    lora.weights["input_blocks.1.1.transformer_blocks.0.attn1.to_q"]      # down, up, scale
     save(lora, path, naming)      # kohya's names, which core loaders and other tools read
 
 names.py translates the names of the weights in a file. Everything except low-rank changes of linear layers in
@@ -38,10 +38,6 @@ class LowRank:
     down: Tensor  # [r, in]
     up: Tensor  # [out, r]
     scale: float = 1.0  # alpha / r
-
-    def delta(self) -> Tensor:
-        """The change of the weight, [out, in]."""
-        return self.up @ self.down * self.scale
 
 
 @dataclass(eq=False)

@@ -253,19 +253,14 @@ def unreadable() -> RuntimeError:
 
 
 def record(
-    run: Callable[[dict], Any],
-    options: dict,
-    layers: Sequence[AttentionLayer],
-    names: str = "kv",
-    *,
-    stop: bool = True,
+    run: Callable[[dict], Any], options: dict, layers: Sequence[AttentionLayer], names: str = "kv"
 ) -> dict[int, Features]:
-    """Call `run(options)` and keep q, k, v, o(ut) of some layers, as the letters of `names` say."""
+    """Call `run(options)` until q, k, v, o(ut) of some layers are computed, as the letters of `names` say."""
     features: dict[int, Features] = {}
     last = max((layer.number for layer in layers), default=-1)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
-        ends = stop and site.layer.number == last
+        ends = site.layer.number == last
         out = site.inner(q, k, v) if "o" in names or not ends else None
         tensors = {"q": q, "k": k, "v": v, "out": out}
         wanted = {name: t for name, t in tensors.items() if name[0] in names}
@@ -291,13 +286,11 @@ def capture(
     *,
     options: dict | None = None,
     grad: bool = False,
-    stop: bool = True,
 ) -> dict[int, Features]:
     """Features of variance-preserving latents [n, C, h, w] at a noise level, by layer number.
 
     `base` is a loaded base model. `options` are `transformer_options`: none for the network alone, or those
-    of a sampler. With `grad` the features keep the graph to `latents` (use a model from
-    host.differentiable). `stop` ends the forward pass after the last chosen layer.
+    of a sampler. With `grad` the features keep the graph to `latents` (use a model from host.differentiable).
     """
     level = torch.full((1,), sigma, device=latents.device)
     marked = reading_options({**(options or {}), "sigmas": level})
@@ -306,4 +299,4 @@ def capture(
         return host.evaluate(base, latents, sigma, conditions, options)
 
     with nullcontext() if grad else torch.no_grad():
-        return record(run, marked, layers, names, stop=stop)
+        return record(run, marked, layers, names)

@@ -15,6 +15,7 @@ from reelbrush.nodes.diffusion.lora.names import kohya_name, naming, path_of
 from reelbrush.nodes.diffusion.lora.train import projections
 
 from .. import tiny
+from ..lora_tools import change_of
 
 
 @cache
@@ -92,7 +93,7 @@ def spelled(lora, layout, style):
 def assert_same(a, b):
     assert a.weights.keys() == b.weights.keys()
     for path, part in a.weights.items():
-        assert torch.equal(part.delta(), b.weights[path].delta()), path
+        assert torch.equal(change_of(part), change_of(b.weights[path])), path
 
 
 # -- formats ---------------------------------------------------------------------------------------
@@ -148,7 +149,7 @@ def test_one_by_one_convolutions_and_feed_forward_count(tmp_path):
         "input_blocks.4.1.transformer_blocks.0.ff.net.2",
     }
     torch.testing.assert_close(
-        found.weights["input_blocks.4.1.proj_in"].delta(), up[..., 0, 0] @ down[..., 0, 0]
+        change_of(found.weights["input_blocks.4.1.proj_in"]), up[..., 0, 0] @ down[..., 0, 0]
     )
     found.check(unet("sd15"))
 

@@ -11,7 +11,7 @@ from reelbrush.nodes.diffusion.lora import train as lora_train
 from reelbrush.nodes.diffusion.nodes_lora import LoadStyleLoRA, TrainStyleLoRA
 
 from .. import tiny
-from ..lora_tools import apply, random_lora
+from ..lora_tools import apply, change_of, random_lora
 
 pytestmark = pytest.mark.comfyui
 
@@ -83,7 +83,7 @@ def test_what_core_trains_and_saves_is_read(tmp_path):
     found = lora.load(tmp_path / "core.safetensors")
     assert wanted.keys() <= found.weights.keys() and len(wanted) == 40
     for path, delta in wanted.items():
-        torch.testing.assert_close(found.weights[path].delta(), delta)
+        torch.testing.assert_close(change_of(found.weights[path]), delta)
 
 
 # -- diffusers and PEFT ----------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def peft_deltas(net, names):
 def assert_deltas(found, wanted):
     assert found.weights.keys() == wanted.keys() and len(wanted) == 128
     for path, delta in wanted.items():
-        torch.testing.assert_close(found.weights[path].delta(), delta, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(change_of(found.weights[path]), delta, rtol=1e-5, atol=1e-6)
 
 
 def said(net, seed=0):
@@ -179,7 +179,7 @@ def test_what_peft_writes_is_read(theirs, tmp_path):
     found = lora.load(tmp_path / "adapter_model.safetensors")
     assert found.weights.keys() == wanted.keys() and len(wanted) == 64
     for path, delta in wanted.items():
-        torch.testing.assert_close(found.weights[path].delta(), delta, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(change_of(found.weights[path]), delta, rtol=1e-5, atol=1e-6)
 
 
 def test_what_we_write_is_read_by_diffusers(theirs, tmp_path):
@@ -195,7 +195,7 @@ def test_what_we_write_is_read_by_diffusers(theirs, tmp_path):
     literal = tiny.tiny_model("sd15").model.diffusion_model
     with torch.no_grad():
         for path, part in made.weights.items():
-            literal.get_submodule(path).weight += part.delta()
+            literal.get_submodule(path).weight += change_of(part)
         wanted = literal(x, torch.tensor([400.0, 400.0]), context=words)
     assert relative(with_theirs, wanted) < 1e-4
     assert relative(plain, wanted) > 50 * 1e-4

@@ -8,13 +8,22 @@ import torch
 
 from reelbrush.nodes import host
 from reelbrush.nodes.diffusion.nodes_clip import FramesPerCall
-from reelbrush.nodes.diffusion.nodes_style import ReferenceAttention
 from reelbrush.nodes.diffusion.patching import unet
 from reelbrush.nodes.diffusion.patching.hooks import on_resblock
 from reelbrush.nodes.diffusion.patching.layers import decoder_blocks
 
-from ..attention_tools import BOTH, counted, features_alive, levels, make, sample, trajectory
-from ..test_zstar import FREE, zstar
+from ..attention_tools import (
+    BOTH,
+    FREE,
+    counted,
+    features_alive,
+    levels,
+    make,
+    reference,
+    sample,
+    trajectory,
+    zstar,
+)
 from ..tiny import conditioning
 
 
@@ -159,9 +168,7 @@ def test_a_long_clip_s_content_does_not_pile_up_on_the_device(kind):
     """StyleID's content queries in calls of two: each frame read once per step, four frames held at most."""
     model, held = make(kind), []
     content, style = trajectory(model, frames=10, seed=20), trajectory(model)
-    node = ReferenceAttention().patch(
-        model, style, "style-id", 0.75, 1.5, "10-15", 0.0, 1.0, content=content
-    )[0]
+    node = reference(model, style, "style-id", layers="10-15", content=content)
 
     def watch(call):
         held.append(sum(len(f.q) for f in features_alive() if f.layer.number == 15 and f.q is not None))
