@@ -75,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if expected and str(error)
             else f"{type(error).__name__}: {error} (--debug shows the traceback)"
         )
+        text = "".join(c if c.isprintable() else " " for c in text)  # parts may come from a file or a server
         sys.stderr.write(f"reelbrush: {text}\n")
         return 1
 

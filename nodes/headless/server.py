@@ -101,14 +101,14 @@ class Server:
         address = self.url.replace("http", "ws", 1) + f"/ws?clientId={self.client_id}"
         try:
             connecting = self._session.ws_connect(address, max_msg_size=MAX_MESSAGE)
-            socket = await asyncio.wait_for(connecting, CONNECT_TIME)
+            connection = await asyncio.wait_for(connecting, CONNECT_TIME)
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             raise self._no_answer(error) from error
 
         async def receive() -> AsyncIterator[dict | None]:
             while True:
                 try:
-                    message = await socket.receive(timeout=quiet)
+                    message = await connection.receive(timeout=quiet)
                 except asyncio.TimeoutError:
                     yield None
                     continue
@@ -120,7 +120,7 @@ class Server:
         try:
             yield receive()
         finally:
-            await socket.close()
+            await connection.close()
 
     async def upload(self, path: Path) -> str:
         """Send a file into the server's input folder; returns its name there, which may be a new one."""
@@ -134,7 +134,8 @@ class Server:
     async def download(self, entry: dict[str, str], target: Path) -> Path:
         """Fetch one result; the file appears under its name when it is complete."""
         query = {key: str(entry.get(key, "")) for key in ("filename", "subfolder", "type")}
-        async with self._request("/view", TRANSFER_TIME, params=query) as answer:
+        uncompressed = {"Accept-Encoding": "identity"}  # so that the length can be checked
+        async with self._request("/view", TRANSFER_TIME, params=query, headers=uncompressed) as answer:
             with replacing(target) as temporary, temporary.open("wb") as file:
                 size = 0
                 async for chunk in answer.content.iter_chunked(_CHUNK):
