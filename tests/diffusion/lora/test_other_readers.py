@@ -205,7 +205,7 @@ def test_the_paths_are_those_that_comfyui_counts():
     """Every layout's attention names, against ComfyUI's own map."""
     import comfy.utils
 
-    from reelbrush.nodes.diffusion.lora.names import path_of, written
+    from reelbrush.nodes.diffusion.lora.names import kohya_name, path_of
 
     for layout in ("sd15", "sd21", "sdxl"):
         model = unet(layout)
@@ -219,4 +219,4 @@ def test_the_paths_are_those_that_comfyui_counts():
             path = ours.removesuffix(".weight")
             assert path_of(theirs_.removesuffix(".weight")) == path
             key = f"lora_unet_{theirs_.removesuffix('.weight')}".replace(".", "_")
-            assert written(path, "diffusers") == key and path_of(key) == path
+            assert kohya_name(path, "diffusers") == key and path_of(key) == path
