@@ -67,18 +67,18 @@ class InjectionSource(FeatureCache):
             call.on_latents(latents, conditions)(options)
         if reading.missing:
             raise unet.unreadable()
-        return reading.found
+        return reading.items
 
 
 class ItemReader:
     """Keeps the wanted items of one reading pass, and ends it after the last one."""
 
     def __init__(self, wanted: frozenset[Item]):
-        self.missing, self.found = set(wanted), {}
+        self.missing, self.items = set(wanted), {}
 
     def keep(self, item: Item, value: Any) -> None:
         if item in self.missing:
-            self.found[item] = value
+            self.items[item] = value
             self.missing.remove(item)
             if not self.missing:
                 raise unet.StopForward

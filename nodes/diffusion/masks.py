@@ -36,7 +36,7 @@ def positions(clip: Any, text: str, words: str) -> list[list[int]]:
     tokens = _ids(clip, text)
     special = set(_ids(clip, ""))  # start, end, padding
     phrases = [w.strip() for w in words.split(",") if w.strip()]
-    found = []
+    places = []
     for phrase in phrases or [text]:
         piece = [t for t in _ids(clip, phrase) if t not in special]
         starts = [i for i in range(len(tokens) - len(piece) + 1) if tokens[i : i + len(piece)] == piece]
@@ -45,8 +45,8 @@ def positions(clip: Any, text: str, words: str) -> list[list[int]]:
                 f"the words {phrase!r} are not in the text {text!r}: write a text that contains them, and "
                 "give the words as they are in the text, separated by commas"
             )
-        found.append([i + n for i in starts for n in range(len(piece))])
-    return found
+        places.append([i + n for i in starts for n in range(len(piece))])
+    return places
 
 
 def _ids(clip: Any, text: str) -> list[int]:

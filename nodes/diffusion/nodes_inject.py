@@ -122,7 +122,7 @@ class Inject:
         active = [sigma_range(model, 0.0, end) for end in ends]
         injection = InjectPatch(content, features, layers, *active, kinds, **settings)
         content.require(family(model))
-        if all(part.empty for part in active) or not (features or (layers and kinds)):
+        if all(sigmas.empty for sigmas in active) or not (features or (layers and kinds)):
             return (model,)
         patched = model.clone()
         injection.attach(patched)

@@ -107,16 +107,16 @@ class TemporalPatch:
 
     def anchors_of(self, frames: Sequence[int], pool: Sequence[int]) -> list[list[int]]:
         """Indices into the pool for each frame of the call, the same number for every frame."""
-        found = []
+        per_frame = []
         for i, frame in enumerate(frames):
             shot = self._same_shot(frame, pool)
             first = min(shot, key=lambda p: (pool[p], p))
             previous = max((p for p in shot if pool[p] < frame), key=lambda p: (pool[p], -p), default=i)
             others = {pool[p]: p for p in reversed(shot) if pool[p] != frame}  # each frame once, the newer
             by_name = {"first": [first], "previous": [previous], "first + previous": [first, previous]}
-            found.append(by_name.get(self.anchors, list(others.values())) or [i])
-        most = max(len(anchors) for anchors in found)
-        return [(anchors * most)[:most] for anchors in found]
+            per_frame.append(by_name.get(self.anchors, list(others.values())) or [i])
+        most = max(len(anchors) for anchors in per_frame)
+        return [(anchors * most)[:most] for anchors in per_frame]
 
     def kept_after(self, frames: Sequence[int], pool: Sequence[int]) -> list[int]:
         """Indices into the pool of the frames that the next call may need: the shot's first and the last."""

@@ -1,4 +1,4 @@
-"""ComfyUI's MODEL: loading it, evaluating it, and what its parts say about themselves."""
+"""ComfyUI's MODEL: loading, evaluating and patching it, facts about it, and its identity."""
 
 from __future__ import annotations
 

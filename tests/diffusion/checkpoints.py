@@ -60,7 +60,7 @@ VAE = {
 
 
 def filled(module: torch.nn.Module, prefix: str, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """Random weights, in half precision, of a module that may stand on the meta device.
+    """Random weights, in half precision, of a module that may be on the meta device.
 
     A ControlNet's hint passes through eight convolutions before it meets the picture: they get twice
     the spread, or nothing of it would arrive.

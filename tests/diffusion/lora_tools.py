@@ -13,7 +13,7 @@ from . import tiny
 from .attention_tools import make
 
 PROJECTIONS = tuple(f"{a}.{p}" for a in ("attn1", "attn2") for p in ("to_q", "to_k", "to_v", "to_out.0"))
-OTHERS = ("ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")  # what files of other trainers hold besides
+OTHERS = ("ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")  # also in files of other trainers
 
 
 def random_lora(model, seed=0, rank=3, size=0.3, projections=PROJECTIONS):
@@ -30,7 +30,7 @@ def random_lora(model, seed=0, rank=3, size=0.3, projections=PROJECTIONS):
 
 
 def merged(kind, loras, layout="sd15"):
-    """A MODEL of its own whose weights hold the LoRAs, [(lora, strength), ...]."""
+    """A separate MODEL with the LoRAs merged into its weights, [(lora, strength), ...]."""
     weights = copy.deepcopy(network(make(kind, layout)).state_dict())
     for lora, strength in loras:
         for path, part in lora.weights.items():

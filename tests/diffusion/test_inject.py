@@ -181,7 +181,7 @@ def test_off_gives_the_model_back(settings):
 
 @BOTH
 def test_the_contents_own_noise_with_its_own_text_comes_out_as_without_injection(kind):
-    """What is put in is what is there already."""
+    """Injected values equal the values that they replace."""
     model = make(kind)
     sigmas = levels(model, 3)
     content = trajectory(model, frames=2, seed=20, sigmas=sigmas)
@@ -219,7 +219,7 @@ def test_three_regions_with_guidance_are_nine_rows(kind):
 
 @BOTH
 def test_regions_are_injected_and_the_outside_is_not_until_it_is_asked_for(kind):
-    """Eq. 7: injection stands in the LoRAs' terms; the source is the original model's."""
+    """Eq. 7: injection is in the LoRAs' terms; the source is the original model's."""
     model, (one, other) = make(kind), two(kind)
     content = trajectory(model, frames=2, seed=20)
     sigma = float(model.model.model_sampling.sigmas[700])
@@ -356,7 +356,7 @@ def test_queued_twice_and_the_base_model_is_as_before(kind):
     assert same(after, before) or kind == "comfy"  # ComfyUI puts `forward` back as an attribute
 
 
-def test_wrong_inputs_get_a_sentence():
+def test_wrong_inputs_raise_an_error():
     model = make(HERE)
     with pytest.raises(ValueError, match=r"no block 4-11 in this model.*blocks are 0\.\.8"):
         inject(make(HERE, "sdxl"), trajectory(make(HERE, "sdxl")))

@@ -1,5 +1,4 @@
-"""Masks from words: token places, the map by slow literal code, a planted object, and what a person may get
-wrong."""
+"""Masks from words: token positions, the map by slow literal code, a planted object, and wrong inputs."""
 
 import pytest
 import torch
@@ -30,7 +29,7 @@ def test_words_beyond_the_first_77_tokens_keep_their_place():
 
 
 @pytest.mark.parametrize("words", ["harbour", "deer grass", "deer, harbour", "!"])
-def test_words_that_are_not_in_the_text_get_a_sentence(words):
+def test_words_that_are_not_in_the_text_raise_an_error(words):
     with pytest.raises(ValueError, match="are not in the text"):
         masks.positions(SmallClip(), TEXT, words)
 
@@ -88,13 +87,13 @@ def test_the_map_is_what_its_formula_says(kind):
     expected = (expected - expected.min()) / (expected.max() - expected.min())
     assert chosen[0].block_number == 6
     got = masks.heat(model, content, text, [[2, 9]], chosen, sigmas, 1)
-    assert (got - expected).abs().max() < 2e-3  # single precision, stretched to 0..1
+    assert (got - expected).abs().max() < 2e-3  # single precision, scaled to 0..1
     one_level = masks.heat(model, content, text, [[2, 9]], chosen, sigmas[:1], 1)
     assert (one_level - expected).abs().max() > 2e-2, "the levels differ, so that averaging them matters"
 
 
 def test_an_object_that_attention_names_is_masked_where_it_is():
-    """A model made to look at one word where a channel of the latents is high: the mask is that place, and
+    """A model that attends to one word where a channel of the latents is high: the mask is that place, and
     moves with it from frame to frame."""
     model = (comfy_model if INSIDE else tiny_model)("sd15")  # its own: weights are changed
     clip, net = SmallClip(), network(model)

@@ -1,4 +1,4 @@
-"""What a host may do to a model's numbers: half precision, weights cast when they are used, SD2's float32.
+"""What ComfyUI does to a model's numbers: half precision, weights cast when they are used, SD2's float32.
 
 Half precision and low-VRAM loading need ComfyUI's own operations: these tests run where COMFYUI_PATH is set.
 """
@@ -28,7 +28,7 @@ def in_precision(layout, dtype):
 
 
 def every_patch(model):
-    """All of this wing's patches at once, masks that are grey among them."""
+    """All patches of nodes/diffusion at once, with grey masks."""
     style, content = trajectory(model), trajectory(model, frames=3, seed=20)
     grey = torch.linspace(0.1, 1, 32).expand(1, 24, 32)
     patched = zstar(model, style, layers="10-12", start_percent=0.0, style_mask=grey, content_mask=grey)
@@ -64,7 +64,7 @@ def test_half_precision_is_float32_up_to_rounding(layout, dtype):
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_a_part_that_changes_nothing_is_bit_equal_in_half_precision(dtype):
+def test_a_patch_that_changes_nothing_is_bit_equal_in_half_precision(dtype):
     model = in_precision("sd15", dtype)
     patched = model.clone()
     attend = lambda q, k, v, site: site.inner(q, k, v)  # noqa: E731
@@ -78,7 +78,7 @@ def test_a_part_that_changes_nothing_is_bit_equal_in_half_precision(dtype):
 
 @pytest.mark.parametrize(("layout", "precision"), [("sd21", torch.float32), ("sd15", None), ("sdxl", None)])
 def test_attention_keeps_the_precision_that_the_family_asks_for(layout, precision, monkeypatch):
-    """SD2 computes its logits in float32: with our patches in place, all its attention is asked to."""
+    """SD2 computes its logits in float32: also with our patches."""
     import comfy.ldm.modules.attention as core
 
     asked = []
@@ -136,7 +136,7 @@ def core(kind, *given):
     return kind.execute(*given).args[0] if hasattr(kind, "execute") else kind().patch(*given)[0]
 
 
-def test_token_merging_of_core_is_refused_in_words_and_others_go_on():
+def test_token_merging_of_core_raises_an_error_and_others_go_on():
     """Core's ToMe changes the token count; FreeU and perturbed attention do not, and keep their effect."""
     from comfy_extras.nodes_freelunch import FreeU_V2
     from comfy_extras.nodes_pag import PerturbedAttentionGuidance

@@ -103,7 +103,7 @@ def test_style_id_reads_each_content_frame_once_per_step_for_both_sides(kind):
     assert same(fingerprint(model), before)
 
 
-def test_off_and_refusals():
+def test_off_and_errors():
     model = make(ANY)
     picture = trajectory(model)
     assert reference(model, picture, layers="none") is model

@@ -311,7 +311,7 @@ def test_a_shorter_chain_is_not_changed_by_a_longer_one(kind):
     assert torch.equal(sample(short), before)
 
 
-def test_wrong_inputs_get_a_sentence():
+def test_wrong_inputs_raise_an_error():
     model, (one, other) = make(HERE), two(HERE)
     with pytest.raises(ValueError, match="another base"):
         apply(make(HERE, "sdxl"), one)

@@ -35,7 +35,7 @@ def with_cuts(model, cuts, anchors="first + previous", layers="all"):
     return patched
 
 
-# anchors of frames 0..5, cut at 4: by frame number; a frame without an anchor looks at itself
+# anchors of frames 0..5, cut at 4: by frame number; a frame without an anchor attends to itself
 BY_NAME = {
     "first": [[0], [0], [0], [0], [4], [4]],
     "previous": [[0], [0], [1], [2], [4], [4]],
@@ -110,7 +110,7 @@ def test_windows_out_of_order_use_the_nearest_earlier_frame_at_hand():
 
 @BOTH
 def test_a_still_clip_stays_as_it_is(kind):
-    """Equal frames: anchors hold the frame's own tokens once more, which a softmax does not notice."""
+    """Equal frames: anchors repeat the frame's own tokens, which does not change a softmax."""
     model = make(kind)
     start = (latents(1) * float(levels(model)[0])).repeat(3, 1, 1, 1)
     torch.testing.assert_close(

@@ -1,4 +1,4 @@
-"""The tests' own UNet and MODEL: what they promise to the other tests, and that ComfyUI agrees."""
+"""The tests' own UNet and MODEL: what the other tests rely on, and that ComfyUI does the same."""
 
 import pytest
 import torch

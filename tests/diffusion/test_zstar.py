@@ -155,7 +155,7 @@ def test_a_style_mask_shows_a_part_of_the_picture(kind):
 
 
 @BOTH
-def test_several_style_pictures_are_looked_at_together(kind):
+def test_several_style_pictures_are_used_together(kind):
     model = make(kind)
     one, two = trajectory(model), trajectory(model, frames=2, seed=10)
     twice = trajectory(model)
@@ -239,7 +239,7 @@ def test_content_pull_under_euler_is_the_official_overwriting_of_latents(kind):
 
 
 @BOTH
-def test_a_trajectory_of_another_model_is_refused_in_words(kind):
+def test_a_trajectory_of_another_model_raises_an_error(kind):
     model, other = make(kind), make(kind, "sdxl")
     with pytest.raises(ValueError, match="sdxl model, this model is sd1"):
         zstar(model, trajectory(other))

@@ -173,7 +173,7 @@ def euler(denoise: Callable, x: Tensor, sigmas: Tensor) -> Tensor:
 
 
 def stand_in(monkeypatch) -> None:
-    """Let `host.sample` and `host.sampler` run on tiny models for one test; a SAMPLER has `.function`."""
+    """Make `host.sample` and `host.sampler` run on tiny models for one test; a SAMPLER has `.function`."""
     from reelbrush.nodes import host
 
     monkeypatch.setattr(host, "sample", sample)

@@ -1,4 +1,4 @@
-"""A small UNet with Stable Diffusion's block layout that speaks ComfyUI's patch protocol.
+"""A small UNet with Stable Diffusion's block layout with ComfyUI's patch protocol.
 
 Parameter names are those of ComfyUI's UNetModel, so that one state dict serves both; a patch is called in the
 same places with the same arguments (`test_tiny.py` shows that the two agree).

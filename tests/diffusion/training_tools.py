@@ -15,7 +15,7 @@ RECIPE = LoRARecipe(rank=4, steps=6, learning_rate=1e-2)
 
 
 def make(layout="mini", prediction="eps", seed=0):
-    with torch.inference_mode():  # weights made as a loader makes them, which is what stands in the way
+    with torch.inference_mode():  # as a loader makes weights: autograd cannot use them
         return (tiny.comfy_model if INSIDE else tiny.tiny_model)(layout, prediction=prediction, seed=seed)
 
 

@@ -55,7 +55,7 @@ def references(of, style=None, content=None, *masks, recompute=False, layers="la
 
 
 def peak(run, path):
-    """Bytes that `run()` holds at most, by the allocator's own count."""
+    """Peak memory of `run()` in bytes, by the allocator's own count."""
     with profile(profile_memory=True) as seen:
         run()
     seen.export_chrome_trace(str(path))

@@ -147,7 +147,7 @@ def test_anchors_are_warped_predecessors_and_stop_at_cuts():
     torch.testing.assert_close(anchor.z[1:2], warp(z[:1], back))
 
 
-def test_wrong_flows_are_refused_in_words():
+def test_wrong_flows_raise_an_error():
     with references(model()) as refs:
         with pytest.raises(ValueError, match="connect a flow"):
             stylize(refs, contents(2), DistillRecipe(temporal_weight=1.0), steps=1)

@@ -94,7 +94,7 @@ def test_queued_twice_gives_the_same(model):
     assert torch.equal(first["samples"], second["samples"])
 
 
-def test_a_cancelled_run_stops_within_a_step_and_lets_go(model, monkeypatch):
+def test_a_cancelled_run_stops_within_a_step_and_releases_everything(model, monkeypatch):
     import comfy.model_management as management
 
     steps, follow = [], run.follow

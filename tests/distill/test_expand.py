@@ -31,7 +31,7 @@ def test_windows_cover_the_canvas(canvas, count):
     assert covered.min() >= 1
 
 
-def test_an_overlap_as_large_as_the_window_is_refused_in_words():
+def test_an_overlap_as_large_as_the_window_raises_an_error():
     with pytest.raises(ValueError, match="overlap smaller than the window"):
         TextureCanvas(64, 64, 64, 64)
 
@@ -140,7 +140,7 @@ def test_a_seamless_model_reads_the_style_as_it_is():
 
 
 def test_tiled_decoding_sees_the_other_side():
-    """A decoder that looks one pixel around itself, with zeros beyond the edge."""
+    """A decoder that averages over the neighbouring pixels, with zeros beyond the edge."""
 
     def decode(z):
         return torch.nn.functional.avg_pool2d(z, 3, 1, 1).repeat_interleave(8, -1).repeat_interleave(8, -2)

@@ -80,7 +80,7 @@ def test_a_seed_repeats_and_another_does_not():
     assert not torch.equal(one, other)
 
 
-def test_a_content_that_does_not_weigh_is_not_looked_at(monkeypatch):
+def test_a_content_that_does_not_weigh_is_not_read(monkeypatch):
     rows, of = rows_seen(monkeypatch), model()
     drawn(of, guide(of, content=contents() / SCALE), frames=1)
     assert rows == [(1, False), (1, True), (1, True)] * 3
@@ -89,7 +89,7 @@ def test_a_content_that_does_not_weigh_is_not_looked_at(monkeypatch):
     assert rows == [(1, False), (1, False), (1, True), (1, True)] * 3  # once per level, not per iteration
 
 
-def test_contents_that_do_not_fit_the_frames_are_refused_in_words():
+def test_contents_that_do_not_fit_the_frames_raise_an_error():
     of = model()
     with pytest.raises(ValueError, match="2 frames and the latent 3"):
         drawn(of, guide(of, content=contents(2) / SCALE), frames=3)

@@ -65,7 +65,7 @@ def test_optimisation_follows_the_official_loop(official, dtype, masked):
     from reelbrush.nodes.distill.optimize import DistillRecipe, References, distill, falling
 
     model = comfy_model(dtype)
-    content, style, text = pictures(dtype, 1 if masked else 2)  # the official mask serves one style picture
+    content, style, text = pictures(dtype, 1 if masked else 2)  # the official mask is for one style picture
     of_style, of_target = masks(128) if masked else (None, None)
     fake = pipeline(official, diffusers_unet(model), {"style": style, "content": content}, {"": text})
     with losses_of(official) as expected, double_stays_double():

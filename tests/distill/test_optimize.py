@@ -47,7 +47,7 @@ def test_the_style_loss_falls_and_the_content_holds_as_far_as_it_weighs():
 
 
 def test_the_gradient_is_that_of_the_weighted_losses():
-    """Against differences along a direction; the ideal output is a constant in it, so it is held still."""
+    """Against differences along a direction; the ideal output is a constant, so it is kept fixed."""
     content, z, way = (x.double() for x in (contents(), latents(1, 7), 1e-5 * latents(1, 8)))
     with references(model(dtype=torch.float64), content=content) as refs:
         style = refs.style_at(301)
@@ -162,9 +162,9 @@ def test_each_layer_sees_the_masks_at_its_own_size():
     assert float(losses[0]) == pytest.approx(expected)
 
 
-def test_a_label_that_vanishes_at_an_attention_resolution_is_refused_in_words():
+def test_a_label_that_vanishes_at_an_attention_resolution_raises_an_error():
     style_mask = torch.zeros(1, 64, 96)
-    style_mask[:, 1:5, 1:5] = 1.0  # seen by no token of the 4x6 layers
+    style_mask[:, 1:5, 1:5] = 1.0  # in no token of the 4x6 layers
     with (
         references(model(), styles(), contents(), style_mask, halves((64, 96), 0)) as refs,
         pytest.raises(ValueError, match="label 1, which the style mask does not have at the 6x4"),
@@ -172,7 +172,7 @@ def test_a_label_that_vanishes_at_an_attention_resolution_is_refused_in_words():
         distill(refs, contents(), [1], DistillRecipe())
 
 
-def test_masks_that_do_not_fit_are_refused_in_words():
+def test_masks_that_do_not_fit_raise_an_error():
     with references(model(), styles(), contents(), halves((8, 12), 0)) as refs:
         with pytest.raises(ValueError, match="target_mask is missing"):
             refs.check_masks(1)
@@ -181,7 +181,7 @@ def test_masks_that_do_not_fit_are_refused_in_words():
             refs.check_masks(2)
 
 
-def test_a_late_frame_s_unknown_label_is_refused_at_the_first_step(monkeypatch):
+def test_a_late_frame_s_unknown_label_raises_an_error_at_the_first_step(monkeypatch):
     target = torch.cat([halves((8, 12), 0), halves((8, 12), 0), halves((8, 12), 0) / 2])
     rows = rows_seen(monkeypatch)
     with (
@@ -218,7 +218,7 @@ def overflowing(monkeypatch, below):
     monkeypatch.setattr(features.FeatureReader, "__call__", broken)
 
 
-def test_a_nan_stops_the_run_in_words(monkeypatch):
+def test_a_nan_stops_the_run_with_an_error(monkeypatch):
     overflowing(monkeypatch, 500)
     with (
         references(model(), content=contents()) as refs,
@@ -289,7 +289,7 @@ def test_sdxl_is_read_in_its_last_six_layers_with_the_null_text_s_pooled_vector(
     assert seen[-1].style < 0.97 * seen[0].style
 
 
-def test_a_cancelled_run_stops_within_a_step_and_lets_go(monkeypatch):
+def test_a_cancelled_run_stops_within_a_step_and_releases_everything(monkeypatch):
     calls = []
 
     def cancel():

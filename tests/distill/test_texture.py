@@ -38,7 +38,7 @@ def test_soft_edges_and_noise_make_no_labels():
     assert clean.unique().tolist() == [1, 2, 3]
 
 
-def test_a_colour_that_the_source_lacks_is_refused_in_words():
+def test_a_colour_that_the_source_lacks_raises_an_error():
     with pytest.raises(ValueError, match="#00ff00"):
         texture.read_labels(stripes([RED, BLUE]), stripes([RED, GREEN]))
 
@@ -46,7 +46,10 @@ def test_a_colour_that_the_source_lacks_is_refused_in_words():
 def test_a_region_starts_as_pixels_of_its_source_region():
     g = torch.Generator().manual_seed(0)
     source = torch.rand(1, 32, 48, 3, generator=g)
-    source[:, :, :24, 0], source[:, :, 24:, 0] = 0.0, 1.0  # the red channel tells where a pixel came from
+    source[:, :, :24, 0], source[:, :, 24:, 0] = (
+        0.0,
+        1.0,
+    )  # the red channel is different for each source region
     of_source, of_target, _ = texture.read_labels(stripes([RED, BLUE]), stripes([BLUE, RED], 40, 56))
     start = texture.fill(source, of_source, of_target, seed=3)
     assert start.shape == (1, 40, 56, 3)

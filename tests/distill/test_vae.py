@@ -61,7 +61,7 @@ def test_tuning_redraws_the_picture_and_leaves_the_vae_alone(caplog):
         after = tuned.decode(tuned.encode(image))
     assert all(torch.equal(p, weights[name]) for name, p in vae.get_sd().items())
     assert seen == list(range(40))
-    # The host would say here that a loaded network outlives what it was loaded by.
+    # ComfyUI would warn here of a network that is still loaded after its patcher is deleted.
     with caplog.at_level(logging.WARNING):
         management.load_models_gpu([vae.patcher])
         management.cleanup_models_gc()

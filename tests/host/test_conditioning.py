@@ -6,7 +6,7 @@ from reelbrush.nodes.host import FrameSlice, drop_controls
 
 
 class Control:
-    """What core's ControlBase keeps."""
+    """The attributes of ComfyUI's ControlBase."""
 
     def __init__(self, frames, previous=None):
         self.cond_hint_original = torch.arange(frames * 1.0).view(frames, 1, 1, 1)
@@ -29,13 +29,15 @@ def test_hints_stay_with_their_frames():
     assert other.extra_concat_orig[0].flatten().tolist() == [20, 30]
     assert other.previous_controlnet.cond_hint_original.flatten().tolist() == [0]
     assert mine.cond_hint is None and mine.network is control.network and mine.timestep_range == (5, 1)
-    assert control.cond_hint_original.shape[0] == 6 and control.cond_hint is not None  # theirs is untouched
+    assert (
+        control.cond_hint_original.shape[0] == 6 and control.cond_hint is not None
+    )  # the original is unchanged
     again = FrameSlice([0, 1], [0, 1], 6, shared).control(control)
     assert again is mine  # scaled hints are kept from step to step
 
 
 def test_hints_in_a_window_are_those_of_the_clip():
-    """Core Context Windows hand the whole hint to every window."""
+    """ComfyUI's Context Windows give the whole hint to every window."""
     control = Control(8)
     chunk = FrameSlice([0, 1], [5, 6], 3, {})
     assert chunk.control(control).cond_hint_original.flatten().tolist() == [5, 6]

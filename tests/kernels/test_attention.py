@@ -50,7 +50,7 @@ def test_one_row_of_keys_serves_all_queries():
         torch.testing.assert_close(many, single)
 
 
-def test_a_backend_that_cannot_serve_says_why_by_name_and_steps_aside_otherwise():
+def test_a_backend_that_cannot_compute_a_call_raises_by_name_and_is_skipped_otherwise():
     q = torch.randn(1, 1, 2, 4)
     with pytest.raises(ValueError, match="xformers"):
         attend(q, q, q, backend="xformers")  # not installed, or these tensors are on the CPU

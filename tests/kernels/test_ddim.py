@@ -90,7 +90,7 @@ def test_clean_latents_are_asked_at_the_lowest_level_the_model_knows():
     assert calls == [0.03]
 
 
-def test_another_convention_is_refused_in_words():
+def test_another_convention_raises_an_error():
     with pytest.raises(ValueError, match="next or current"):
         inverse_step(torch.zeros(1), lambda z, s: z, 0.0, 0.1, convention="previous")
 

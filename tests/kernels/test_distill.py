@@ -77,7 +77,7 @@ def test_the_style_itself_has_no_loss():
     assert float(distill.query_distance(q, q).detach()) == 0
 
 
-def test_a_frame_does_not_care_who_shares_the_call():
+def test_a_frame_does_not_depend_on_the_others_in_the_call():
     q, k, v, style = tensors(3, 2, 12, 9, 8)
     together = loss_of(q, k, v, style)
     alone = [loss_of(q[i:][:1], k[i:][:1], v[i:][:1], style) for i in range(3)]
@@ -103,7 +103,7 @@ def test_masks_shrink_to_each_resolution_as_names():
     assert sorted(distill.labels_at(mask, 3, 5).unique().tolist()) == [0, 128]  # no level in between appears
 
 
-def test_a_target_label_that_the_style_lacks_is_refused_in_words():
+def test_a_target_label_that_the_style_lacks_raises_an_error():
     q, k, v, style = tensors(1, 2, 12, 9, 8)
     of_style, of_target = some_labels(1, 12, 9)
     of_target[0, 3] = 128
@@ -111,14 +111,14 @@ def test_a_target_label_that_the_style_lacks_is_refused_in_words():
         loss_of(q, k, v, style, labels=(of_style, of_target))
 
 
-def test_style_features_of_another_model_are_refused_in_words():
+def test_style_features_of_another_model_raise_an_error():
     q, k, v, (k_style, v_style) = tensors(1, 4, 8, 8, 16)
     with pytest.raises(ValueError, match="same model"):
         loss_of(q, k, v, (k_style[:, :2], v_style[:, :2]))
 
 
 def peak(n, masked, path):
-    """Bytes that forward and backward over n tokens hold at most, by the allocator's own count."""
+    """Peak memory of forward and backward over n tokens in bytes, by the allocator's own count."""
     q, k, v, style = tensors(1, 2, n, n, 32, torch.float32)
     labels = some_labels(1, n, n) if masked else None
     with profile(profile_memory=True) as seen:

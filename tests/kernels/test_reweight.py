@@ -83,7 +83,7 @@ def test_masked_out_style_tokens_are_not_there():
     torch.testing.assert_close(masked, reweighted_attention(q, content, (k_s[:, :, kept], v_s[:, :, kept])))
 
 
-def test_a_style_of_another_model_is_refused_in_words():
+def test_a_style_of_another_model_raises_an_error():
     q, content, (k_s, v_s) = tensors(1, 4, 8, 8, 16)
     with pytest.raises(ValueError, match="same model"):
         reweighted_attention(q, content, (k_s[:, :2], v_s[:, :2]))

@@ -83,18 +83,18 @@ def _plain(in_file: str) -> str:
 
 def names_of(keys: Iterable[str]) -> tuple[dict[LayerName, dict[str, str]], list[str]]:
     """The keys of each layer by matrix ("down", "up", "alpha", "mid"), and all other keys."""
-    found: dict[LayerName, dict[str, str]] = {}
+    layers: dict[LayerName, dict[str, str]] = {}
     rest: list[str] = []
     for key in keys:
         for ending, side in _SIDES:
             match = re.fullmatch(rf"(.+?){ending}", key)
             path = path_of(match[1]) if match else None
             if path is not None:
-                found.setdefault(LayerName(path, _plain(match[1])), {})[side] = key
+                layers.setdefault(LayerName(path, _plain(match[1])), {})[side] = key
                 break
         else:
             rest.append(key)
-    return {name: sides for name, sides in found.items() if {"down", "up"} & sides.keys()}, rest
+    return {name: sides for name, sides in layers.items() if {"down", "up"} & sides.keys()}, rest
 
 
 def naming(model: Any) -> str:

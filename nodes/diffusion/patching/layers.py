@@ -62,11 +62,11 @@ def network(model: Any) -> torch.nn.Module:
 def attention_layers(model: Any) -> list[AttentionLayer]:
     """Every self-attention layer in execution order."""
     net = network(model)
-    parts = [("input", i, b) for i, b in enumerate(net.input_blocks)]
-    parts += [("middle", 0, net.middle_block)] if net.middle_block is not None else []
-    parts += [("output", i, b) for i, b in enumerate(net.output_blocks)]
+    blocks = [("input", i, b) for i, b in enumerate(net.input_blocks)]
+    blocks += [("middle", 0, net.middle_block)] if net.middle_block is not None else []
+    blocks += [("output", i, b) for i, b in enumerate(net.output_blocks)]
     layers: list[AttentionLayer] = []
-    for kind, number, block in parts:
+    for kind, number, block in blocks:
         block_path = "middle_block" if kind == "middle" else f"{kind}_blocks.{number}"
         for position, module in enumerate(block):
             for index, transformer in enumerate(getattr(module, "transformer_blocks", ())):

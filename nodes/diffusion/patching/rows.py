@@ -120,10 +120,12 @@ class FrameSplitter:
         for start in range(0, len(x), size):
             host.check_interrupt()
             places = list(range(start, min(start + size, len(x))))
-            part = host.FrameSlice(places, [frames[i] for i in places], len(x), self._controls)
-            inner = {**options, "transformer_options": {**transformer_options, FRAMES: part.frames}}
-            cut = [side if side is None else [part.cond(c) for c in side] for side in conds]
-            calls.append(run(base, cut, x[places], sigma[places] if len(sigma) == len(x) else sigma, inner))
+            cut = host.FrameSlice(places, [frames[i] for i in places], len(x), self._controls)
+            inner = {**options, "transformer_options": {**transformer_options, FRAMES: cut.frames}}
+            sliced = [side if side is None else [cut.cond(c) for c in side] for side in conds]
+            calls.append(
+                run(base, sliced, x[places], sigma[places] if len(sigma) == len(x) else sigma, inner)
+            )
         return [torch.cat(side) for side in zip(*calls, strict=True)]
 
     def cleanup(self) -> None:

@@ -43,14 +43,14 @@ def test_thirty_steps_are_the_official_timesteps(mini):
     assert len(levels(mini, 1000)) == 1000
 
 
-def test_any_sigmas_serve_upwards(mini):
+def test_any_sigmas_can_be_inverted_through(mini):
     given = torch.tensor([7.0, 2.0, 0.5, 0.0, 0.0])
     assert levels(mini, 50, given).tolist() == [0.0, 0.5, 2.0, 7.0]
     with pytest.raises(ValueError, match="two noise levels"):
         levels(mini, 50, torch.tensor([3.0]))
 
 
-def test_a_flow_model_is_refused_in_words(mini):
+def test_a_flow_model_raises_an_error(mini):
     flow = mini.clone()
     sampling = tiny.ModelSampling()
     sampling.sigmas = torch.linspace(0.001, 1, 1000)
@@ -216,7 +216,7 @@ def test_comfyui_and_the_stand_in_agree(monkeypatch):
 
 @pytest.mark.comfyui
 def test_sdxl_is_told_its_size():
-    """The guider adds SDXL's vector; inverting without it would be refused by the UNet."""
+    """The guider adds SDXL's vector; the UNet raises an error without it."""
     model, seen = tiny.comfy_model("sdxl"), []
     watched = model.clone()
 

@@ -61,21 +61,21 @@ def test_the_texts_of_the_steps_follow_each_other_between_the_levels(model):
     assert entries[0][1]["start_percent"] == 0 and entries[-1][1]["end_percent"] == 1
     assert all(values["width"] == 5 for _, values in entries)
 
-    def speaking(sigma):
+    def active(sigma):
         """Which entries ComfyUI takes at a noise level."""
         ends = [[sampling.percent_to_sigma(v[f"{e}_percent"]) for e in ("start", "end")] for _, v in entries]
         return [i for i, (start, end) in enumerate(ends) if end <= sigma <= start]
 
     for i, sigma in enumerate(sigmas[:-1].tolist()):
         for near in (sigma * 0.999, sigma, sigma * 1.001):
-            assert speaking(near) == [i]
+            assert active(near) == [i]
     for sigma in torch.linspace(0.001, 14.6, 500).tolist():
-        assert len(speaking(sigma)) >= 1  # never nobody, not at a border either
+        assert len(active(sigma)) >= 1  # also at a border
     for high, low in zip(sigmas[:-2].tolist(), sigmas[1:-1].tolist(), strict=True):
-        assert len(speaking((high * low) ** 0.5)) == 1  # DPM-2's point
+        assert len(active((high * low) ** 0.5)) == 1  # DPM-2's point
 
 
-def test_a_trajectory_of_another_model_is_refused_in_words(model):
+def test_a_trajectory_of_another_model_raises_an_error(model):
     _, _, made, text, null = clip(model, steps=3)
     made.family = "sd2"
     with pytest.raises(ValueError, match="made with a sd2 model"):

@@ -28,7 +28,7 @@ def test_timestep_undoes_the_model_s_schedule(t):
     assert timestep(float(SCHEDULE[t])) == pytest.approx(t, abs=1e-3)
 
 
-def test_timestep_goes_on_beyond_the_schedule():
+def test_timestep_continues_beyond_the_schedule():
     assert timestep(0) == -1
     assert timestep(float(SCHEDULE[0]) / 2) == pytest.approx(-0.5, abs=1e-4)
     assert 999 < timestep(20) < timestep(4000) < math.inf
@@ -47,7 +47,7 @@ def test_between_levels_linear_in_timestep():
 
 
 @given(st.floats(0, 1e9))
-def test_anywhere_it_answers_within_its_levels(sigma):
+def test_latents_at_any_level_are_between_those_of_its_levels(sigma):
     made = trajectory()
     found = made.at(sigma)
     assert found.shape == made.latents.shape[1:]
@@ -89,14 +89,14 @@ def test_what_cannot_be_saved_is_left_out(tmp_path, caplog):
 @pytest.mark.parametrize(
     "content", [b"", b"no safetensors at all", None], ids=["empty", "text", "others' weights"]
 )
-def test_another_file_is_refused_in_words(tmp_path, content):
+def test_another_file_raises_an_error(tmp_path, content):
     path = tmp_path / "other.safetensors"
     save_file({"a": torch.zeros(2)}, path) if content is None else path.write_bytes(content)
     with pytest.raises(ValueError, match="not a trajectory"):
         load(path)
 
 
-def test_another_model_family_is_refused_in_words():
+def test_another_model_family_raises_an_error():
     with pytest.raises(ValueError, match="made with a sd1 model, this model is sdxl"):
         trajectory().require("sdxl")
 

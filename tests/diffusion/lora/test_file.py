@@ -1,4 +1,4 @@
-"""LoRA files: every format gives the same low-rank changes; what is none, or for another base, is refused."""
+"""LoRA files: every format gives the same low-rank changes; other files and other bases raise errors."""
 
 import json
 import re
@@ -227,7 +227,7 @@ def test_names_by_hand():
     )
 
 
-# -- refusals --------------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------
 
 
 def refused(tensors, folder, metadata=None):
@@ -254,11 +254,11 @@ def refused(tensors, folder, metadata=None):
         ("something.weight", "all its weights are unknown"),
     ],
 )
-def test_a_file_that_is_no_lora_is_told_what_it_looks_like(key, words, tmp_path):
+def test_a_file_that_is_not_a_lora_raises_an_error_that_says_what_it_is(key, words, tmp_path):
     assert words in refused({key: torch.zeros(2, 2)}, tmp_path)
 
 
-def test_a_dora_is_not_half_read(tmp_path):
+def test_a_dora_raises_an_error(tmp_path):
     tensors = spelled(lora_for(unet("sd15")), "sd15", "kohya")
     key = next(iter(tensors)).partition(".")[0]
     assert "a DoRA" in refused(tensors | {f"{key}.dora_scale": torch.ones(32, 1)}, tmp_path)
@@ -280,7 +280,7 @@ def test_damaged_files(tmp_path):
             load(tmp_path / name)
 
 
-def test_another_base_is_refused_by_shape_in_words():
+def test_another_base_raises_an_error():
     one, two, xl = (unet(k) for k in ("sd15", "sd21", "sdxl"))
     lora = lora_for(one)
     lora.check(one)

@@ -168,7 +168,7 @@ def test_the_same_seed_gives_the_same_lora(home):
     assert all(float(p.up.abs().max()) > 0 for p in first.weights.values())
 
 
-class Stop(Exception):  # noqa: N818 - a person's cancel
+class Stop(Exception):  # noqa: N818 - a cancel
     pass
 
 
@@ -180,7 +180,7 @@ def stopped_at(monkeypatch, step):
     monkeypatch.setattr(host.Progress, "at", at)
 
 
-def test_a_cancelled_training_goes_on_bit_for_bit(home, monkeypatch):
+def test_a_cancelled_training_continues_bit_for_bit(home, monkeypatch):
     model = make()
     whole = trained(model, save_as="whole")
     with monkeypatch.context() as patch, pytest.raises(Stop):
@@ -195,7 +195,7 @@ def test_a_cancelled_training_goes_on_bit_for_bit(home, monkeypatch):
     assert same(*[lora.load(f) for f in files])
 
 
-def test_a_killed_training_goes_on_from_its_last_state(home):
+def test_a_killed_training_continues_from_its_last_state(home):
     """No exception, no clean-up: only what was on disk two steps before the end."""
     model, file, seen = make(), home / "state.pt", []
 
@@ -206,7 +206,7 @@ def test_a_killed_training_goes_on_from_its_last_state(home):
 
     def keep(training, _):
         seen.append(training.step)
-        if training.step == 5:  # it is saved after this, so that what is there is of step 4
+        if training.step == 5:  # the file is still of step 4
             shutil.copy(file, home / "kept.pt")
 
     whole = run(keep)
@@ -218,7 +218,7 @@ def test_a_killed_training_goes_on_from_its_last_state(home):
     assert not list(home.glob("*.part"))
 
 
-def test_more_steps_go_on_and_fewer_begin_anew(home):
+def test_more_steps_go_on_and_fewer_begin_start_again(home):
     model = make()
     long = LoRARecipe(rank=4, steps=9, learning_rate=1e-2)
     straight = trained(model, recipe=long, save_as="straight")
@@ -256,7 +256,7 @@ LEFT = ("_buffers", "forward", "weight_function", "bias_function") if INSIDE els
 
 
 def state_of(model):
-    """Weights, and what stands on the modules themselves."""
+    """Weights, and the attributes of the modules."""
     net = model.model.diffusion_model
     weights = {k: v.clone() for k, v in net.state_dict().items()}
     return weights, {
@@ -313,7 +313,7 @@ def test_the_node_saves_what_it_gives(home):
     assert "sub/monet.safetensors" in host.model_names(lora.KIND)
 
 
-def test_a_model_of_another_kind_is_told(home):
+def test_a_model_of_another_kind_raises_an_error(home):
     model = make()
     model.model.model_sampling.calculate_denoised = lambda sigma, output, x: output
     with pytest.raises(ValueError, match="predicts neither noise nor velocity"):

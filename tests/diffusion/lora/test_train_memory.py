@@ -46,7 +46,7 @@ def test_recomputing_holds_less_and_free_memory_decides(monkeypatch):
             assert training.recomputation.on is recompute
 
 
-def test_out_of_memory_goes_on_with_recomputing(home, monkeypatch):
+def test_out_of_memory_continues_with_recomputing(home, monkeypatch):
     model, real, failed = make(), LoRATraining.advance, []
     whole = trained(model, save_as="whole")
 
@@ -66,7 +66,7 @@ def test_out_of_memory_goes_on_with_recomputing(home, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.skipif(INSIDE, reason="ComfyUI decides the precision at loading")
 def test_mixed_precision(home, dtype):
-    """Half-precision weights, float32 branches: what is learned lowers float32's loss, too; overflows are
+    """Half-precision weights, float32 branches: the LoRA also lowers the loss in float32; overflows are
     met."""
     recipe = LoRARecipe(rank=4, steps=20, learning_rate=3e-2)
 
@@ -90,6 +90,6 @@ def test_mixed_precision(home, dtype):
     assert before - loss(half.branches) > 0.5 * (before - loss(full.branches)) > 0.01 * before
 
 
-def test_a_nan_is_told(home):
+def test_a_nan_raises_an_error(home):
     with pytest.raises(RuntimeError, match="met a NaN at step 1: lower learning_rate"):
         trained(make(), pictures() * float("inf"))

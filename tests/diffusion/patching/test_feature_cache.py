@@ -120,7 +120,7 @@ def test_weights_are_the_same_only_with_the_same_hooks_patches_and_living_base()
     twin.current_patcher = patcher()
     assert host.weights_key(twin) != key
     del base
-    assert host.weights_key(twin) != key  # what is gone equals nothing
+    assert host.weights_key(twin) != key  # a deleted object equals nothing
     twin.current_patcher = None
     assert host.weights_key(twin) != host.weights_key(twin)  # not inside a run: never reused
 
@@ -165,7 +165,7 @@ def test_nothing_is_left_after_a_run_or_a_cancelled_one(kind):
 
 @BOTH
 def test_a_long_clip_s_content_does_not_pile_up_on_the_device(kind):
-    """StyleID's content queries in calls of two: each frame read once per step, four frames held at most."""
+    """StyleID's content queries in calls of two: each frame read once per step, four frames kept at most."""
     model, held = make(kind), []
     content, style = trajectory(model, frames=10, seed=20), trajectory(model)
     node = reference(model, style, "style-id", layers="10-15", content=content)

@@ -37,7 +37,7 @@ def test_rows_of_a_call(options, batch, frames, sides):
     assert (found.frames, found.sides, found.count) == (frames, sides, len(frames))
 
 
-def test_rows_that_do_not_divide_are_refused_in_words():
+def test_rows_that_do_not_divide_raise_an_error():
     with pytest.raises(RuntimeError, match="5 rows cannot be divided among 2"):
         rows({"cond_or_uncond": [0, 1]}, 5)
 

@@ -40,7 +40,7 @@ def test_expressions_name_layers(expression, count, expected):
 @pytest.mark.parametrize(
     "bad", ["", "10-16", "5-3", "x", "1-2-3", "last", "last x", "-1", "all 3", "1,,2", "1.5"]
 )
-def test_a_bad_expression_is_answered_with_examples(bad):
+def test_a_bad_expression_raises_an_error_with_examples(bad):
     with pytest.raises(ValueError, match=r'write "all", "none", "last 6".*layers are 0..15'):
         pick(bad, 16)
 
@@ -82,7 +82,7 @@ def test_layers_10_to_15_of_sd15_are_output_blocks_6_to_11(kind):
     ]
 
 
-def test_another_kind_of_model_is_refused_in_words():
+def test_another_kind_of_model_raises_an_error():
     with pytest.raises(ValueError, match="not a Stable Diffusion"):
         attention_layers(torch.nn.Linear(2, 2))
 
@@ -152,7 +152,7 @@ def test_gradients_reach_the_latents_when_asked(kind):
 
 
 @BOTH
-def test_a_part_that_changes_nothing_leaves_the_sample_bit_equal_and_the_model_untouched(kind):
+def test_a_patch_that_changes_nothing_leaves_the_sample_bit_equal_and_the_model_untouched(kind):
     model = make(kind)
     before, plain = fingerprint(model), sample(model, cfg=2.0)
     patched = model.clone()
@@ -168,7 +168,7 @@ def test_a_part_that_changes_nothing_leaves_the_sample_bit_equal_and_the_model_u
 
 
 @BOTH
-def test_parts_wrap_what_other_nodes_set_before_and_after(kind):
+def test_patches_wrap_what_other_nodes_set_before_and_after(kind):
     """Another pack's replacement halves a layer; a part of ours doubles it, whichever node comes first."""
     model = make(kind)
     layer = attention_layers(model)[12]
@@ -197,7 +197,7 @@ def test_parts_wrap_what_other_nodes_set_before_and_after(kind):
 
 
 @BOTH
-def test_parts_of_a_higher_rank_see_q_k_v_first_whatever_the_order_of_nodes(kind):
+def test_patches_of_a_higher_rank_see_q_k_v_first_whatever_the_order_of_nodes(kind):
     model, calls = make(kind), []
     layer = attention_layers(model)[3]
 
@@ -218,7 +218,7 @@ def test_parts_of_a_higher_rank_see_q_k_v_first_whatever_the_order_of_nodes(kind
 
 
 @BOTH
-def test_reading_inside_a_run_equals_reading_alone_and_skips_other_parts(kind):
+def test_reading_inside_a_run_equals_reading_alone_and_skips_other_patches(kind):
     model = make(kind)
     chosen = pick_layers(model, "5, 12")
     other, cond, found = latents(3, seed=4), conditioning(model, seed=6), []
@@ -246,7 +246,7 @@ def test_reading_inside_a_run_equals_reading_alone_and_skips_other_parts(kind):
 
 
 @BOTH
-def test_merged_tokens_are_refused_in_words(kind):
+def test_merged_tokens_raise_an_error(kind):
     model = make(kind).clone()
     model.set_model_attn1_patch(lambda n, k, v, extra: (n[:, ::2], k, v))
     attend = lambda q, k, v, site: site.inner(q, k, v)  # noqa: E731
