@@ -27,11 +27,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import tiny_denoiser as own
 import torch
-from pictures import square
 from torch import Tensor
 
+from reelbrush.lab import tiny_denoiser as own
+from reelbrush.lab.pictures import square
 from reelbrush.nodes import host
 from reelbrush.nodes.distill import features, texture
 from reelbrush.nodes.distill.expand import ladder, sampling_step

@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from ad_clip import ROOT, loaded
 from ad_sheets import FIRE
-from pictures import square
 from torch import Tensor
+
+from reelbrush.lab.pictures import square
 
 log = logging.getLogger("ad_vae")
 LAYOUT = {

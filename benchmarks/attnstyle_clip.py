@@ -22,13 +22,12 @@ import resource
 import time
 from pathlib import Path
 
-import attnstyle_judge
-import attnstyle_texture
 import cv2
 import torch
 from torch import Tensor
 
 from reelbrush.kernels.flow import difference, validity, warp, warping_error
+from reelbrush.lab import attnstyle_judge, attnstyle_texture
 from reelbrush.nodes.attnstyle.curriculum import Weights
 from reelbrush.nodes.attnstyle.keyframes import pick
 from reelbrush.nodes.attnstyle.losses import local_variance

@@ -32,13 +32,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import attnstyle_judge as towers
 import cv2
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from reelbrush.lab import attnstyle_judge as towers
 from reelbrush.nodes.attnstyle.curriculum import Weights
 from reelbrush.nodes.attnstyle.losses import (
     ClassificationLoss,

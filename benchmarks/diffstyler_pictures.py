@@ -23,15 +23,15 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import tiny_denoiser as own
 import torch
-from made_styles import style_picture
-from pictures import square
 from temporal_clip import clip as frames_of
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, max_pool2d
 from zstar_pictures import CONTENTS, Bench, distances
 
+from reelbrush.lab import tiny_denoiser as own
+from reelbrush.lab.made_styles import style_picture
+from reelbrush.lab.pictures import square
 from reelbrush.nodes.diffusion.inversion.inversion import psnr
 from reelbrush.nodes.diffusion.lora import file as lora
 from reelbrush.nodes.diffusion.nodes_inject import ApplyStyleLoRA, Inject

@@ -38,18 +38,18 @@ from statistics import mean, stdev
 import cv2
 import numpy as np
 import torch
-from pictures import square
 from safetensors import safe_open
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from reelbrush.lab.pictures import square
 from reelbrush.nodes.common.contact_sheet import spread
 from reelbrush.nodes.flow.conventions import Convention
 from reelbrush.nodes.flow.measure import versions
 from reelbrush.nodes.stya2k.data import pictures_in, twins
 from reelbrush.nodes.stya2k.losses import content_loss, moments_loss
 from reelbrush.nodes.stya2k.perceptual import Perceptual, load_perceptual
-from reelbrush.nodes.stya2k.style import Part, Picture, Style, load_model
+from reelbrush.nodes.stya2k.style import Style, StylePart, load_model
 from reelbrush.nodes.stya2k.stylize import Look, stylize
 from reelbrush.nodes.video.lazy_video import LazyVideo
 
@@ -133,7 +133,7 @@ def methods(models: dict[str, tuple[Path, Look]]) -> dict[str, Method]:
         loaded = load_model(path, "float32")
 
         def run(c: Tensor, s: Tensor, loaded=loaded, look=look) -> Tensor:
-            style = Style(loaded, (Part(Picture(s.permute(0, 2, 3, 1))),))
+            style = Style(loaded, (StylePart(s.permute(0, 2, 3, 1)),))
             return stylize(style, c.permute(0, 2, 3, 1), look, 1).permute(0, 3, 1, 2).clamp(0, 1)
 
         found[name] = run

@@ -25,11 +25,11 @@ from pathlib import Path
 
 import cv2
 import torch
-from pictures import square
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from zstar_pictures import STYLES, Bench
 
+from reelbrush.lab.pictures import square
 from reelbrush.nodes.diffusion.nodes_clip import FramesPerCall
 from reelbrush.nodes.diffusion.patching import unet
 from reelbrush.nodes.diffusion.patching.layers import pick_layers, sigma_range
@@ -59,7 +59,7 @@ def run(
         temporal.attach(model)
         if name == "forgetful":
 
-            def forget(call: unet.Pass) -> Tensor:
+            def forget(call: unet.UNetCall) -> Tensor:
                 temporal.drop()
                 return call.run()
 

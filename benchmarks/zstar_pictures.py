@@ -26,11 +26,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import cv2
-import tiny_denoiser as own
 import torch
-from pictures import square
 from torch import Tensor
 
+from reelbrush.lab import tiny_denoiser as own
+from reelbrush.lab.pictures import square
 from reelbrush.nodes import host
 from reelbrush.nodes.diffusion.nodes_style import MatchLatent, ReferenceAttention, ZStar
 from reelbrush.nodes.diffusion.nodes_trajectory import Invert
@@ -46,7 +46,7 @@ class Bench:
 
     def __init__(self, weights: str, steps: int, refine: int):
         self.model, self.vae, self.null = own.load(weights), own.load_vae(weights), own.encode_text("")
-        self.tools, self.steps, self.refine = own.tiny("tiny"), steps, refine
+        self.tools, self.steps, self.refine = own.tiny, steps, refine
         host.sample = self.tools.sample
 
     def invert(self, images: Tensor, frames_per_call: int = 0) -> tuple:

@@ -1,6 +1,7 @@
 """The package as it is installed and as ComfyUI loads it."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -110,26 +111,18 @@ def test_the_imports_are_found():
     }
 
 
-def test_names_that_benchmarks_import_from_each_other_exist():
-    """Benchmarks need weights or ComfyUI to run, so no other test notices a renamed function."""
-    trees = {p.stem: ast.parse(p.read_text()) for p in (ROOT / "benchmarks").glob("*.py")}
-    held = {
-        name: {
-            word.id if isinstance(word, ast.Name) else getattr(word, "asname", None) or word.name
-            for word in ast.walk(tree)
-            if isinstance(word, ast.Name | ast.FunctionDef | ast.ClassDef | ast.alias)
-            and not (isinstance(word, ast.Name) and isinstance(word.ctx, ast.Load))
-        }
-        for name, tree in trees.items()
-    }
-    wanted = [
-        (name, node.module, alias.name)
-        for name, tree in trees.items()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module in trees
-        for alias in node.names
-    ]
-    assert wanted and [x for x in wanted if x[2] not in held[x[1]]] == []
+TOOLS = sorted(p for folder in ("benchmarks", "lab") for p in (ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", TOOLS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_names_that_benchmarks_and_lab_import_exist(path):
+    """Some of them need weights or ComfyUI to run, so no other test notices a renamed function."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("reelbrush"):
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                if not hasattr(module, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")
 
 
 def test_importing_the_package_imports_nothing_heavy():

@@ -1,16 +1,16 @@
 """A small image/text scorer for AttnStyle's benchmarks, trained in five minutes of one CPU thread.
 
-    python benchmarks/attnstyle_judge.py --pictures FOLDER... --out judge.safetensors
+    python lab/attnstyle_judge.py --pictures FOLDER... --out judge.safetensors
 
-Two towers meet in one space, as in CLIP: a convolutional image tower whose embedding is the mean of its
-patch tokens, and a text tower that is a bag of words it knows. What a word means is not learned from
-people but computed from the picture (`measures`): hue shares, brightness, gradient energy. A picture's
-target is a softmax over its standardised measures, with "photo" as the word for a picture in which
-nothing stands out. Pictures are tinted, darkened, blurred, striped and roughened at random, so that
-every word is met in all strengths; half of each batch is perturbed along the gradient's sign, so that
-the judge is harder to please by noise that nobody sees.
+Two networks embed pictures and texts into one space, as in CLIP. The image network is convolutional; its
+embedding is the mean of its patch tokens. The text network sees a bag of known words. The meaning of a word
+is computed from the picture (`measures`): hue shares, brightness, gradient energy. A picture's target is a
+softmax over its standardized measures; "photo" is the word for a picture in which nothing is prominent.
+Pictures are tinted, darkened, blurred, striped and roughened at random, so that every word occurs in all
+strengths. Half of each batch is perturbed along the gradient's sign, which makes it harder to raise the score
+by invisible noise.
 
-The pictures whose number in the sorted list is divisible by `HELD_OUT` are never shown to it.
+The pictures whose number in the sorted list is divisible by `HELD_OUT` are not used in training.
 """
 
 import argparse
@@ -19,13 +19,12 @@ import math
 import time
 from pathlib import Path
 
-import cv2
-import numpy
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, gelu, grid_sample, interpolate, normalize
 
+from reelbrush.lab.pictures import square
 from reelbrush.nodes.attnstyle.judge import EmbeddingJudge
 
 log = logging.getLogger("attnstyle_judge")
@@ -38,10 +37,10 @@ HUES = {"red": 0.0, "golden": 50.0, "green": 120.0, "blue": 220.0, "purple": 295
 SIZE = 64
 HELD_OUT = 10
 SHARPNESS = 2.0
-PHOTO = 1.0  # how many deviations a measure has to stand out before it is named
+PHOTO = 1.0  # the target is "photo" if no measure exceeds this many deviations
 
 
-# -- what the words mean ---------------------------------------------------------------------------
+# -- measures of the words ---------------------------------------------------------------------------
 
 
 def measures(x: Tensor) -> Tensor:
@@ -77,7 +76,7 @@ def _angle(a: Tensor, b: float) -> Tensor:
 
 
 def target(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """The distribution over WORDS that a picture deserves, [N, 11]."""
+    """The target distribution over WORDS, [N, 11]."""
     z = (measures(x) - mean) / std
     z = torch.cat([z, torch.full_like(z[:, :1], PHOTO)], dim=1)
     return (SHARPNESS * z).softmax(1)
@@ -137,21 +136,10 @@ def picture_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
 
 
-def held_out(folder: Path) -> list[Path]:
-    """The pictures of a folder that the judge never sees."""
-    return picture_files(folder)[::HELD_OUT]
-
-
 def load(files: list[Path], side: int) -> Tensor:
-    """uint8 [N, 3, side, side]: the middle square of each picture."""
-    pictures = []
-    for file in files:
-        image = cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2RGB)
-        h, w = image.shape[:2]
-        s = min(h, w)
-        image = image[(h - s) // 2 : (h + s) // 2, (w - s) // 2 : (w + s) // 2]
-        pictures.append(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA))
-    return torch.from_numpy(numpy.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+    """uint8 [N, 3, side, side]: the center square of each picture."""
+    pictures = torch.cat([square(file, side) for file in files])
+    return (pictures * 255).round().byte().permute(0, 3, 1, 2).contiguous()
 
 
 def vary(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -225,10 +213,8 @@ class WordJudge(EmbeddingJudge):
 # -- training --------------------------------------------------------------------------------------
 
 
-def train(
-    pool: Tensor, steps: int, state: Path, seconds: float, seed: int = 0
-) -> tuple[Towers, dict[str, Tensor]] | None:
-    """The trained towers; None when `seconds` of CPU were over first: then `state` holds where to go on."""
+def train(pool: Tensor, steps: int, seed: int = 0) -> tuple[Towers, dict[str, Tensor]]:
+    """The trained networks, and the statistics of the measures."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     plain = measures(crops(pool, 2048, generator))
@@ -236,22 +222,11 @@ def train(
     std[: len(HUES)] = std[: len(HUES)].max()  # one unit of color for all hues: purple is rare
     towers = Towers().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(towers.parameters(), lr=2e-3, weight_decay=1e-3)
-    first = 0
-    if state.exists():
-        kept = torch.load(state, weights_only=True)
-        towers.load_state_dict(kept["towers"])
-        optimizer.load_state_dict(kept["optimizer"])
-        generator.set_state(kept["generator"])
-        first = kept["step"]
     start = time.process_time()
-    for step in range(first, steps):
-        if time.process_time() - start > seconds:
-            parts = {"towers": towers.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save(parts | {"generator": generator.get_state(), "step": step}, state)
-            return None
-        done = step / steps
+    for step in range(steps):
+        rate = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min(1, step / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+            group["lr"] = 2e-3 * min(1, step / 50) * rate
         x = vary(crops(pool, 48, generator), generator)
         goal = target(x, mean, std)
         # the worst of a small box around half of the pictures, by one signed step
@@ -263,16 +238,16 @@ def train(
         loss.backward()
         optimizer.step()
         if step % 50 == 0:
-            floor = -(goal * goal.clamp_min(1e-9).log()).sum(1).mean()
+            least = -(goal * goal.clamp_min(1e-9).log()).sum(1).mean()
             log.info(
-                "step %d, %.0f s of CPU: cross entropy %.3f (its floor %.3f)",
-                *(step, time.process_time() - start, loss.item(), floor.item()),
+                "step %d, %.0f s of CPU: cross entropy %.3f (at least %.3f)",
+                *(step, time.process_time() - start, loss.item(), least.item()),
             )
     return towers.train(False), {"mean": mean, "std": std}
 
 
 def agreement(towers: Towers, stats: dict[str, Tensor], pool: Tensor) -> tuple[float, float]:
-    """On pictures never seen: mean |P - target|, and how often the first word is the same."""
+    """On held-out pictures: mean |P - target|, and how often the first word is the same."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         x = vary(crops(pool, 512, generator), generator)
@@ -288,20 +263,14 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=1100)
-    parser.add_argument("--seconds", type=float, default=math.inf, help="of CPU; run again to go on")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    unseen = [f for folder in args.pictures for f in held_out(folder)]
-    seen = [f for folder in args.pictures for f in picture_files(folder) if f not in set(unseen)]
-    state = args.out.with_suffix(".state")
-    trained = train(load(seen, 96), args.steps, state, args.seconds)
-    if trained is None:
-        log.info("not finished: run the same command again")
-        return
-    towers, stats = trained
-    state.unlink(missing_ok=True)
+    files = [picture_files(folder) for folder in args.pictures]
+    unseen = [f for names in files for f in names[::HELD_OUT]]
+    seen = [f for names in files for f in names if f not in set(unseen)]
+    towers, stats = train(load(seen, 96), args.steps)
     error, same = agreement(towers, stats, load(unseen, 96))
-    log.info("unseen pictures: mean |P - target| %.4f, first word the same in %.1f%%", error, 100 * same)
+    log.info("held-out pictures: mean |P - target| %.4f, first word the same in %.1f%%", error, 100 * same)
     tensors = {f"towers.{k}": v for k, v in towers.state_dict().items()} | stats
     save_file({k: v.contiguous() for k, v in tensors.items()}, args.out)
 

@@ -1,11 +1,11 @@
-"""The autoencoder of tiny_denoiser.py: pictures of any size that 8 divides <-> latents of four channels.
+"""The autoencoder of tiny_denoiser.py: pictures whose sides are multiples of 8 <-> latents of four channels.
 
-Its layout and key names are those of TAESD (madebyollin/taesd), so that ComfyUI's own Load VAE reads it:
+It has the layout and key names of TAESD (madebyollin/taesd), so that ComfyUI's own Load VAE reads it:
 convolutions and ReLU only, 2.4 M parameters. Latents have about zero mean and unit variance.
 
-Trained on L1, on the distance of SqueezeNet's features and on that of their second moments in cells of some
-16 pixels (what keeps texture where a pixel loss would blur it). Noise on the latents and pictures decoded
-from halved latents keep the latent space smooth (Skorokhodov et al. 2025).
+The losses are L1, the distance of SqueezeNet's features, and the distance of the features' second moments in
+cells of about 16 pixels. The last one keeps texture that a pixel loss would blur. Noise on the latents, and
+pictures decoded from halved latents, keep the latent space smooth (Skorokhodov et al. 2025).
 """
 
 import logging
@@ -13,9 +13,11 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_training import Clock, Maps, Optimiser, module
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, l1_loss
+
+from reelbrush.lab.tiny_training import Clock, Maps, Optimizer, fast_convolutions
+from reelbrush.nodes.stya2k.perceptual import load_perceptual
 
 log = logging.getLogger("tiny_denoiser")
 WIDTH, CHANNELS, FACTOR = 64, 4, 8
@@ -67,7 +69,7 @@ class Autoencoder(nn.Module):
 
 
 class VAE:
-    """What the nodes see: IMAGE [N, H, W, 3] <-> latent [N, 4, H/8, W/8]."""
+    """A VAE for the nodes: IMAGE [N, H, W, 3] <-> latent [N, 4, H/8, W/8]."""
 
     def __init__(self, path: str | Path):
         self.first_stage_model = Autoencoder()
@@ -87,8 +89,8 @@ class VAE:
 # -- training --------------------------------------------------------------------------------------
 
 
-def _start(network: nn.Module, images: Tensor) -> None:
-    """Weights to begin with: latents of these images have unit variance, decoded ones are grey."""
+def initialize(network: nn.Module, images: Tensor) -> None:
+    """Initial weights: latents of these images have unit variance, decoded images are grey."""
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -106,7 +108,7 @@ def _start(network: nn.Module, images: Tensor) -> None:
 
 
 def texture(features: Tensor, cell: int = 8) -> Tensor:
-    """Second moments of the features in each cell of so many points a side: [N * cells, C, C]."""
+    """Second moments of the features in each square cell of features: [N * cells, C, C]."""
     n, channels, height, width = features.shape
     rows, columns = height // cell, width // cell
     cells = features[:, :, : rows * cell, : columns * cell]
@@ -119,82 +121,80 @@ def relative(a: Tensor, b: Tensor) -> Tensor:
     return (a.float() - b.float()).abs().mean() / (b.float().abs().mean() + 1e-6)
 
 
-def looks(network: nn.Module, made: Tensor, real: Tensor, phase: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Distances of features and of textures; the phase moves the grid of the strided first layer."""
+def perceptual_distances(
+    network: nn.Module, made: Tensor, real: Tensor, phase: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Distances of features and of textures. The phase shifts the grid of the strided first layer."""
     half = made.is_cuda
     with torch.autocast(made.device.type, torch.bfloat16, enabled=half):
         a, b = (network(x[:, :, phase[0] :, phase[1] :]) for x in (made, real))
-        seen = [relative(a[n], b[n]) for n in ("conv1", "fire3", "fire5")]
-        woven = [relative(texture(a[n]), texture(b[n])) for n in ("conv1", "fire3")]
-    return sum(seen), sum(woven)
+        features = [relative(a[n], b[n]) for n in ("conv1", "fire3", "fire5")]
+        textures = [relative(texture(a[n]), texture(b[n])) for n in ("conv1", "fire3")]
+    return sum(features), sum(textures)
 
 
 def train(
     pictures: Maps, squeezenet: Path, out: Path, minutes: float, batch: int, dtype: torch.dtype, seed: int
 ) -> Autoencoder:
-    """Train for so many minutes; the smoothed weights go to `out/vae.safetensors` every minute."""
+    """Train for some minutes. The smoothed weights are written to `out/vae.safetensors` every minute."""
     device = pictures.values.device
     g = torch.Generator(device).manual_seed(seed)
-    judge = module("nodes/stya2k", "perceptual").load_perceptual(squeezenet).to(device)
+    judge = load_perceptual(squeezenet).to(device)
     network = Autoencoder().to(device)
-    _start(network, pictures.crops(16, 128, g)[0].permute(0, 3, 1, 2).float() / 255)
+    initialize(network, pictures.crops(16, 128, g)[0].permute(0, 3, 1, 2).float() / 255)
     network = network.to(device, dtype, memory_format=torch.channels_last)
     parts = nn.ModuleDict({"taesd_encoder": network.taesd_encoder, "taesd_decoder": network.taesd_decoder})
-    optimiser = Optimiser(parts, lambda n: ".conv" in n or _inner(n), 0.01, 1e-3)
+    optimizer = Optimizer(parts, lambda n: ".conv" in n or is_resampling(n), 0.01, 1e-3)
     clock, sums = Clock(minutes), torch.zeros(6, device=device)
-    torch.backends.cudnn.benchmark = True
-    while clock.spent < 1:
-        step = optimiser.steps
-        size, count = (128, batch) if step % 2 else (256, max(1, batch // 4))
-        real = pictures.crops(count, size, g)[0].permute(0, 3, 1, 2).float() / 255
-        real = real.contiguous(memory_format=torch.channels_last)
-        latent = network.taesd_encoder(real.to(dtype)).float()
-        normal = torch.randn(latent.shape, generator=g, device=device)
-        noise = normal * torch.rand(count, 1, 1, 1, generator=g, device=device) * 0.15
-        made = network.taesd_decoder((latent + noise).to(dtype)).float()
-        halved = network.taesd_decoder(avg_pool2d(latent, 2).to(dtype)).float()
-        pixel, smaller = l1_loss(made, real), l1_loss(halved, avg_pool2d(real, 2))
-        seen, woven = looks(judge, made, real, (step // 2 % 2, step // 4 % 2))
-        mean, std = latent.mean((0, 2, 3)), latent.std((0, 2, 3))
-        moments = mean.square().mean() + (std - 1).square().mean()
-        loss = 2 * pixel + 0.5 * smaller + 0.1 * seen + 0.05 * woven + 0.3 * moments
-        loss.backward()
-        optimiser.step(clock.rate(step))
-        sums += torch.stack([pixel, smaller, seen, woven, moments, torch.ones_like(pixel)]).detach()
-        if clock.due("say", 10):
-            mean = (sums[:5] / sums[5]).tolist()
-            log.info(
-                "vae %3.0f s, step %d: L1 %.4f, halved %.4f, features %.3f, texture %.3f, moments %.4f",
-                clock.spent * clock.seconds,
-                optimiser.steps,
-                *mean,
-            )
-            sums.zero_()
-            if all(abs(v) < 1e4 for v in mean):
-                optimiser.keep()
-            else:
-                log.warning("the loss is gone: back to the last good weights, at half the rate")
-                optimiser.back()
-        if clock.due("save", 60):
-            save(optimiser.smoothed(), out)
-    torch.backends.cudnn.benchmark = False
-    save(optimiser.smoothed(), out)
+    with fast_convolutions():
+        while clock.spent < 1:
+            step = optimizer.steps
+            size, count = (128, batch) if step % 2 else (256, max(1, batch // 4))
+            real = pictures.crops(count, size, g)[0].permute(0, 3, 1, 2).float() / 255
+            real = real.contiguous(memory_format=torch.channels_last)
+            latent = network.taesd_encoder(real.to(dtype)).float()
+            normal = torch.randn(latent.shape, generator=g, device=device)
+            noise = normal * torch.rand(count, 1, 1, 1, generator=g, device=device) * 0.15
+            made = network.taesd_decoder((latent + noise).to(dtype)).float()
+            halved = network.taesd_decoder(avg_pool2d(latent, 2).to(dtype)).float()
+            pixel, smaller = l1_loss(made, real), l1_loss(halved, avg_pool2d(real, 2))
+            features, textures = perceptual_distances(judge, made, real, (step // 2 % 2, step // 4 % 2))
+            mean, std = latent.mean((0, 2, 3)), latent.std((0, 2, 3))
+            moments = mean.square().mean() + (std - 1).square().mean()
+            loss = 2 * pixel + 0.5 * smaller + 0.1 * features + 0.05 * textures + 0.3 * moments
+            loss.backward()
+            optimizer.step(clock.rate(step))
+            losses = [pixel, smaller, features, textures, moments, torch.ones_like(pixel)]
+            sums += torch.stack(losses).detach()
+            if clock.due("report", 10):
+                mean = (sums[:5] / sums[5]).tolist()
+                log.info(
+                    "vae %3.0f s, step %d: L1 %.4f, halved %.4f, features %.3f, texture %.3f, moments %.4f",
+                    clock.spent * clock.seconds,
+                    optimizer.steps,
+                    *mean,
+                )
+                sums.zero_()
+                optimizer.check(all(abs(v) < 1e4 for v in mean))
+            if clock.due("save", 60):
+                save(optimizer.smoothed(), out)
+    save(optimizer.smoothed(), out)
     network = network.float()
-    network.load_state_dict(optimiser.smoothed(), strict=False)
+    network.load_state_dict(optimizer.smoothed(), strict=False)
     network = network.to(device, torch.float32).train(False).requires_grad_(False)
-    log.info("vae: %d steps", optimiser.steps)
+    log.info("vae: %d steps", optimizer.steps)
     return network
 
 
-def _inner(name: str) -> bool:
-    """Is this one of the resampling convolutions (all else with a number is the first or last layer)?"""
+def is_resampling(name: str) -> bool:
+    """True for the convolutions that change the size; other numbered layers are first or last layers."""
     return name in {f"taesd_encoder.{n}.weight" for n in (2, 6, 10)} | {
         f"taesd_decoder.{n}.weight" for n in (7, 12, 17)
     }
 
 
 def save(weights: dict[str, Tensor], out: Path, scale: float = 1.0, shift: float = 0.0) -> None:
-    """Half precision, replaced in one move."""
+    """Half precision. The file appears under its name when it is complete."""
     half = {k: v.detach().half().cpu().contiguous() for k, v in weights.items()}
     half |= {"vae_scale": torch.tensor(scale), "vae_shift": torch.tensor(shift)}
     partial = out / "vae.part"
@@ -203,8 +203,8 @@ def save(weights: dict[str, Tensor], out: Path, scale: float = 1.0, shift: float
 
 
 @torch.no_grad()
-def settle(network: Autoencoder, latents: Tensor, out: Path) -> None:
-    """Give the latents [n, 4] unit variance, once and for all, through the file's own scale."""
+def set_scale(network: Autoencoder, latents: Tensor, out: Path) -> None:
+    """Give the latents [n, 4] unit variance through the scale in the file."""
     std = latents.float().std(0).square().mean().sqrt().item()
     network.vae_scale.fill_(std)
     named = {k: v for k, v in network.state_dict().items() if k.startswith("taesd")}
@@ -220,9 +220,9 @@ def settle(network: Autoencoder, latents: Tensor, out: Path) -> None:
 
 @torch.no_grad()
 def encode_at(network: Autoencoder, image: Tensor, side: int, dtype: torch.dtype, shift: int = 0) -> Tensor:
-    """A picture [H, W, 3] at so many pixels a short side, and its mirror image: [2, h, w, 4 + 3].
+    """A picture [H, W, 3] with a short side of `side` pixels, and its mirror image: [2, h, w, 4 + 3].
 
-    The last three channels are the mean colours below each point of the latent.
+    The last three channels are the mean colours of each latent pixel.
     """
     x = image.permute(2, 0, 1)[None].float() / 255
     least, side = side, side + 8 * (shift > 0)
@@ -230,7 +230,7 @@ def encode_at(network: Autoencoder, image: Tensor, side: int, dtype: torch.dtype
     size = [max(side, round(n * scale)) for n in x.shape[2:]]
     if size != list(x.shape[2:]):
         x = interpolate(x, size=size, mode="bicubic", antialias=True).clamp(0, 1)
-    height, width = (max(least, (n - shift) // 32 * 32) for n in size)  # few shapes: each costs a plan
+    height, width = (max(least, (n - shift) // 32 * 32) for n in size)  # few shapes: cuDNN plans each
     x = x[:, :, shift : shift + height, shift : shift + width]
     x = torch.cat([x, x.flip(3)]).contiguous(memory_format=torch.channels_last)
     with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):

@@ -1,49 +1,43 @@
-"""What the two trainings of tiny_denoiser.py share: pictures on the device, an optimiser of few kernels."""
+"""Shared by the trainings of tiny_vae.py and tiny_denoiser.py: pictures, an optimizer, a clock."""
 
-import importlib
 import logging
-import math
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
+from reelbrush.nodes.common import pictures
+
 log = logging.getLogger("tiny_denoiser")
-ROOT = Path(__file__).resolve().parents[1]
 
 
-def module(folder: str, name: str):
-    """One module of a folder of this repository, without what the package around it would import."""
-    package = f"reelbrush_{folder.replace('/', '_')}"
-    if package not in sys.modules:
-        sys.modules[package] = ModuleType(package)
-        sys.modules[package].__path__ = [str(ROOT / folder)]
-    return importlib.import_module(f"{package}.{name}")
+@contextmanager
+def fast_convolutions() -> Iterator[None]:
+    """cuDNN searches the fastest convolution per shape. Worth it only for a few shapes in many steps."""
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = False
 
 
 # -- pictures --------------------------------------------------------------------------------------
 
 
 def read_pictures(folder: Path, limit: int | None = None, side: int = 128) -> dict[str, Tensor]:
-    """uint8 [H, W, 3] by file name; pictures with a side below `side` are left out."""
-    import cv2
-
-    def read(path: Path) -> Tensor:
-        return torch.from_numpy(cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB))
-
+    """uint8 [H, W, 3] by file name. Pictures with a side below `side` are left out."""
     paths = sorted(folder.glob("*.jp*g"))[:limit]
     with ThreadPoolExecutor(8) as pool:
-        found = dict(zip((p.name for p in paths), pool.map(read, paths), strict=True))
-    return {name: image for name, image in found.items() if min(image.shape[:2]) >= side}
+        images = list(pool.map(lambda path: (pictures.read(path)[0] * 255).round().byte(), paths))
+    return {p.name: i for p, i in zip(paths, images, strict=True) if min(i.shape[:2]) >= side}
 
 
 class Maps:
-    """Maps [h, w, c] of many sizes in one buffer; crops are gathered there, without the CPU."""
+    """Maps [h, w, c] of many sizes in one buffer on the device. Crops are gathered there."""
 
     def __init__(self, maps: Sequence[Tensor], weights: Sequence[float], device: torch.device):
         self.values = torch.cat([m.flatten(0, 1).to(device) for m in maps])
@@ -53,7 +47,7 @@ class Maps:
         self.weights, self.tables = torch.tensor(weights, device=device).double(), {}
 
     def crops(self, count: int, size: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
-        """[count, size, size, c], and the number of the map that each is from."""
+        """[count, size, size, c], and the number of each crop's map."""
         if size not in self.tables:
             fitting = self.weights * (self.shape.amin(1) >= size)
             if not fitting.any():
@@ -70,11 +64,11 @@ class Maps:
         return self.values[index], which
 
 
-# -- optimiser -------------------------------------------------------------------------------------
+# -- optimizer -------------------------------------------------------------------------------------
 
 
 def orthogonal(m: Tensor) -> Tensor:
-    """The nearest orthogonal matrices, about, of [n, rows, columns]: five Newton-Schulz iterations."""
+    """About the nearest orthogonal matrices to [n, rows, columns], by five Newton-Schulz iterations."""
     wide = m.shape[1] <= m.shape[2]
     x = m if wide else m.mT
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -125,7 +119,7 @@ class Group:
         torch._foreach_copy_(self.params, self.views)
 
 
-class Optimiser:
+class Optimizer:
     """Muon (Jordan et al. 2024) for hidden matrices and Adam for the rest, on float32 copies of the weights.
 
     The network itself may be in bfloat16. `smoothed()` are the weights averaged over the latest steps.
@@ -138,7 +132,7 @@ class Optimiser:
             shapes.setdefault(key, []).append((name, p))
         self.groups = [Group(named, bool(key), muon if key else adam) for key, named in shapes.items()]
         self.steps = 0
-        self.kept = [g.master.clone() for g in self.groups]
+        self.good = [g.master.clone() for g in self.groups]
 
     @torch.no_grad()
     def step(self, factor: float) -> None:
@@ -151,16 +145,15 @@ class Optimiser:
         return {k: v for group in self.groups for k, v in group.smoothed().items()}
 
     @torch.no_grad()
-    def keep(self) -> None:
-        """Remember this state as a good one."""
-        self.kept = [g.master.clone() for g in self.groups]
-
-    @torch.no_grad()
-    def back(self) -> None:
-        """Return to the state that was kept, more slowly from now on."""
-        for group, kept in zip(self.groups, self.kept, strict=True):
-            group.master.copy_(kept)
-            group.smooth.copy_(kept)
+    def check(self, good: bool) -> None:
+        """Remember a good state. After a divergence return to the last one, at half the learning rate."""
+        if good:
+            self.good = [g.master.clone() for g in self.groups]
+            return
+        log.warning("the loss diverged: back to the last good weights, at half the rate")
+        for group, master in zip(self.groups, self.good, strict=True):
+            group.master.copy_(master)
+            group.smooth.copy_(master)
             for momentum in (group.first, group.second):
                 momentum.zero_()
             torch._foreach_copy_(group.params, group.views)
@@ -168,10 +161,10 @@ class Optimiser:
 
 
 class Clock:
-    """The share of the time that is spent, the learning rate that goes with it, and when to speak or save."""
+    """The share of the time that is spent, the learning rate for it, and when to report or save."""
 
-    def __init__(self, minutes: float, begin: float | None = None):
-        self.begin = time.monotonic() if begin is None else begin
+    def __init__(self, minutes: float):
+        self.begin = time.monotonic()
         self.seconds, self.last = 60 * minutes, {}
 
     @property
@@ -187,7 +180,3 @@ class Clock:
             return False
         self.last[what] = now
         return True
-
-
-def psnr(a: Tensor, b: Tensor) -> float:
-    return -10 * math.log10((a - b).square().mean().item())

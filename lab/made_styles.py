@@ -1,9 +1,9 @@
-"""Style pictures that no network here has learned from: frames of clips, redrawn by arithmetic.
+"""Style pictures that no network here was trained on: frames of clips, redrawn by arithmetic.
 
-The denoiser of our own has seen every picture in the data folder's style/ in its training, so that a LoRA of
-one of them has little to add. `glass` is a frame of Sintel as stained glass: cells of one colour each, out of
-five, in black lead. `lines` is a frame of Big Buck Bunny as an engraving: red diagonal lines on pale blue
-paper, the wider the darker the place.
+The small denoiser was trained on every picture in the data folder's style/, so that a LoRA of one of them
+changes little. `glass` is a frame of Sintel as stained glass: cells in one of five colours, with black lines
+between them. `lines` is a frame of Big Buck Bunny as an engraving: red diagonal lines on pale blue paper,
+wider where the frame is darker.
 """
 
 from pathlib import Path
@@ -11,8 +11,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from pictures import square
 from torch import Tensor
+
+from reelbrush.lab.pictures import square
 
 INKS = np.array([[150, 20, 40], [25, 50, 150], [235, 175, 40], [20, 120, 80], [240, 230, 200]], np.float32)
 PAPER, INK = np.array([190, 240, 240], np.float32), np.array([200, 25, 50], np.float32)
@@ -28,7 +29,7 @@ def style_picture(data: Path, name: str, size: int) -> Tensor:
 
 def glass(clips: Path, size: int) -> np.ndarray:
     """Five inks by rank of lightness, cells about 20 of 256 pixels wide."""
-    frame = square(clips / "sintel_mountain_2" / sorted_names(clips)[10], size)[0].numpy()
+    frame = square(sorted((clips / "sintel_mountain_2").glob("*.png"))[10], size)[0].numpy()
     rng = np.random.default_rng(0)
     seeds = rng.uniform(0, size, (CELLS, 2)).astype(np.float32)
     y, x = np.mgrid[:size, :size].astype(np.float32)
@@ -54,10 +55,6 @@ def lines(clips: Path, size: int) -> np.ndarray:
     wave = 0.5 + 0.5 * np.cos((x + y) * (2**0.5 * np.pi * 256 / (size * PERIOD)))
     ink = np.clip((wave - grey / 255) * 4 + 0.5, 0, 1)[..., None]
     return PAPER * (1 - ink) + INK * ink
-
-
-def sorted_names(clips: Path) -> list[str]:
-    return sorted(p.name for p in (clips / "sintel_mountain_2").glob("*.png"))
 
 
 MADE = {"glass": glass, "lines": lines}

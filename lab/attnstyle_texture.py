@@ -1,12 +1,11 @@
-"""A hand-built judge of textures for AttnStyle's clip benchmark: nothing in it is trained.
+"""A judge of textures for AttnStyle's clips that is not trained.
 
-A picture is reduced to 64 pixels a side. Its luma, and the luma of half that size, go through Gabor pairs
-of four directions (wavelength 4); the log of the energy, relative to `TYPICAL`, is what each of 8x8 places
-knows of each direction and size. A word is a direction in that space: more of everything (rough), less of
-everything (smooth), more of one direction than of the others (striped, upright). "photo" is a constant
-that every picture has.
+A picture is reduced to 64x64 pixels. Its luma, and the luma of half that size, are filtered by Gabor pairs of
+four directions (wavelength 4). The features of each of 8x8 places are the log energies of each direction and
+size, relative to `TYPICAL`. A word is a direction in that space: more of everything (rough), less of
+everything (smooth), more of one direction than of the others (striped, upright). "photo" is a constant.
 
-Unlike a trained judge it cannot be pleased by a color it never met: "striped" needs stripes.
+A trained judge can score a color highly that it never saw in training; here "striped" needs stripes.
 """
 
 import math
@@ -19,20 +18,20 @@ from torch.nn.functional import avg_pool2d, conv2d, normalize, pad
 from reelbrush.nodes.attnstyle.judge import EmbeddingJudge
 
 WORDS = ("striped", "upright", "rough", "smooth", "photo")
-ANGLES = (90, 0, 45, 135)  # of the wave's way, in degrees: 90 makes lines that lie
+ANGLES = (90, 0, 45, 135)  # of the wave, in degrees: 90 gives horizontal lines
 WAVE, SIDE, TYPICAL, FLOOR = 4.0, 7, 8e-3, 1e-5
 
 
 def gabors() -> Tensor:
-    """[8, 1, 7, 7]: even and odd waves of each angle under a bell, without mean."""
+    """[8, 1, 7, 7]: even and odd waves of each angle in a Gaussian window, without mean."""
     y, x = torch.meshgrid(*[torch.arange(SIDE) - SIDE // 2] * 2, indexing="ij")
-    bell = torch.exp(-(x**2 + y**2) / (2 * 1.8**2))
+    window = torch.exp(-(x**2 + y**2) / (2 * 1.8**2))
     rows = []
     for degrees in ANGLES:
         a = math.radians(degrees)
         phase = (x * math.cos(a) + y * math.sin(a)) * 2 * math.pi / WAVE
-        for wave in (phase.cos() * bell, phase.sin() * bell):
-            wave = wave - bell * wave.sum() / bell.sum()
+        for wave in (phase.cos() * window, phase.sin() * window):
+            wave = wave - window * wave.sum() / window.sum()
             rows.append(wave / wave.norm())
     return torch.stack(rows)[:, None]
 
@@ -56,10 +55,10 @@ class TextureJudge(EmbeddingJudge):
         luma = pixels.mean(1, keepdim=True)
         energies = []
         for x, cell in ((luma, 8), (avg_pool2d(luma, 2), 4)):
-            found = conv2d(pad(x, (SIDE // 2,) * 4, mode="reflect"), self.filters)
-            energies.append(avg_pool2d(found.unflatten(1, (len(ANGLES), 2)).square().sum(2), cell))
-        known = ((torch.cat(energies, 1) + FLOOR) / TYPICAL).log()
-        tokens = torch.cat([known, torch.ones_like(known[:, :1])], 1).flatten(2).transpose(1, 2)
+            waves = conv2d(pad(x, (SIDE // 2,) * 4, mode="reflect"), self.filters)
+            energies.append(avg_pool2d(waves.unflatten(1, (len(ANGLES), 2)).square().sum(2), cell))
+        features = ((torch.cat(energies, 1) + FLOOR) / TYPICAL).log()
+        tokens = torch.cat([features, torch.ones_like(features[:, :1])], 1).flatten(2).transpose(1, 2)
         return tokens.mean(1), tokens
 
     def words(self, images: Tensor) -> Tensor:
