@@ -20,7 +20,6 @@ from torch import Tensor
 
 from ...kernels.ddim import noised
 from ...kernels.moments import match_moments
-from ...kernels.reweight import extend
 from .patching import unet
 from .patching.feature_cache import FeatureCache
 from .patching.layers import AttentionLayer, SigmaRange
@@ -70,7 +69,7 @@ class ReferencePatch:
         def attend(q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
             reference = features[site.layer.number]
             if self.mode == "concat":
-                return site.inner(q, *extend((k, v), (reference.k, reference.v), scale=1.0))
+                return site.beside(q, (k, v), (reference.k, reference.v))
             if (content := queries.get(site.layer.number)) is not None:
                 q = q.lerp(content.q.repeat(len(q) // len(content.q), 1, 1), self.query_keep)
             if self.mode == "style-id":

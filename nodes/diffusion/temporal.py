@@ -6,6 +6,9 @@ call. Each call therefore keeps the keys and values of the shot's first frame an
 the next call at the same noise level. So with `first`, `previous` and both, the result does not depend on
 how the clip is split. The anchors restart at every cut.
 
+Z* and references weigh another picture against a frame's own tokens in one softmax. They read the number of
+anchors (`AttentionSite.copies`) and let the other picture count as often, so anchors do not weaken its style.
+
 A frame without an anchor (the first of a shot) has itself as the anchor. This changes nothing, because
 doubling all tokens changes nothing in a softmax, and every row of the call has the same number of keys. With
 `all` in a call that contains a cut, the anchors of the shorter shot are repeated up to that number.
@@ -78,9 +81,9 @@ class TemporalPatch:
 
         def attend(q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
             extended = self._extended(k, v, of_call, site.layer)
-            if self.strength == 1:
-                return site.inner(q, *extended)
-            return site.inner(q, k, v).lerp(site.inner(q, *extended), self.strength)
+            with_anchors = site.with_copies(extended[0].shape[1] // k.shape[1])
+            out = with_anchors.inner(q, *extended)
+            return out if self.strength == 1 else site.inner(q, k, v).lerp(out, self.strength)
 
         return call.run(options=unet.with_attention(call.options, self.layers, attend))
 

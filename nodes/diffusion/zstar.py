@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ...kernels.reweight import Pair, extend, key_bias
+from ...kernels.reweight import Pair
 from .inversion.trajectory import Trajectory
 from .patching import unet
 from .patching.feature_cache import FeatureCache
@@ -91,10 +91,9 @@ class ZStarPatch:
         if not style[0].shape[1]:
             return site.inner(q, *own)
         if self.mix == "reweight":
-            mask = key_bias(bias, own[0].shape[1], q)
-            return site.inner(q, *extend(own, style, scale=self.style_scale), mask=_as_logits(mask))
+            return site.beside(q, own, style, scale=self.style_scale, bias=bias)
         of_each_row = (t.expand(len(q), -1, -1) for t in style)
-        only = site.inner(q, *of_each_row, mask=_as_logits(key_bias(bias, 0, q)))
+        only = site.inner(q, *of_each_row, mask=None if bias is None else bias.to(q)[None, None])
         if self.mix == "swap":
             return only
         return site.inner(q, *own).lerp(only, self.add_weight)
@@ -134,7 +133,7 @@ class ZStarPatch:
         def attend(q: Tensor, k: Tensor, v: Tensor, site: AttentionSite) -> Tensor:
             (q_s, q_c), (k_s, k_c), (v_s, v_c) = (t.chunk(2) for t in (q, k, v))
             half = replace(site, options=call.options | _position(site.options))
-            from_content = half.inner(q_s, *extend((k_s, v_s), (k_c, v_c), scale=self.style_branch_scale))
+            from_content = half.beside(q_s, (k_s, v_s), (k_c, v_c), scale=self.style_branch_scale)
             stylized = self._masked(q_c, (k_c, v_c), (k_s, v_s), site.size, half, frames)
             return torch.cat([from_content, stylized])
 
@@ -164,10 +163,6 @@ def _only_for_content(control: dict | None, n: int) -> dict | None:
         return torch.cat([torch.zeros_like(t), t])
 
     return control and {kind: [padded(t) for t in outputs] for kind, outputs in control.items()}
-
-
-def _as_logits(mask: Tensor | None) -> Tensor | None:
-    return None if mask is None else mask[None]
 
 
 def tokens_of_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from reelbrush.nodes.diffusion.nodes_clip import FramesPerCall, TemporalAttention
+from reelbrush.nodes.diffusion.nodes_style import ReferenceAttention
 from reelbrush.nodes.diffusion.patching.layers import SigmaRange, attention_layers, network, pick_layers
+from reelbrush.nodes.diffusion.patching.unet import AttentionSite
 from reelbrush.nodes.diffusion.temporal import ANCHORS, AnchorFeatures, TemporalPatch
 
 from .attention_tools import (
@@ -116,6 +118,46 @@ def test_a_still_clip_stays_as_it_is(kind):
     torch.testing.assert_close(
         sample(temporal(model), latent=start), sample(model, latent=start), rtol=1e-4, atol=1e-4
     )
+
+
+@BOTH
+@pytest.mark.parametrize("other", ["zstar", "zstar with a style mask", "reference"])
+def test_anchors_do_not_weaken_another_picture(kind, other):
+    """On a still clip the anchors are copies of the frame: the style's share and the result stay the same."""
+    model, free = make(kind), {"start_percent": 0.0}
+    style = trajectory(model)
+    if other == "reference":
+        settings = {
+            "mode": "concat",
+            "query_keep": 0.75,
+            "temperature": 1.5,
+            "layers": "all",
+            "end_percent": 1.0,
+        }
+        with_style = lambda m: ReferenceAttention().patch(m, style, **free, **settings)[0]  # noqa: E731
+    else:
+        mask = {"style_mask": torch.linspace(0, 1, 16).expand(1, 12, 16)} if "mask" in other else {}
+        with_style = lambda m: zstar(m, style, **free, **mask)  # noqa: E731
+    start = (latents(1) * float(levels(model)[0])).repeat(3, 1, 1, 1)
+    alone = sample(with_style(model), latent=start)
+    assert (alone - sample(model, latent=start)).abs().max() > 0.05, "the other picture does something"
+    for together in (with_style(temporal(model)), temporal(with_style(model))):
+        torch.testing.assert_close(sample(together, latent=start), alone, rtol=1e-4, atol=1e-4)
+
+
+def test_where_no_mask_can_be_used_the_other_picture_is_repeated():
+    """Another pack's attention takes no mask."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v, k_s, v_s = (torch.randn(2, 6, 8, generator=g) for _ in range(5))
+
+    def plain(q, k, v, options):
+        return (q @ k.transpose(1, 2) / 8**0.5).softmax(-1) @ v
+
+    one = AttentionSite(None, {}, plain)
+    expected = one.beside(q, (k, v), (k_s, v_s), scale=1.2)
+    tripled = tuple(t.repeat(1, 3, 1) for t in (k, v))
+    torch.testing.assert_close(one.with_copies(3).beside(q, tripled, (k_s, v_s), scale=1.2), expected)
+    assert (one.beside(q, tripled, (k_s, v_s), scale=1.2) - expected).abs().max() > 0.05
 
 
 @BOTH

@@ -25,6 +25,7 @@ our patches are not active in it. It sees no ControlNet, because the UNet emptie
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -33,10 +34,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....kernels.reweight import Pair, extend, key_bias
 from ... import host
 from .layers import AttentionLayer
 
 READING = "reelbrush_reference"  # in transformer_options: this evaluation is a reading pass
+COPIES = "reelbrush_copies"  # in transformer_options: how often a frame's own content is among its keys
 
 # -- one evaluation of the UNet --------------------------------------------------------------------
 
@@ -189,6 +192,26 @@ class AttentionSite:
     def takes_mask(self) -> bool:
         """Whether `inner` can use a mask: ComfyUI's attention can, another replacement cannot."""
         return self.replaced is None
+
+    @property
+    def copies(self) -> int:
+        """How often a frame's own content is among its keys: 1, and once for each anchor in front of it."""
+        return self.options.get(COPIES, 1)
+
+    def with_copies(self, copies: int) -> AttentionSite:
+        return replace(self, options={**self.options, COPIES: self.copies * copies})
+
+    def beside(
+        self, q: Tensor, own: Pair, other: Pair, *, scale: float = 1.0, bias: Tensor | None = None
+    ) -> Tensor:
+        """One softmax over another picture's tokens and the frame's own (eq. 12). `bias` [M] is added to the
+        logits of the other picture, which counts once for each copy of the own tokens."""
+        if self.copies > 1 and self.takes_mask:
+            bias = (other[0].new_zeros(other[0].shape[1]) if bias is None else bias) + math.log(self.copies)
+        elif self.copies > 1:
+            other = tuple(t.repeat(1, self.copies, 1) for t in other)
+        mask = key_bias(bias, own[0].shape[1], q)
+        return self.inner(q, *extend(own, other, scale=scale), mask=None if mask is None else mask[None])
 
     def inner(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         """The attention that would have run here. `mask` is added to the logits, [1 or B, 1 or N, M]."""
