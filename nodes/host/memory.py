@@ -104,7 +104,7 @@ def managed(module: nn.Module) -> Managed:
     return Managed(module)
 
 
-def load_model(model: Any) -> None:
-    """Load a MODEL (or any ModelPatcher) onto the computing device, as a sampler does."""
+def load_model(model: Any, *others: Any) -> None:
+    """Load a MODEL (or any ModelPatcher) onto the computing device, as a sampler does, with `others`."""
     if inside_comfyui():
-        comfy("comfy.model_management").load_models_gpu([model])
+        comfy("comfy.model_management").load_models_gpu([model, *others])

@@ -80,7 +80,8 @@ class Denoiser:
         """
         self._clone = differentiable(self.model.current_patcher)  # ComfyUI keeps weak references only
         prepared = prepare(self._clone)
-        memory.load_model(self._clone)
+        controls = getattr(self.guider, "loaded_models", [])  # ControlNets must not be unloaded for it
+        memory.load_model(self._clone, *controls)
         return prepared
 
     def step(self, index: int, x: Tensor, denoised: Tensor, total: int | None = None) -> None:

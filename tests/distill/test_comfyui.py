@@ -88,6 +88,19 @@ def test_no_iterations_is_core_euler_bit_for_bit(model):
     assert torch.equal(sampled(model, guide(model, iterations=0)), sampled(model))
 
 
+def test_weight_patches_stay_in_use_in_a_guided_sampling(model):
+    """The sampler loads a differentiable clone: with learning rate 0 it must still be Euler's result."""
+    patched, weights = model.clone(), model.model.state_dict()
+    keys = [key for key in weights if key.endswith("attn1.to_v.weight")]
+    patched.add_patches({key: ("diff", (torch.full_like(weights[key], 0.2),)) for key in keys})
+    still = {"learning_rate": 0.0, "adain": False, "end_percent": 0.5}
+    plain, unpatched = sampled(patched), sampled(model)
+    guided = sampled(patched, guide(patched, **still))
+    torch.testing.assert_close(guided, plain, rtol=1e-3, atol=1e-4)
+    assert (plain - unpatched).abs().max() > 0.05
+    assert torch.equal(sampled(model), unpatched)
+
+
 def test_queued_twice_gives_the_same(model):
     assert torch.equal(sampled(model, guide(model)), sampled(model, guide(model)))
     (first, _), (second, _) = distilled(model), distilled(model)

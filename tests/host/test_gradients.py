@@ -5,7 +5,7 @@ import torch
 
 from reelbrush.nodes import host
 
-from . import tiny
+from ..diffusion import tiny
 
 
 def loss_and_gradient(model, patch=None):
