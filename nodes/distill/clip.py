@@ -9,6 +9,8 @@ them was changed, and take a few steps (a *warm start*):
 `move` copies whole latent pixels along the flow; a pixel from outside the frame is copied from its own
 position. Interpolation is not used: a mean of neighbouring latents is unlike any latent of the style, and the
 optimization needs many steps to correct it. For the same reason pixels without valid flow are moved too.
+The part of the motion that is less than a pixel is not lost. It is carried from frame to frame as the *lag*
+of the change behind the content, so that a slow pan moves the change as far as the content.
 
 Frames of one call start from the same finished frame; their flows are chained, so that a change is moved
 once. The optional temporal term pulls a frame towards its warped predecessor, where the flow is valid.
@@ -83,23 +85,36 @@ class LatentFlow:
         return torch.cat(flows)
 
 
-def move(images: Tensor, flow: Tensor) -> Tensor:
-    """images(p + f(p)) [N, C, h, w] by whole pixels; where that is outside the frame, images(p)."""
-    whole = flow.round()
-    return warp(images, whole * inside(whole)[:, None])
+def move(images: Tensor, flow: Tensor, lag: Tensor) -> tuple[Tensor, Tensor]:
+    """images(p + f(p)) [N, C, h, w] by whole pixels; where that is outside the frame, images(p).
+
+    `lag` [1 or N, 2, h, w] is how far images(p) is from where it belongs. Gives the lag of the result, too.
+    """
+    lag = lag.expand(len(flow), -1, -1, -1)
+    whole = (flow - warp(lag, flow)).round()
+    within = inside(whole)[:, None]
+    whole = whole * within
+    return warp(images, whole), torch.where(within, whole + warp(lag, whole) - flow, 0)
 
 
 def warm_start(
-    result: Tensor, content: Tensor | None, flow: LatentFlow, last: int, frames: Sequence[int]
-) -> Tensor:
-    """The start of frames after the `result` [1, C, h, w] of the frame `last` before them. Without content,
-    the moved result; the content has one frame for all, or one for each frame of the clip."""
+    result: Tensor,
+    content: Tensor | None,
+    flow: LatentFlow,
+    last: int,
+    frames: Sequence[int],
+    lag: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The start of frames after the `result` [1, C, h, w] of the frame `last` before them, and the lag of the
+    last of them. Without content the start is the moved result; the content has one frame for all, or one
+    for each frame of the clip."""
     flows = flow.chained(frames)
     if content is None:
-        return move(result.expand(len(frames), -1, -1, -1), flows)
+        moved, lags = move(result.expand(len(frames), -1, -1, -1), flows, lag)
+        return moved, lags[-1:]
     content = content.expand(len(flow.like), -1, -1, -1)
-    change = result - content[last]
-    return content[list(frames)] + move(change.expand(len(frames), -1, -1, -1), flows)
+    moved, lags = move((result - content[last]).expand(len(frames), -1, -1, -1), flows, lag)
+    return content[list(frames)] + moved, lags[-1:]
 
 
 def predecessors(z: Tensor, before: Tensor | None, flow: LatentFlow, frames: Sequence[int]) -> Anchor:
@@ -128,13 +143,16 @@ def stylize(
     latent_flow = None if flow is None or len(start) == 1 else LatentFlow(flow, start)
     warm = latent_flow is not None and warm_steps > 0
     done = torch.empty_like(start)
+    lag = no_lag = torch.zeros_like(start[:1, :1]).expand(-1, 2, -1, -1)
     for batch in batches(len(start), flow.cuts if warm else (), recipe.frames_per_call, warm):
         rows = slice(batch.frames.start, batch.frames.stop)
         z, before, anchor = start[rows], None, None
         if batch.warm:
             last = rows.start - 1
             before = done[last : rows.start]
-            z = warm_start(before, references.content, latent_flow, last, batch.frames)
+            z, lag = warm_start(before, references.content, latent_flow, last, batch.frames, lag)
+        else:
+            lag = no_lag
         if latent_flow is not None and recipe.temporal_weight:
             anchor = lambda z, before=before, f=batch.frames: predecessors(z, before, latent_flow, f)  # noqa: E731
         done[rows] = distill(

@@ -1,6 +1,7 @@
 """Clips: which frames share a call, where they start, what a cut does."""
 
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,6 +32,9 @@ def test_a_clip_is_split_into_batches(frames, cuts, per_call, warm, expected):
     ] == expected
 
 
+NO_LAG = torch.zeros(1, 2, 8, 12)
+
+
 def shifting(frames, size=(64, 96), pixels=(8, 0), cuts=()):
     """The flow of a picture that moves by so many pixels a frame; what enters is not valid."""
     pairs = frames - 1
@@ -38,43 +42,63 @@ def shifting(frames, size=(64, 96), pixels=(8, 0), cuts=()):
     forward[:, 0], forward[:, 1] = pixels
     valid = torch.ones(pairs, *size, dtype=torch.bool)
     back_valid = valid.clone()
-    back_valid[..., : pixels[0]] = False
+    back_valid[..., : int(pixels[0])] = False
     return Flow(forward, -forward, valid, back_valid, cuts=cuts)
 
 
 def test_a_change_goes_along_the_flow_onto_the_new_content():
     z, content = latents(1), contents(3)  # one pixel of 8x12 latents is eight pixels of the clip
     latent_flow = LatentFlow(shifting(3), content)
-    start = warm_start(z, content, latent_flow, 0, range(1, 3))
+    start, _ = warm_start(z, content, latent_flow, 0, range(1, 3), NO_LAG)
     change = z[0] - content[0]
     torch.testing.assert_close(start[0, :, :, 1:], content[1, :, :, 1:] + change[:, :, :-1])
     torch.testing.assert_close(start[1, :, :, 2:], content[2, :, :, 2:] + change[:, :, :-2])
     # What came in from beyond the frame is changed as its place was.
     torch.testing.assert_close(start[0, :, :, :1], content[1, :, :, :1] + change[:, :, :1])
     torch.testing.assert_close(start[1, :, :, :2], content[2, :, :, :2] + change[:, :, :2])
-    torch.testing.assert_close(
-        warm_start(z, content[:1], latent_flow, 0, [1]), start[:1] - content[1] + content[0]
-    )
-    assert torch.equal(warm_start(z, None, latent_flow, 0, [1, 2])[1:, ..., 2:], z[..., :-2])
+    one, _ = warm_start(z, content[:1], latent_flow, 0, [1], NO_LAG)
+    torch.testing.assert_close(one, start[:1] - content[1] + content[0])
+    moved, _ = warm_start(z, None, latent_flow, 0, [1, 2], NO_LAG)
+    assert torch.equal(moved[1:, ..., 2:], z[..., :-2])
+
+
+@pytest.mark.parametrize("per_call", [1, 3])
+@pytest.mark.parametrize("pixels", [0.5, 1, 3, 4, 5, 7.5, 8, 11, 12])
+def test_a_change_stays_with_its_content_in_a_pan_of_any_speed(monkeypatch, pixels, per_call):
+    """16 frames; one marked latent pixel stands for the change, and no optimization touches it."""
+    frames, width = 17, 40
+    flow = shifting(frames, (64, 8 * width), (pixels, 0))
+    start = torch.zeros(frames, 4, 8, width)
+    start[0, :, 4, 5] = 1
+    monkeypatch.setattr(clip, "distill", lambda references, z, *_, **__: z)
+    recipe = DistillRecipe(frames_per_call=per_call)
+    out = stylize(SimpleNamespace(content=None), start, recipe, steps=5, warm_steps=2, flow=flow)
+    for frame in range(frames):
+        x = int(out[frame, 0, 4].argmax())
+        assert out[frame, 0, 4, x] == 1
+        assert abs(x - (5 + frame * pixels / 8)) <= 0.5 + 1e-4
 
 
 def test_an_unchanged_frame_hands_on_nothing_over_any_number_of_frames():
     content, latent_flow = contents(9), LatentFlow(shifting(9, pixels=(11, 5)), contents(9))
-    start = content[:1]
+    start, lag = content[:1], NO_LAG
     for frame in range(1, 9):
-        start = warm_start(start, content, latent_flow, frame - 1, [frame])
+        start, lag = warm_start(start, content, latent_flow, frame - 1, [frame], lag)
         torch.testing.assert_close(start, content[frame : frame + 1])
 
 
 def test_moving_copies_and_never_mixes():
     """A flow of parts of pixels, against a loop over the pixels."""
     images, flow = latents(2), 2 * latents(2, seed=7)[:, :2]
-    out = move(images, flow)
+    out, lag = move(images, flow, NO_LAG)
     for n, y, x in product(range(2), range(8), range(12)):
         to_x, to_y = x + round(float(flow[n, 0, y, x])), y + round(float(flow[n, 1, y, x]))
         if not (0 <= to_x < 12 and 0 <= to_y < 8):
             to_x, to_y = x, y
         assert torch.equal(out[n, :, y, x], images[n, :, to_y, to_x])
+        if (to_x, to_y) != (x, y):
+            expected = torch.tensor([to_x - x, to_y - y]) - flow[n, :, y, x]
+            torch.testing.assert_close(lag[n, :, y, x], expected)
 
 
 def test_a_warm_frame_takes_few_steps_and_a_frame_after_a_cut_all(monkeypatch):
@@ -151,7 +175,7 @@ def test_wrong_flows_raise_an_error():
     with references(model()) as refs:
         with pytest.raises(ValueError, match="connect a flow"):
             stylize(refs, contents(2), DistillRecipe(temporal_weight=1.0), steps=1)
-        with pytest.raises(ValueError, match="the flow is of 3 frames"):
+        with pytest.raises(ValueError, match="the flow belongs to 3 frames"):
             stylize(refs, contents(2), DistillRecipe(), steps=1, warm_steps=1, flow=shifting(3))
         strided = Flow(**{**vars(shifting(3)), "stride": 2})
         with pytest.raises(ValueError, match="stride 1"):
