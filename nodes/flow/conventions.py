@@ -101,6 +101,15 @@ class Convention:
         if not self.strides or min(self.strides) < 1:
             raise ValueError('strides are whole numbers of 1 or more, such as "1" or "1,4"')
 
+    def check_frames(self, count: int) -> None:
+        """Reject a stride that the clip has no pair for. A single frame is no clip, and has no error."""
+        beyond = [stride for stride in self.strides if stride >= count > 1]
+        if beyond:
+            raise ValueError(
+                f"the clip has {count} frames, so it has no pair at stride {beyond[0]}: "
+                f"give strides below {count}"
+            )
+
     @property
     def scale(self) -> float:
         return self.scale_override or (255.0 if self.range == "0-255" else 1.0)

@@ -32,6 +32,7 @@ def versions(clips: dict[str, Tensor], content: Tensor, rule: Convention, method
             raise ValueError(
                 f"{name} has {len(frames)} frames, the content {len(content)}: give clips of one length"
             )
+    rule.check_frames(len(content))
     reports = [Report(rule, f"{method} on the content", name) for name in clips]
     meter = Meter(reports, method)
     with host.progress(len(content), "Optical-flow error") as bar:
@@ -45,11 +46,14 @@ def stream(stylized: LazyVideo, content: LazyVideo, rule: Convention, method: st
     """The error of a lazy clip. Only as many frames are kept as the longest stride needs."""
     report = Report(rule, f"{method} on the content")
     meter = Meter([report], method)
+    if content.clip.exact:
+        rule.check_frames(content.frame_count)
     with host.progress(stylized.frame_count, "Optical-flow error") as bar:
         for frames, shown in in_step([stylized, content], CHUNK):
             for pair in zip(frames, shown, strict=True):
                 meter.push(pair[:1], pair[1])
                 bar.step()
+    rule.check_frames(report.frames)
     return report
 
 

@@ -140,7 +140,7 @@ def test_a_folder_judge_trains_in_inference_mode(folder, pictures):
 def test_a_folder_that_cannot_be_loaded_is_said_in_one_sentence(folder):
     pytest.importorskip("transformers")
     (folder / "model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="holds no CLIP that transformers can load") as caught:
+    with pytest.raises(ValueError, match="contains no CLIP that transformers can load") as caught:
         FolderJudge(folder)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 

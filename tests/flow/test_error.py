@@ -244,6 +244,21 @@ def test_a_pair_without_a_valid_pixel_does_not_count():
     assert math.isnan(report.error) and report.worst is None and "nan" in report.table()
 
 
+def test_a_stride_beyond_the_clip_is_rejected_and_one_frame_has_no_error(home):
+    frames = torch.rand(5, 40, 40, 3)
+    clip, rule = LazyVideo.from_frames(frames, 12), convention(strides="1,8")
+    for run in (
+        lambda: measure.batch(frames, frames, None, rule, "dis-fast"),
+        lambda: measure.stream(clip, clip, rule, "dis-fast"),
+    ):
+        with pytest.raises(
+            ValueError, match=r"5 frames, so it has no pair at stride 8: give strides below 5"
+        ):
+            run()
+    one = measure.batch(frames[:1], frames[:1], None, convention(), "dis-fast")
+    assert math.isnan(one.error)
+
+
 def test_several_strides_are_averaged_and_shown_apart():
     scene = sample_scene(4)
     small = scene.frames[:, ::4, ::4].contiguous()
