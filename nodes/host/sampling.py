@@ -72,7 +72,7 @@ class Denoiser:
             conds = [self._with_context(c, context) for c in conds]
         return self._batch(conds, x, self._sigmas(x, sigma))
 
-    def load_differentiable(self, prepare: Callable[[Any], Any] = lambda model: None) -> Any:
+    def load_differentiable(self, prepare: Callable[[Any], Any]) -> Any:
         """Let gradients flow through the model until the end of this run; returns what `prepare` returns.
 
         A SAMPLER does not see the MODEL, so a differentiable clone of the running one is loaded in its place.
