@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from reelbrush import __main__ as command
 from reelbrush.benchmarks import settings, speed
 
 TINY = {
@@ -71,3 +72,11 @@ def test_settings_are_read_as_the_types_of_the_defaults():
 def test_the_list_names_every_case(capsys):
     speed.main([])
     assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == TINY.keys()
+
+
+def test_the_command_lists_both_tools_and_runs_one(capsys):
+    assert command.main(["bench"]) == 0
+    listed = capsys.readouterr().out
+    assert "speed: " in listed and "attention.reweight " in listed and "stya2k.stylize " in listed
+    assert command.main(["bench", "sheet"]) == 0
+    assert "attention.reweight" not in capsys.readouterr().out
