@@ -17,7 +17,7 @@ COMMANDS = {
     "train": "train a StyA2K model",
     "convert-stya2k": "convert official StyA2K checkpoints to one safetensors file",
     "nodes": "list the nodes: ids, names, inputs",
-    "bench": "measure this machine",
+    "bench": "list and run the benchmarks of a source checkout",
 }
 
 

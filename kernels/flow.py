@@ -11,8 +11,8 @@ A pixel of A is valid (Ruder et al. 2016, artistic-videos) unless, with b the fl
     p + f lies outside [0, W-1] x [0, H-1],                             the point left the frame,
     |grad f|^2 > 0.01 |f|^2 + 0.002                                     the point is on a motion edge,
 
-with central differences and mirrored borders. Departure: artistic-videos also rejects p + f on the last
-row or column, which would make the border of a static picture invalid.
+with central differences; at the borders, edge pixels repeat. Departure: artistic-videos also rejects p + f on
+the last row or column, which would make the border of a static picture invalid.
 
 Strategy: `grid_sample` is the fast path. Its normalized coordinates are rounded, so a whole-pixel flow would
 not copy pixels exactly. Where the flow is whole in both directions, the pixel is copied instead.
@@ -93,7 +93,7 @@ def warp(images: Tensor, flow: Tensor, *, mode: str = "bilinear") -> Tensor:
 
 
 def gradient_energy(flow: Tensor) -> Tensor:
-    """|grad f|^2 [N, H, W]: squared central differences of both components, borders mirrored."""
+    """|grad f|^2 [N, H, W]: squared central differences of both components; edge pixels repeat."""
     padded = pad(flow, (1, 1, 1, 1), mode="replicate")
     dx = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
     dy = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2

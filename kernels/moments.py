@@ -18,7 +18,7 @@ EPS = 1e-5
 
 def _centred(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     # Two passes of plain arithmetic: torch.var_mean over (2, 3) is several times slower on channels-last
-    # maps. Half precision is summed in single: a map's square sum passes 65504.
+    # maps. Half precision is summed in single: the sum of squares would exceed 65504.
     if x.dtype in (torch.float16, torch.bfloat16):
         return tuple(t.to(x.dtype) for t in _centred(x.float(), eps))
     mean = x.mean((2, 3), keepdim=True)
@@ -64,8 +64,8 @@ def color_map(
 ) -> tuple[Tensor, Tensor]:
     """The map from one colour cloud's moments to another's: matrix [N, C, C] and offset [N, C].
 
-    T = A^-1/2 (A^1/2 B A^1/2)^1/2 A^-1/2. No direction is amplified more than `gain` times: a grey picture
-    has no chroma to spread, and its noise must not become colour.
+    T = A^-1/2 (A^1/2 B A^1/2)^1/2 A^-1/2. No direction is amplified more than `gain` times: otherwise
+    noise in a grey picture would become colour.
     """
     (mean, cov), (ref_mean, ref_cov) = x, ref
     eye = torch.eye(cov.shape[-1], dtype=torch.float64, device=cov.device) * 1e-6

@@ -60,7 +60,7 @@ def _moments(s: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sorted(s: Tensor) -> Tensor:
-    """Each row in order; numpy does it five times faster than torch on a CPU."""
+    """Each row sorted; numpy does it five times faster than torch on a CPU."""
     if s.device.type != "cpu":
         return s.sort(-1).values
     ordered = s.clone(memory_format=torch.contiguous_format)
@@ -69,7 +69,7 @@ def _sorted(s: Tensor) -> Tensor:
 
 
 def _quantiles(s: Tensor) -> Tensor:
-    """KNOTS quantiles of each row, the outermost ones just inside the extremes."""
+    """KNOTS quantiles of each row, from just above its minimum to just below its maximum."""
     ordered, last = _sorted(s), s.shape[-1] - 1
     at = torch.linspace(0.005, 0.995, KNOTS, device=s.device) * last
     low = at.floor().long()

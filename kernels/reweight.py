@@ -14,7 +14,8 @@ is used for all B frames.
 
 Strategy: lambda * (q k^T) = q (lambda * k)^T. The fast path multiplies the style keys by lambda, puts them in
 front of the content's, and makes one fused attention call, so that the N x (M + N) weights are never stored.
-`extend` makes the keys and values for any attention function; `reweighted_attention` also makes the call.
+`extend` makes the keys and values for any attention function (the Z* node uses it in the UNet's attention);
+`reweighted_attention` also makes the call (View Attention uses it).
 `bias` (one number per style token) is added to the style's logits: the logarithm of a mask over the style.
 """
 

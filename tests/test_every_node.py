@@ -1,6 +1,6 @@
 """What every node keeps true, checked over the node list.
 
-Each wing says in tests/recipes/<wing>.py how to run its nodes; a node without a recipe fails here.
+Each package describes in tests/recipes/<package>.py how to run its nodes. A node without a recipe fails.
 """
 
 import copy
@@ -51,7 +51,7 @@ NEVER_OFF = {
     "ReelBrushPromptMask": MEASURES,
     "ReelBrushTrainStyleLoRA": MAKES,
     "ReelBrushLoadStyleLoRA": LOADS,
-    "ReelBrushADSampler": "makes a sampler; its empty range is checked with the wing's own tests",
+    "ReelBrushADSampler": "makes a sampler; tests/distill checks its empty range",
     "ReelBrushTextureInit": MAKES,
     "ReelBrushTextureExpand": MAKES,
     "ReelBrushStyleJudge": LOADS,
@@ -185,9 +185,9 @@ def recipe(node_id):
 # -- words -----------------------------------------------------------------------------------------
 
 
-def test_the_static_list_is_what_the_wings_declare():
-    wings = [m for m in vars(nodes).values() if inspect.ismodule(m) and hasattr(m, "NODES")]
-    declared_nodes = {key: value for wing in wings for key, value in wing.NODES.items()}
+def test_the_static_list_is_what_the_packages_declare():
+    packages = [m for m in vars(nodes).values() if inspect.ismodule(m) and hasattr(m, "NODES")]
+    declared_nodes = {key: value for package in packages for key, value in package.NODES.items()}
     assert {key: cls for key, (cls, _) in declared_nodes.items()} == nodes.NODE_CLASS_MAPPINGS
     assert {key: name for key, (_, name) in declared_nodes.items()} == nodes.NODE_DISPLAY_NAME_MAPPINGS
     assert reelbrush.NODE_CLASS_MAPPINGS is nodes.NODE_CLASS_MAPPINGS

@@ -81,7 +81,7 @@ class ComfyJudge(EmbeddingJudge):
 
 
 class Tower(nn.Module):
-    """The vision tower, read from ComfyUI's modules, adding out of place."""
+    """The vision tower, read from ComfyUI's modules, without in-place additions."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -156,7 +156,7 @@ def text_encoder(clip: Any, width: int) -> tuple[str, Any]:
 
 
 def wrong_projection(weight: Tensor) -> str:
-    """Why a projection cannot be a trained one; None if it can."""
+    """Why a projection cannot be a trained one; an empty string if it can."""
     w = weight.detach().float()
     if not torch.isfinite(w).all() or w.abs().max() > 1e3:
         return "uninitialized memory"

@@ -97,7 +97,7 @@ class DiffusionJudge:
     def text(self, text: str) -> list:
         """CONDITIONING of one text."""
         found = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
-        # copied where autograd can take them
+        # copies, because autograd cannot use inference tensors
         return [
             [c.clone().to(host.device()), {k: v.clone() if torch.is_tensor(v) else v for k, v in d.items()}]
             for c, d in found
@@ -164,7 +164,7 @@ def _seeded() -> torch.Generator:
 class DiffusionAim:
     """Style text and source text as conditionings, and the content pictures' own errors."""
 
-    REPEATS = 4  # the content is judged once and compared with often
+    REPEATS = 4  # noise draws for the content pictures, whose error is used in every epoch
 
     def __init__(
         self,

@@ -49,7 +49,7 @@ class Aim(Protocol):
 class Judge(Protocol):
     """Scores how well a text describes a picture [N, 3, H, W] in 0..1, with gradients."""
 
-    size: int  # how many pixels a side it looks at
+    size: int  # side of its input in pixels
 
     def ready(self) -> AbstractContextManager:
         """Keep the weights on the device, ready for gradients, during many calls."""

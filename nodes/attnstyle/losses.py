@@ -8,7 +8,7 @@ measures only the direction of the change, and is small also for a small change.
 direction, L_conf the confidence.
 
 Squared norms are means over elements, so that a weight means the same at every size. L_tv is CLIPstyler's
-(its weight 2e-3 belongs to that sum of norms). L_temp is ours, for clips. The paper names a textual layout
+(the weight 2e-3 is for this definition). L_temp is ours, for clips. The paper names a textual layout
 map but does not define it; `LayoutLoss` gives our definition.
 """
 
@@ -40,7 +40,7 @@ class ClassificationLoss(nn.Module):
 
 
 class ConfidenceLoss(nn.Module):
-    """L_conf = -log P(T | I_styl) / k: the zero-shot classifier's confidence in the style text.
+    """L_conf = -log P(T | I_styl) / k: small if the zero-shot classifier is confident of the style text.
 
     Its other classes are the source text and `others`. k is explained at `Aim.doubt`.
     """
@@ -92,9 +92,9 @@ class AlignmentLoss(nn.Module):
 
 
 class ContentLoss(nn.Module):
-    """L_con = Σ_l ||φ_l(I_styl) - φ_l(I_cont)||^2 over the layers that the network names its `content`.
+    """L_con = Σ_l ||φ_l(I_styl) - φ_l(I_cont)||^2 over the layers in the network's attribute `content`.
 
-    For a network that names none, these are its two deepest layers. Each layer is divided by its root mean
+    Without such an attribute, these are its two deepest layers. Each layer is divided by its root mean
     square on the content pictures, so that a weight means the same with every network (CLIPstyler's 150 was
     chosen for VGG-19).
     """
@@ -124,7 +124,7 @@ class LayoutLoss(nn.Module):
         L_layout = mean over k and p of (z_k(I_styl)_p - z_k(I_cont)_p)^2
     """
 
-    FLAT = 0.01  # a map without relief has no layout to keep
+    FLAT = 0.01  # added to the deviation, so that a flat map gives 0
 
     def __init__(self, aim: Aim, content: Tensor):
         super().__init__()
@@ -176,10 +176,10 @@ class TemporalLoss(nn.Module):
     leads from frame a to frame b (kernels/flow.py), `valid` [P, H, W] is m, and v is the mean
     `local_variance` of both frames.
 
-    Without the division by w, training reduces the loss by erasing texture. Each choice prevents a shortcut:
-    w is local, because a global w would erase texture only where something moves; it uses both frames,
-    because otherwise grain in one frame would raise its own w; the tone term is at most 2, the cost of
-    independent grain, because otherwise grain would be cheaper than a brightness that flickers.
+    Without the division by w, training would reduce the loss by erasing texture. w is local: a global w would
+    erase texture where something moves. w uses both frames: otherwise grain in one frame would raise its own
+    w. The tone term is at most 2, the cost of independent grain: otherwise a flickering brightness would
+    cost more than grain, and training would add grain.
     """
 
     FLAT = (4 / 255) ** 2  # below, contrast is hardly seen

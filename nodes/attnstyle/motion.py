@@ -18,8 +18,8 @@ from ..flow.estimate import estimator
 
 SHIFT, TURN, ZOOM, WOBBLE = 0.03, 0.03, 0.03, 0.004  # of the short side; radians; of the size
 NOISE = 0.012
-OVERLAP = 0.25  # of a key frame must be found in the next one for their flow to be worth using
-AGREE = 0.06  # how far colors may differ where it was found; beyond, light or the flow is another
+OVERLAP = 0.25  # smallest share of pixels with valid flow; below it the pair is not used
+AGREE = 0.06  # largest colour difference along the flow; if larger, the light changed or the flow is wrong
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class AttnStyle:
                 "judge": connection(JUDGE, "Measures how well a text describes a picture."),
                 "images": connection("IMAGE", "One picture, or key frames of a clip (from Key Frames)."),
                 "style_text": text("a watercolor painting", "How the pictures should look.", multiline=True),
-                "source_text": text("a photo", "How they look now. The style is the difference."),
+                "source_text": text("a photo", "How they look now. The style is learned as the difference."),
                 "epochs": integer(150, 1, 2000, "Training steps. The paper uses 100 to 200."),
                 "learning_rate": decimal(
                     5e-4, 1e-6, 0.1, "The step size of Adam, halved every 100 epochs.", 1e-5, round=False
@@ -84,9 +84,9 @@ class AttnStyle:
                 "global_weight": _weight(500.0, "The whole picture changes towards the style text."),
                 "patch_weight": _weight(9000.0, "Augmented patches change towards the style text: texture."),
                 "patch_scales": text("global 1, intermediate 1, local 1", scales),
-                "attention_weight": _weight(1.0, "Stylized and content features are aligned by attention."),
+                "attention_weight": _weight(1.0, "Alignment of stylized and content features by attention."),
                 "content_weight": _weight(150.0, "Perceptual features stay those of the content."),
-                "layout_weight": _weight(1.0, "Where the texts fit better or worse stays the same."),
+                "layout_weight": _weight(1.0, "Regions that match a text best still match it best."),
                 "tv_weight": _weight(2e-3, "Total variation: smooths noise."),
                 "temporal_weight": _weight(0.0, temporal),
                 "patches": integer(64, 1, 512, "Patches per epoch, over all scales. Fewer are faster."),

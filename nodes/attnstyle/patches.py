@@ -65,7 +65,7 @@ def cut(
     n, _, h, w = images.shape
     frame = (torch.arange(count) + torch.randint(n, (1,), generator=generator)) % n
     length = max(1.0, side * min(h, w))
-    if length > size:  # fewer pixels are looked at than are there
+    if length > size:  # the judge uses fewer pixels than the square has
         scale = size / length
         smaller = (max(1, round(h * scale)), max(1, round(w * scale)))
         images = interpolate(images, smaller, mode="bilinear", antialias=True, align_corners=False)

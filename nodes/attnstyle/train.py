@@ -32,7 +32,7 @@ from .patches import parse_scales
 FRAMES = 4  # key frames per step
 HALVE = 100  # epochs
 PATIENCE, LEAST = 30, 0.005  # stop when the loss falls by less than this share in this many epochs
-CONTRAST = 25.5  # scales the temporal loss to Optical Flow Error on a picture of this local contrast
+CONTRAST = 25.5  # times this squared, the temporal loss is the error of a picture with this local contrast
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class _Session:
         self.network = network.to(content.device, memory_format=torch.channels_last)
         aim = judge.aim(style_text, source_text, content, settings.others)
         scales = parse_scales(settings.patch_scales)
-        # what takes stylized pictures and the numbers of the key frames that they were made of
+        # losses of the stylized pictures and the numbers of their key frames
         self.judged: dict[str, nn.Module] = {}
         if weights.classification:
             self.judged["classification"] = ClassificationLoss(aim)

@@ -1,4 +1,4 @@
-"""Writing files that are never half-written, and fingerprints of files."""
+"""Writing files so that an incomplete file never has the final name, and fingerprints of files."""
 
 import hashlib
 import os
@@ -46,7 +46,7 @@ def _remove(path: Path) -> None:
 
 
 def fingerprint(*paths: str | os.PathLike) -> str:
-    """Changes when a file, or any file in a folder, gets another path, time of change or size."""
+    """A hash of the path, modification time and size of each file; of a folder, of all files in it."""
     digest = hashlib.sha256()
     for path in map(Path, paths):
         members = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]

@@ -41,7 +41,7 @@ class TemporalAttention:
             "required": {
                 "model": model(),
                 "anchors": choice(
-                    ANCHORS, "What every frame attends to; all: every frame of the UNet call.", ANCHORS[2]
+                    ANCHORS, "What each frame attends to. all: all known frames of its shot.", ANCHORS[2]
                 ),
                 "layers": layers("all"),
                 **percent_range(),
@@ -70,7 +70,7 @@ class FramesPerCall:
     DESCRIPTION = (
         "Lets one KSampler sample a whole clip: the latents stay in one batch, and the UNet gets a few "
         "frames at a time. Every frame keeps its own ControlNet hint and conditioning. The result is the "
-        "same as in one call."
+        "same as in one call, except with the anchors `all` of Temporal Attention."
     )
     SEARCH_ALIASES = ("video batch", "chunk", "out of memory", "batch size", "controlnet video")
     RETURN_TYPES = ("MODEL",)

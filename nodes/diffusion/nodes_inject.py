@@ -98,7 +98,9 @@ class Inject:
                 "feature_end": percent(0.6, f"Paper: 30 of 50 steps. {SAMPLING_RANGE}"),
                 "attention_end": percent(0.5, f"Paper: 25 of 50 steps. {SAMPLING_RANGE}"),
                 "self_attention": switch(True, "Inject the layout: shapes and positions."),
-                "cross_attention": switch(True, "Inject which place follows which word. Official code: off."),
+                "cross_attention": switch(
+                    True, "Inject the cross-attention to the text. Official code: off."
+                ),
                 "blend": choice(
                     BLENDS,
                     "replace: the content's queries and keys (paper). fade: their share falls as "
@@ -107,7 +109,8 @@ class Inject:
             },
             "optional": {
                 "outside_end": percent(
-                    0.0, f"When injection outside masked LoRAs ends. Official code: 1. {SAMPLING_RANGE}"
+                    0.0,
+                    f"Until when pixels outside all masks are injected. Official code: 1. {SAMPLING_RANGE}",
                 )
             },
         }

@@ -185,7 +185,9 @@ class RegionsPatch:
             return outputs[0]
         apart = torch.cat(outputs).unflatten(0, (len(mix.groups), len(of_call.sides), of_call.count))
         weights = mix.weights[:, None, :, None]
-        weighted = (apart.float() * weights).masked_fill_(weights == 0, 0)  # overflows stay in their region
+        weighted = (apart.float() * weights).masked_fill_(
+            weights == 0, 0
+        )  # 0 x inf would be NaN in the other regions
         return weighted.sum(0).flatten(0, 1).to(outputs[0])
 
     def weights(self, frames: Sequence[int], size: tuple[int, int], device: Any = None) -> RegionWeights:
@@ -198,7 +200,9 @@ class RegionsPatch:
                 shares = [mask / total.clamp_min(1) for mask in masks]
             else:  # the outside comes from the content, and the regions share everything
                 shares = [torch.where(total > 0, mask / total.clamp_min(1e-30), mask) for mask in masks]
-                shares[0] = shares[0] + (total <= 0).to(shares[0])  # the content replaces this later
+                shares[0] = shares[0] + (total <= 0).to(
+                    shares[0]
+                )  # pixels without a mask, which `_with_content` overwrites
             base = 1 - sum(shares, torch.zeros_like(total))
             base = torch.where(base < _TINY, torch.zeros_like(base), base)
             by_group = {BASE: base, **dict(zip(self.masked, shares, strict=True))}

@@ -12,7 +12,7 @@ DIRECTIONS = ("previous to next", "next to previous")
 
 
 def looking_back(flow: Flow) -> tuple[Tensor, Tensor]:
-    """Which pixels of each frame exist `stride` frames before [N, H, W], and the motion as pictures."""
+    """A mask [N, H, W] of the pixels that also exist `stride` frames earlier, and the motion as pictures."""
     stride = flow.frames - flow.pairs
     valid = torch.zeros(flow.frames, flow.height, flow.width)
     picture = torch.ones(flow.frames, flow.height, flow.width, 3)

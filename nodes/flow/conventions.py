@@ -64,10 +64,11 @@ def lai_mask(flow: Tensor, back: Tensor) -> Tensor:
 
 
 def rerender_mask(flow: Tensor, back: Tensor) -> Tensor:
-    """The mask of Rerender_A_Video: lengths instead of squares, flow 0 outside the frame, no motion edges."""
+    """The mask of Rerender_A_Video: compares lengths, not squares. The backward flow counts as 0 outside the
+    frame. Motion edges are not excluded."""
     there = torch.where(inside(flow)[:, None], warp(back, flow), 0.0)
-    astray, out, home = (energy(f).sqrt() for f in (flow + there, flow, back))
-    return (astray <= 0.01 * (out + home) + 0.5).float()
+    error, forward, backward = (energy(f).sqrt() for f in (flow + there, flow, back))
+    return (error <= 0.01 * (forward + backward) + 0.5).float()
 
 
 _RULES: dict[Rule | None, str] = {

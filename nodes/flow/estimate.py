@@ -21,8 +21,8 @@ from .. import host
 METHODS = ("dis-medium", "dis-ultrafast", "dis-fast", "farneback", "raft-small", "raft-large")
 CONSISTENCY = (0.5, 0.01)
 
-# OpenCV's DIS raises on small frames, crashes the process on some wide ones, and refuses long strips.
-SMALLEST, LONGEST = 32, 8
+# OpenCV's DIS fails on small frames, crashes on some wide ones, and rejects aspect ratios above 8.
+MIN_SIDE, MAX_ASPECT = 32, 8
 RAFT_SMALLEST = 128  # below, its coarsest correlation level is empty
 
 
@@ -123,10 +123,10 @@ def opencv() -> ModuleType:
     return cv2
 
 
-def padded(frame: Tensor, smallest: int = SMALLEST, multiple: int = 1) -> Tensor:
+def padded(frame: Tensor, smallest: int = MIN_SIDE, multiple: int = 1) -> Tensor:
     """A frame [C, H, W] enlarged to a size that the method accepts, by repeating its right and lower edge."""
     h, w = frame.shape[-2:]
-    height, width = (max(side, smallest, -(-max(h, w) // LONGEST)) for side in (h, w))
+    height, width = (max(side, smallest, -(-max(h, w) // MAX_ASPECT)) for side in (h, w))
     height, width = (-(-side // multiple) * multiple for side in (height, width))
     if (height, width) == (h, w):
         return frame
@@ -175,7 +175,7 @@ class _Raft:
             from torchvision.models import optical_flow
         except (ImportError, RuntimeError) as error:
             raise RuntimeError(
-                f"{self._name} needs torchvision, which does not import here ({error}): "
+                f"{self._name} needs torchvision, but importing it failed ({error}): "
                 "install reelbrush[raft], or choose a dis method"
             ) from error
         self._build = getattr(optical_flow, f"raft_{size}")

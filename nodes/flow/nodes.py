@@ -36,7 +36,7 @@ class OpticalFlow:
     @classmethod
     def INPUT_TYPES(cls):
         absolute, relative = CONSISTENCY
-        error = "How far forward plus backward flow may miss the start, in squared pixels."
+        error = "Largest squared distance to the start after the forward and the backward flow, in pixels."
         return {
             "required": {
                 "images": connection("IMAGE", "The frames of the clip. For a stylized clip: its content."),
@@ -106,7 +106,7 @@ class LoadFlow:
 class FlowWarp:
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "Warps each frame's neighbour onto it along the flow: as if only motion had changed. "
+        "Moves the pixels of each frame's neighbour along the flow, so that it should look like the frame. "
         "Frames without a neighbour are returned unchanged, with a black mask."
     )
     SEARCH_ALIASES = ("remap", "motion compensation", "warp image")

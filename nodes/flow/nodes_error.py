@@ -16,9 +16,9 @@ def _convention_inputs() -> dict:
         "norm": "mse: mean of squares. rmse: its root, per pair. l1: mean of absolute differences.",
         "range": "The range of the colours, which scales the error.",
         "mask": "Compare only pixels that exist in both frames, or all pixels.",
-        "normaliser": "Divide by the number of compared pixels, or of all pixels.",
+        "normaliser": "Divide the sum of errors by the number of compared pixels, or of all pixels.",
     }
-    preset = "Follow a public code. It replaces direction, norm, range, mask and normaliser."
+    preset = "Use the settings of a published code. They replace direction, norm, range, mask and normaliser."
     method = "How the content's motion is estimated, if no flow is connected."
     strides = "The distances between compared frames: 1 for flicker, 1,8 also for slow changes."
     return {

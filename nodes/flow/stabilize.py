@@ -5,9 +5,9 @@
 b is the content's backward flow and `valid` its validity (kernels/flow.py). `agreement` is
 exp(-d / 2s^2), where d is the squared difference between the content and the warped previous content,
 averaged over 3 x 3 pixels. Where a moving object uncovers the background, one of the two is 0 and the new
-frame is shown unchanged, so no ghost remains. After a cut, stabilization restarts. In flat areas the flow
-has thin invalid lines, which would keep flickering; therefore `valid` is raised to its mean over 9 x 9
-pixels, and `agreement` prevents errors from that.
+frame is shown unchanged, so no ghost remains. After a cut, stabilization restarts. In flat areas
+some thin lines of pixels are invalid and would flicker. So `valid` is the larger of itself and its mean over
+9 x 9 pixels. Where this is wrong, `agreement` is small.
 
 The output is fed back, so small errors must not accumulate. Warping blurs, so the output is resampled with
 a cubic filter. A static background must stay exactly static: where the estimated motion is below a quarter

@@ -48,7 +48,7 @@ class Progress:
         self.at(self.done + n, preview)
 
     def at(self, done: int, preview: Preview = None) -> None:
-        """`done` in total are done."""
+        """Set the number of finished steps."""
         self._terminal_bar.update(done - self.done)
         self.done = done
         if self._comfyui_bar is not None:

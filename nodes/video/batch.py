@@ -1,4 +1,4 @@
-"""Frames on their way through a clip's operations."""
+"""Batches of frames, and the buffer that holds them between operations."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ class Batch:
         return cls(torch.cat([b.frames for b in batches]), sum((b.times for b in batches), ()), alpha)
 
     def with_frames(self, frames: Tensor) -> "Batch":
-        """Other frames at these times; the alpha follows them to their size."""
+        """A batch with other frames and the same times. Alpha is resized to the new size."""
         alpha = self.alpha
         if alpha is not None and alpha.shape[1:3] != frames.shape[1:3]:
             planes = as_floats(alpha).permute(0, 3, 1, 2)
@@ -103,7 +103,7 @@ class FrameBuffer:
         return Batch.join(parts)
 
     def drop(self, before: int) -> None:
-        """Forget all frames before number `before`."""
+        """Remove the batches that lie completely before frame `before`."""
         while self._held and self.start + len(self._held[0]) <= before:
             self.start += len(self._held.popleft())
 

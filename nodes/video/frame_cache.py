@@ -2,9 +2,9 @@
 
 It serves two purposes: a save that was interrupted continues where it stopped, and a second reader of the
 same graph (another format, the optical-flow error) reads frames instead of computing them.
-Frames lie in chunks in `output/.reelbrush/<fingerprint>/`, with the states of sequential operations at the
-last chunk border. They are kept as integers of the clip's bit depth, which is what every reader at the
-end of a graph gets, so results never depend on what the cache holds.
+Frames are stored in chunks in `output/.reelbrush/<fingerprint>/`, with the states of sequential operations
+at the last chunk border. They are stored as integers. Readers get integers also for frames that are not from
+the cache, so the result is the same with and without a cache.
 """
 
 import json
@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
 from .. import host
@@ -26,7 +27,7 @@ _FORMAT = 3  # of the folder's content
 
 
 def root() -> Path:
-    """Where all caches live."""
+    """The folder of all caches."""
     return host.folder("output") / ".reelbrush"
 
 
@@ -73,6 +74,10 @@ class FrameCache:
     def has(self, number: int) -> bool:
         """Whether a chunk is there."""
         return self._file(number, "mkv").exists()
+
+    def kept(self) -> int:
+        """The number of frames that need not be computed again, from the first one on."""
+        return next(number for number in count() if not self.has(number)) * self.chunk
 
     def batches(self, run: Run | None = None, output: FrameBuffer | None = None) -> Iterator[Batch]:
         """All frames: chunks that are there are read, the others are computed and kept.
@@ -177,7 +182,7 @@ class FrameCache:
         with replacing(self._file(number, "mkv")) as temporary:
             codec.write_lossless(temporary, batch.frames, batch.times)
         if prune(keep=self.path) < 0:
-            raise OSError(f"they take all of the {limit() / 2**30:.3g} GB of REELBRUSH_SPOOL_GB")
+            raise OSError(f"this clip needs more than {limit() / 2**30:.3g} GB (REELBRUSH_SPOOL_GB)")
 
 
 def prune(keep: Path) -> int:

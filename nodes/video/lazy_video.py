@@ -66,7 +66,7 @@ class LazyVideo(host.video_base()):
         return cls(FrameSource(frames, Fraction(fps).limit_denominator(100_000), audio, bit_depth))
 
     def then(self, operation: type[Operation], *fields: Any, node: str = "", **named: Any) -> "LazyVideo":
-        """This clip through an operation. `node` is the node's name, for errors that surface late."""
+        """This clip through an operation. `node` is the node's name, for errors during a save."""
         context = host.executing_node()
         label = f"{node} (node {context.node_id})" if node and context is not None else node
         return LazyVideo(operation(self.operation, *fields, **named, label=label))

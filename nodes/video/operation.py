@@ -27,7 +27,7 @@ from .batch import Batch, FrameBuffer
 
 @dataclass(frozen=True)
 class Clip:
-    """What is known of a clip before any of its frames is computed."""
+    """The properties of a clip, known before any frame is computed."""
 
     width: int
     height: int
@@ -76,7 +76,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class LiveObject:
-    """An object that is not data, such as a VAE. `mark` names its content."""
+    """An object that is not data, such as a VAE. `mark` is a hash of its content."""
 
     value: Any
     mark: str
@@ -93,7 +93,7 @@ class Operation:
     label: str = field(default="", compare=False, kw_only=True)  # names the node in error messages
 
     def __post_init__(self) -> None:
-        self.clip, self.cached  # noqa: B018  (what cannot work is rejected when it is made)
+        self.clip, self.cached  # noqa: B018  (wrong inputs give an error now)
 
     @property
     def inputs(self) -> tuple["Operation", ...]:
@@ -111,7 +111,7 @@ class Operation:
 
     @cached_property
     def clip(self) -> Clip:
-        """The output. The first input gives rate, times, sound and alpha."""
+        """The properties of the output. Rate, times, sound and alpha are those of the first input."""
         clips = [i.clip for i in self.inputs]
         counts = {c.frame_count for c in clips if c.exact}
         if len(counts) > 1:
@@ -165,6 +165,8 @@ def operation(name: str) -> Callable[[type], type]:
     """Make a class a frozen dataclass, and register it under the name that serialized graphs use."""
 
     def register(cls: type) -> type:
+        if name in _registry and _registry[name].__qualname__ != cls.__qualname__:
+            raise ValueError(f"two operations are named {name!r}: give each its own name")
         made = dataclass(frozen=True, eq=False)(cls)
         made.name = name
         _registry[name] = made

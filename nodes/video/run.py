@@ -19,7 +19,7 @@ States = dict[str, dict[int, dict[str, Tensor]]]
 """By fingerprint of a sequential operation: frame numbers, and the state before that frame."""
 
 _BATCH_BYTES = 12 << 20  # of floats, where no operation asks for a number of frames
-_TRIM = 1.0  # seconds between two trims of the heap, each of which takes milliseconds
+_HEAP_TRIM_PAUSE = 1.0  # seconds
 
 
 def batch_size(width: int, height: int) -> int:
@@ -141,7 +141,7 @@ class Run:
             del taken, frames
             for source in inputs:
                 source.drop(at - before)
-            host.trim_heap(pause=_TRIM)
+            host.trim_heap(pause=_HEAP_TRIM_PAUSE)
             yield made
 
     def states_before(self, border: int) -> States:
@@ -197,7 +197,7 @@ def _check_lengths(label: str, inputs: Sequence[FrameBuffer]) -> None:
 
 @contextmanager
 def _errors_named(op: Operation) -> Iterator[None]:
-    """An error that surfaces late, in the node that saves, names the node it came from."""
+    """Adds the name of the operation's node to an error, because it occurs in the node that saves."""
     label = op.label or op.name
     try:
         yield

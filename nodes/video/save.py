@@ -19,7 +19,7 @@ from .. import host
 from ..common.files import replacing
 from . import codec
 from .batch import Batch
-from .frame_cache import pixel_batches
+from .frame_cache import FrameCache, pixel_batches
 from .operation import Operation
 from .sources import FileSource, FrameSource, LatentSource, Trim
 
@@ -58,9 +58,9 @@ class Sound:
         self._waveform = source.audio if isinstance(source, FrameSource) else None
 
     def begin(self, first: Fraction) -> Fraction | None:
-        """Where it begins, in seconds, for a clip whose first frame is at `first`. None: all of it is used.
+        """The start of the sound in seconds, for a clip whose first frame is at `first`; None for all of it.
 
-        Sound that has a beginning also ends with the last frame.
+        If it is not None, the sound also ends with the last frame.
         """
         if self._replaced:
             return self._from
@@ -114,8 +114,9 @@ def save(
                 for encoded in waiting:
                     encoded.result()
     except BaseException:
-        kept = "; finished frames are kept: run it again to continue" if resume and op.cached else ""
-        host.log.info("stopped after %d of %d frames%s", done, op.clip.frame_count, kept)
+        kept = FrameCache(op).kept() if resume and op.cached else 0
+        again = f": {kept} frames are kept, run it again to continue" if kept else ""
+        host.log.info("stopped after %d of %d frames%s", done, op.clip.frame_count, again)
         raise
     return done
 

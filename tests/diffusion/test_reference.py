@@ -33,8 +33,7 @@ ANY = "comfy" if INSIDE else "tiny"
 @BOTH
 @pytest.mark.parametrize("mode", ["concat", "swap", "style-id"])
 def test_a_layer_computes_its_mode(kind, mode):
-    """What goes into `to_out`, written out: frames 0..3 in calls of 2, the content's queries frame by "
-    "frame."""
+    """What goes into `to_out`, for frames 0..3 in calls of 2, with each frame's own content queries."""
     model = make(kind)
     layer = attention_layers(model)[11]
     picture, content = trajectory(model), trajectory(model, frames=4, seed=40)

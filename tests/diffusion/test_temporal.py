@@ -49,8 +49,7 @@ BY_NAME = {
 @pytest.mark.parametrize("anchors", BY_NAME)
 @pytest.mark.parametrize("size", [0, 1, 4])
 def test_a_layer_looks_at_the_anchors(kind, anchors, size):
-    """What goes into `to_out`, against attention over the anchors' and the frame's own tokens, written "
-    "out."""
+    """What goes into `to_out`, against attention over the anchors' and the frame's own tokens."""
     model = make(kind)
     layer, seen = attention_layers(model)[12], {name: [] for name in ("q", "k", "v", "out")}
     attn = network(model).get_submodule(layer.path)

@@ -47,16 +47,19 @@ def interrupt_at(monkeypatch, done):
 
 
 @pytest.mark.parametrize("done", [1, 5, 17, 30, 40])
-def test_an_interrupted_save_leaves_nothing_and_goes_on_exactly(home, monkeypatch, done):
+def test_a_cancelled_save_leaves_nothing_and_continues_exactly(home, monkeypatch, caplog, done):
     target, video = home / "output" / "clip.mkv", lazy()
     expected = pixels(all_of(costly(video)))  # in one go, without the cache
+    caplog.set_level("INFO")
     with monkeypatch.context() as patch:
         interrupt_at(patch, done)
         with pytest.raises(KeyboardInterrupt):
             costly(video).save_to(target)
     assert [p.name for p in (home / "output").iterdir()] in ([], [".reelbrush"])
     cache = FrameCache(costly(video).operation)
-    kept = next(n for n in range(11) if not cache.has(n)) * cache.chunk
+    kept = len(list(cache.path.glob("*.mkv"))) * cache.chunk
+    message = f": {kept} frames are kept, run it again to continue" if kept else "of 40 frames"
+    assert caplog.messages[-1].endswith(message)
     TrailWorker.calls = 0
     costly(video).save_to(target)
     assert TrailWorker.calls <= 40 - kept + cache.chunk, "what was finished is not computed again"
@@ -64,7 +67,7 @@ def test_an_interrupted_save_leaves_nothing_and_goes_on_exactly(home, monkeypatc
     assert torch.equal(torch.cat(list(costly(video).chunks(7))), expected)
 
 
-def test_a_finished_chain_is_read_and_a_changed_setting_starts_anew(home):
+def test_a_finished_graph_is_read_and_a_changed_setting_restarts(home):
     video = lazy()
     costly(video).save_to(home / "output" / "a.mkv")
     TrailWorker.calls = 0

@@ -62,7 +62,7 @@ def test_within_the_pause_nothing_is_trimmed(trims):
 
 
 def test_a_run_trims_when_it_ends(home, trims, monkeypatch):
-    monkeypatch.setattr(run_module, "_TRIM", 1000.0)  # however slow this machine is
+    monkeypatch.setattr(run_module, "_HEAP_TRIM_PAUSE", 1000.0)  # however slow this machine is
     clip = LazyVideo.from_frames(torch.rand(80, 8, 8, 3), 25).then(Unchanged)
     run = clip.chunks(16)
     next(run)

@@ -95,6 +95,14 @@ def test_a_graph_with_a_live_object_says_that_it_cannot_be_sent():
         to_data(decoded.operation)
 
 
+def test_two_operations_cannot_have_one_name():
+    with pytest.raises(ValueError, match=r"two operations are named 'video\.crop'"):
+
+        @operation.operation("video.crop")
+        class Sharpen(operation.Operation):
+            source: operation.Operation
+
+
 def test_an_unknown_operation_is_named():
     rows, tensors = to_data(lazy().operation)
     rows[0]["operation"] = "video.unknown"

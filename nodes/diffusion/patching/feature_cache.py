@@ -135,7 +135,7 @@ class FeatureCache:
     def _remember(self, key: FeatureKey, features: dict[int, Features]) -> None:
         entries = _KEPT.setdefault(self.trajectory, {})
         for old in [k for k in entries if (k.weights, k.patches) != (key.weights, key.patches)]:
-            del entries[old]  # of one model at a time: a clip's features are large
+            del entries[old]  # keep only this model's features, because they are large
         for layer in self.layers:
             kept = features[layer.number].map(lambda t: t.to("cpu"))
             entries.setdefault(self._of_layer(key, layer), kept)

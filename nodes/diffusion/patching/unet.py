@@ -38,7 +38,7 @@ from ....kernels.reweight import Pair, extend, key_bias
 from ... import host
 from .layers import AttentionLayer
 
-READING = "reelbrush_reference"  # in transformer_options: this evaluation is a reading pass
+READING = "reelbrush_reading"  # in transformer_options: this evaluation is a reading pass
 COPIES = "reelbrush_copies"  # in transformer_options: how often a frame's own content is among its keys
 
 # -- one evaluation of the UNet --------------------------------------------------------------------
