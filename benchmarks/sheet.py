@@ -92,10 +92,8 @@ def labelled(picture: Tensor, text: str, cell: int) -> Tensor:
 
 def run(args: argparse.Namespace) -> tuple[list[list[Tensor]], Values, int]:
     """The rows of cells, the numbers by column, and the number of styles."""
-    method, fixed = function("methods", args.method), {}
-    for chosen in combinations(method, args.set):
-        fixed = chosen
-    columns = combinations(method, args.vary)
+    method = function("methods", args.method)
+    fixed, columns = combinations(method, args.set)[0], combinations(method, args.vary)
     judge = load_perceptual(args.judge).float() if args.judge else None
     styles = load(
         args.styles, args.pictures, args.size, without_copies(args.styles, held_out(args.held_out, "styles"))
@@ -204,6 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.method is None:
         sys.stdout.write(listing("methods"))
         return
+    function("methods", args.method)  # an unknown name is the first error
     if not args.styles or not (args.contents or args.clip):
         parser.error("give --styles, and --contents or --clip")
     with torch.inference_mode():

@@ -87,7 +87,7 @@ def table(args: argparse.Namespace) -> None:
     for name in loras:
         for other in set(losses) - {name}:
             less = losses[other][name] - losses[name][name]
-            error = float(less.std()) / len(less) ** 0.5
+            error = max(float(less.std()) / len(less) ** 0.5, 1e-12)
             lower = float(less.mean() / losses[other][name].mean())
             verdict = "below" if float(less.mean()) > 0 else "NOT BELOW"
             sys.stdout.write(

@@ -212,9 +212,18 @@ def train(args: argparse.Namespace) -> None:
 # -- use -------------------------------------------------------------------------------------------
 
 
-def read(folder: str | Path) -> tuple[dict[str, Tensor], dict]:
-    """Weights in float32, and the layout from the metadata. `folder` may also be one of its files."""
-    folder = Path(folder) if Path(folder).is_dir() else Path(folder).parent
+def folder_of(path: str | Path) -> Path:
+    """The folder of a trained denoiser; `path` may also be one of its files."""
+    path = Path(path).expanduser()
+    folder = path if path.is_dir() else path.parent
+    if not (folder / "vae.safetensors").exists():
+        raise ValueError(f"no denoiser in {str(path)!r}: train one with lab/tiny_denoiser.py")
+    return folder
+
+
+def read(path: str | Path) -> tuple[dict[str, Tensor], dict]:
+    """Weights in float32, and the layout from the metadata."""
+    folder = folder_of(path)
     weights, about = {}, {}
     for number in range(1, PARTS + 1):
         with safe_open(folder / f"denoiser-{number}.safetensors", "pt") as file:
@@ -225,16 +234,15 @@ def read(folder: str | Path) -> tuple[dict[str, Tensor], dict]:
     return weights, json.loads(about[1]["config"])
 
 
-def load(folder: str | Path):
+def load(path: str | Path):
     """The denoiser as a MODEL: ComfyUI's ModelPatcher if ComfyUI is loaded, else the tests' stand-in."""
-    weights, config = read(folder)
+    weights, config = read(path)
     make = tiny.comfy_model if "folder_paths" in sys.modules else tiny.tiny_model
     return make(config, weights, scale=1.0)
 
 
-def load_vae(folder: str | Path) -> tiny_vae.VAE:
-    folder = Path(folder) if Path(folder).is_dir() else Path(folder).parent
-    return tiny_vae.VAE(folder / "vae.safetensors")
+def load_vae(path: str | Path) -> tiny_vae.VAE:
+    return tiny_vae.VAE(folder_of(path) / "vae.safetensors")
 
 
 @torch.no_grad()

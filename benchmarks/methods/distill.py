@@ -193,7 +193,7 @@ def decoder(
     import comfy.sd
     import comfy.utils
 
-    file = comfy.utils.load_torch_file(str(Path(weights) / "vae.safetensors"))
+    file = comfy.utils.load_torch_file(str(tiny_denoiser.folder_of(weights) / "vae.safetensors"))
     vae = comfy.sd.VAE(sd=file, dtype=torch.float32)
     tuned = tune_decoder(vae, content, steps=steps, learning_rate=learning_rate)[0]
     shown = tuned.decode(tuned.encode(content))
