@@ -1,6 +1,7 @@
 """Attention kernels."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,17 +30,16 @@ def reweight(tokens: int = 4096, heads: int = 8, width: int = 40) -> dict[str, C
     queries in blocks, which spares memory and does not change the result: give heads=1 there.
     """
 
-    def prepared(attention: Callable, block: int) -> Callable:
-        def prepare() -> Callable:
-            g = torch.Generator().manual_seed(0)
-            q, k_c, v_c, k_s, v_s = (torch.randn(1, heads, tokens, width, generator=g) for _ in range(5))
+    ways = {"ours": (reweighted_attention, tokens), "official": (_official, BLOCK)}
+    return {name: partial(_attention, *way, tokens, heads, width) for name, way in ways.items()}
 
-            def run() -> None:
-                for part in q.split(block, dim=2):
-                    attention(part, (k_c, v_c), (k_s, v_s), scale=1.2)
 
-            return run
+def _attention(attention: Callable, block: int, tokens: int, heads: int, width: int) -> Callable[[], None]:
+    g = torch.Generator().manual_seed(0)
+    q, k_c, v_c, k_s, v_s = (torch.randn(1, heads, tokens, width, generator=g) for _ in range(5))
 
-        return prepare
+    def run() -> None:
+        for part in q.split(block, dim=2):
+            attention(part, (k_c, v_c), (k_s, v_s), scale=1.2)
 
-    return {"ours": prepared(reweighted_attention, tokens), "official": prepared(_official, BLOCK)}
+    return run

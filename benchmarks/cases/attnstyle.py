@@ -1,6 +1,7 @@
 """AttnStyle: the time of training."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -20,18 +21,22 @@ LOSSES = {
 def training(size: int = 256, key_frames: int = 4, epochs: int = 4, patches: int = 64) -> dict[str, Callable]:
     """Training steps with and without some of the losses; no content loss, which needs weights."""
 
-    def prepared(changes: dict[str, float]) -> Callable:
-        def prepare() -> Callable[[], dict]:
-            weights = Weights(**{"content": 0.0, **changes})
-            settings = Settings(epochs=epochs, weights=weights, patches=patches, early_stop=False)
-            pictures = picture(key_frames, size, size)
+    return {
+        name: partial(_training, changes, size, key_frames, epochs, patches)
+        for name, changes in LOSSES.items()
+    }
 
-            def run() -> dict:
-                result = train(TextureJudge(), pictures, "striped", "a photo", settings)
-                return {"frames": epochs, **{name: loss[-1] for name, loss in result.losses.items()}}
 
-            return run
+@torch.inference_mode()
+def _training(
+    changes: dict[str, float], size: int, key_frames: int, epochs: int, patches: int
+) -> Callable[[], dict]:
+    weights = Weights(**{"content": 0.0, **changes})
+    settings = Settings(epochs=epochs, weights=weights, patches=patches, early_stop=False)
+    pictures = picture(key_frames, size, size)
 
-        return torch.inference_mode()(prepare)
+    def run() -> dict:
+        result = train(TextureJudge(), pictures, "striped", "a photo", settings)
+        return {"frames": epochs, **{name: loss[-1] for name, loss in result.losses.items()}}
 
-    return {name: prepared(changes) for name, changes in LOSSES.items()}
+    return run

@@ -5,6 +5,7 @@ With COMFYUI_PATH set, the network is ComfyUI's own.
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -35,26 +36,24 @@ def rows(frames: int = 16, steps: int = 30) -> dict[str, Callable]:
     Reading passes are included, the inversion is not. Rows do not depend on widths or weights.
     """
 
-    def prepared(per_call: int, cache: str) -> Callable:
-        def prepare() -> Callable[[], dict]:
-            model = tools.make(KIND)
-            sigmas = tools.levels(model, steps)
-            style = tools.trajectory(model, sigmas=sigmas)
-            patched = tools.zstar(model, style, start_percent=0.0, cache=cache)
-            if per_call:
-                patched = FramesPerCall().patch(patched, per_call)[0]
+    return {name: partial(_zstar_clip, frames, steps, *split) for name, split in SPLITS.items()}
 
-            def run() -> dict:
-                with tools.counted(model) as seen, torch.inference_mode():
-                    tools.sample(patched, frames=frames, sigmas=sigmas)
-                count = sum(seen) / (frames * steps)
-                return {"rows per frame and step": count, "target": (frames + 1) / frames}
 
-            return run
+def _zstar_clip(frames: int, steps: int, per_call: int, cache: str) -> Callable[[], dict]:
+    model = tools.make(KIND)
+    sigmas = tools.levels(model, steps)
+    style = tools.trajectory(model, sigmas=sigmas)
+    patched = tools.zstar(model, style, start_percent=0.0, cache=cache)
+    if per_call:
+        patched = FramesPerCall().patch(patched, per_call)[0]
 
-        return prepare
+    def run() -> dict:
+        with tools.counted(model) as seen, torch.inference_mode():
+            tools.sample(patched, frames=frames, sigmas=sigmas)
+        count = sum(seen) / (frames * steps)
+        return {"rows per frame and step": count, "target": (frames + 1) / frames}
 
-    return {name: prepared(*split) for name, split in SPLITS.items()}
+    return run
 
 
 class Regions:
@@ -153,23 +152,23 @@ def regions(
     memory for the rows of one region.
     """
 
-    def prepared(name: str, tight: bool = False) -> Callable:
-        def prepare() -> Callable[[], dict]:
-            bench = Regions(channels, side, steps, regions)
-            way = getattr(bench, name)
-            if tight:
-                one = bench.model.model.memory_required([4, 4, side, side])
-                host.free_memory = lambda *_: one
-            values = bench.measured(way, injected)
+    ways = ("ours", "separate", *(["hooks"] if tools.INSIDE else []))
+    make = partial(Regions, channels, side, steps, regions)
+    variants = {name: partial(_sampling, make, name, injected) for name in ways}
+    return variants | {"ours, little memory": partial(_sampling, make, "ours", injected, True)}
 
-            def run() -> dict:
-                with torch.inference_mode():
-                    way(injected)
-                return values
 
-            return run
+def _sampling(make: Callable, name: str, injected: bool, tight: bool = False) -> Callable[[], dict]:
+    bench = make()
+    way = getattr(bench, name)
+    if tight:
+        one = bench.model.model.memory_required([4, 4, *bench.start.shape[-2:]])
+        host.free_memory = lambda *_: one
+    values = bench.measured(way, injected)
 
-        return prepare
+    def run() -> dict:
+        with torch.inference_mode():
+            way(injected)
+        return values
 
-    ways = {name: prepared(name) for name in ("ours", "separate", *(["hooks"] if tools.INSIDE else []))}
-    return ways | {"ours, little memory": prepared("ours", True)}
+    return run

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -100,19 +101,17 @@ def steps(
 def expansion(side: int = 512, window: int = 512, overlap: int = 0) -> dict[str, Callable]:
     """Texture expansion to canvases of 1, 2 and 4 sides: memory (--rounds 1). The target is constant."""
 
-    def prepared(pixels: int) -> Callable:
-        def prepare() -> Callable[[], dict]:
-            model, texture = small.model(), small.styles(size=(window // 8, window // 8))
-            canvas = TextureCanvas(pixels // 8, pixels // 8, window // 8, overlap // 8)
-            settings = Expansion(steps=1, iterations=1, windows_per_call=1)
+    return {f"{side * n} pixels": partial(_expansion, side * n, window, overlap) for n in (1, 2, 4)}
 
-            def run() -> dict:
-                with torch.inference_mode(), opened(model, small.null(model)) as (clone, reader):
-                    out = expand(clone, reader, texture, canvas, settings, seeded(0))
-                return {"windows": len(canvas.windows()), "finite": bool(out.isfinite().all())}
 
-            return run
+def _expansion(pixels: int, window: int, overlap: int) -> Callable[[], dict]:
+    model, texture = small.model(), small.styles(size=(window // 8, window // 8))
+    canvas = TextureCanvas(pixels // 8, pixels // 8, window // 8, overlap // 8)
+    settings = Expansion(steps=1, iterations=1, windows_per_call=1)
 
-        return prepare
+    def run() -> dict:
+        with torch.inference_mode(), opened(model, small.null(model)) as (clone, reader):
+            out = expand(clone, reader, texture, canvas, settings, seeded(0))
+        return {"windows": len(canvas.windows()), "finite": bool(out.isfinite().all())}
 
-    return {f"{side * n} pixels": prepared(side * n) for n in (1, 2, 4)}
+    return run

@@ -1,6 +1,7 @@
 """Optical flow and stabilization on the sample clip, whose exact motion is known."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,30 +13,26 @@ from reelbrush.nodes.flow.stabilize import Stabilizer, stabilize
 from reelbrush.nodes.sample.scene import flickering, scene
 
 METHODS = ("dis-medium", "dis-fast", "dis-ultrafast", "farneback")  # those without weights
-METHOD = "dis-medium"
 
 
 def accuracy(frames: int = 12) -> dict[str, Callable]:
     """Flow methods: end-point error on visible pixels, and overlap with the exact (in)valid pixels."""
+    return {method: partial(_estimation, frames, method) for method in METHODS}
 
-    def prepared(method: str) -> Callable:
-        def prepare() -> Callable[[], dict]:
-            clip = scene(frames)
-            truth, visible = clip.forward.permute(0, 3, 1, 2), ~clip.occluded_forward
 
-            def run() -> dict:
-                flow = estimate(clip.frames, method)
-                error = (flow.forward - truth).norm(dim=1)[visible].mean()
-                valid = flow.forward_valid
-                pairs = {"IoU valid": (valid, visible), "IoU invalid": (~valid, ~visible)}
-                overlap = {name: float((a & b).sum() / (a | b).sum()) for name, (a, b) in pairs.items()}
-                return {"frames": flow.pairs, "end-point error": float(error), **overlap}
+@torch.inference_mode()
+def _estimation(frames: int, method: str) -> Callable[[], dict]:
+    clip = scene(frames)
+    truth, visible = clip.forward.permute(0, 3, 1, 2), ~clip.occluded_forward
 
-            return run
+    def run() -> dict:
+        flow = estimate(clip.frames, method)
+        error, valid = (flow.forward - truth).norm(dim=1)[visible].mean(), flow.forward_valid
+        pairs = {"IoU valid": (valid, visible), "IoU invalid": (~valid, ~visible)}
+        overlap = {name: float((a & b).sum() / (a | b).sum()) for name, (a, b) in pairs.items()}
+        return {"frames": flow.pairs, "end-point error": float(error), **overlap}
 
-        return torch.inference_mode()(prepare)
-
-    return {method: prepared(method) for method in METHODS}
+    return run
 
 
 def stability(frames: int = 12, flicker: float = 0.05) -> dict[str, Callable]:
@@ -44,50 +41,46 @@ def stability(frames: int = 12, flicker: float = 0.05) -> dict[str, Callable]:
     "no flicker" is the same clip without flicker, stabilized at 0.8: its change in 0-255, where an object has
     uncovered the background and elsewhere.
     """
+    variants = {f"strength {s}": partial(_stabilization, frames, s, flicker) for s in (0.5, 0.8, 0.9)}
+    return variants | {"no flicker": partial(_stabilization, frames, 0.8, 0.0)}
 
-    def prepared(strength: float, amount: float) -> Callable:
-        def prepare() -> Callable[[], dict]:
-            clip = scene(frames)
-            ways = (way.permute(0, 3, 1, 2).contiguous() for way in (clip.forward, clip.backward))
-            exact = Flow(*ways, ~clip.occluded_forward, ~clip.occluded_backward, 1, "exact")
-            given, uncovered = flickering(clip.frames, amount), clip.occluded_backward
 
-            def error(x: Tensor) -> float:
-                return batch(x, None, exact, convention(), "").error
+@torch.inference_mode()
+def _stabilization(frames: int, strength: float, flicker: float) -> Callable[[], dict]:
+    clip = scene(frames)
+    ways = (way.permute(0, 3, 1, 2).contiguous() for way in (clip.forward, clip.backward))
+    exact = Flow(*ways, ~clip.occluded_forward, ~clip.occluded_backward, 1, "exact")
+    given, uncovered = flickering(clip.frames, flicker), clip.occluded_backward
 
-            def run() -> dict:
-                out = stabilize(given, clip.frames, strength, METHOD)
-                change = (out - given).abs().mean(-1)[1:] * 255
-                values = {"error before": error(given), "error": error(out), "frames": len(out)}
-                values["change where uncovered"] = float(change[uncovered].mean())
-                return values | {"change elsewhere": float(change[~uncovered].mean())}
+    def error(x: Tensor) -> float:
+        return batch(x, None, exact, convention(), "").error
 
-            return run
+    def run() -> dict:
+        out = stabilize(given, clip.frames, strength, METHODS[0])
+        change = (out - given).abs().mean(-1)[1:] * 255
+        values = {"error before": error(given), "error": error(out), "frames": len(out)}
+        values["change where uncovered"] = float(change[uncovered].mean())
+        return values | {"change elsewhere": float(change[~uncovered].mean())}
 
-        return torch.inference_mode()(prepare)
-
-    variants = {f"strength {s}": prepared(s, flicker) for s in (0.5, 0.8, 0.9)}
-    return variants | {"no flicker": prepared(0.8, 0.0)}
+    return run
 
 
 def drift(frames: int = 300) -> dict[str, Callable]:
     """How much a static background has changed (0-255) at the end of a stabilized clip."""
+    return {METHODS[0]: partial(_stabilized_to_the_end, frames)}
 
-    def prepared(method: str) -> Callable:
-        def prepare() -> Callable[[], dict]:
-            content = scene(frames, variant="still", flow=False).frames
-            flat = flickering(content, 0.0)
-            still = (content - content[:1]).abs().amax(dim=(0, 3)) < 1e-4
 
-            def run() -> dict:
-                worker = Stabilizer(0.8, method)
-                for stylized, shown in zip(flat, content, strict=True):
-                    out = worker.push(stylized, shown)
-                change = float((out - flat[0]).abs().mean(-1)[still].mean()) * 255
-                return {"frames": frames, "static share": float(still.float().mean()), "change": change}
+@torch.inference_mode()
+def _stabilized_to_the_end(frames: int) -> Callable[[], dict]:
+    content = scene(frames, variant="still", flow=False).frames
+    flat = flickering(content, 0.0)
+    still = (content - content[:1]).abs().amax(dim=(0, 3)) < 1e-4
 
-            return run
+    def run() -> dict:
+        worker = Stabilizer(0.8, METHODS[0])
+        for stylized, shown in zip(flat, content, strict=True):
+            out = worker.push(stylized, shown)
+        change = float((out - flat[0]).abs().mean(-1)[still].mean()) * 255
+        return {"frames": frames, "static share": float(still.float().mean()), "change": change}
 
-        return torch.inference_mode()(prepare)
-
-    return {method: prepared(method) for method in METHODS[:1]}
+    return run
