@@ -99,7 +99,7 @@ def test_wrong_pairs_are_refused_in_words(pair, tmp_path):
             ComfyJudge(clip, vision)
         assert "Load CLIP" in str(caught.value) and "\n" not in str(caught.value)
     siglip = comfy_vision(tmp_path, model_type="siglip_vision_model")
-    with pytest.raises(ValueError, match="is no CLIP vision tower"):
+    with pytest.raises(ValueError, match="is not a CLIP vision tower"):
         ComfyJudge(clip, siglip)
     with torch.inference_mode():
         vision.model.visual_projection.weight.zero_()
