@@ -15,11 +15,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 
+from torch import Tensor
+
 from .. import host
 from ..common.files import replacing
 from . import codec
 from .batch import Batch, FrameBuffer
-from .operation import Operation
+from .operation import Operation, tensor_digest
 from .run import Run, States
 
 _CHUNK_BYTES = 8 << 20
@@ -150,13 +152,17 @@ class FrameCache:
 
     def _read_states(self, number: int) -> States:
         """The states before a chunk; without them computing begins at frame 0."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError, safe_open
 
         path, states = self._file(number, "safetensors"), {}
+        if not path.exists():
+            return {}
         try:
-            tensors = load_file(path) if path.exists() else {}
-        except (OSError, SafetensorError) as error:
+            with safe_open(path, "pt") as file:
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+                if (file.metadata() or {}).get("checksum") != _checksum(tensors):
+                    raise ValueError("its checksum differs")
+        except (OSError, ValueError, SafetensorError) as error:
             host.log.warning("a cached state cannot be read, computing begins at frame 0: %s", error)
             return {}
         for key, tensor in tensors.items():
@@ -175,7 +181,7 @@ class FrameCache:
         }
         if tensors:
             with replacing(self._file(number + 1, "safetensors")) as temporary:
-                save_file(tensors, temporary)
+                save_file(tensors, temporary, metadata={"checksum": _checksum(tensors)})
             for old in self.path.glob("*.safetensors"):
                 if old < self._file(number, "safetensors"):
                     old.unlink(missing_ok=True)
@@ -183,6 +189,10 @@ class FrameCache:
             codec.write_lossless(temporary, batch.frames, batch.times)
         if prune(keep=self.path) < 0:
             raise OSError(f"this clip needs more than {limit() / 2**30:.3g} GB (REELBRUSH_SPOOL_GB)")
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    return " ".join(f"{key} {tensor_digest(tensor)}" for key, tensor in sorted(tensors.items()))
 
 
 def prune(keep: Path) -> int:
