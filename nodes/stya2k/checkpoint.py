@@ -18,18 +18,15 @@ from torch import Tensor, nn
 
 from ...kernels.all_to_key import Arithmetic
 from ..common.files import replacing
+from .modulated import ModulatedStyA2K
 from .network import DECODER, OFFICIAL, StyA2K
 from .perceptual import VGG19, VGG_NORMALISED, VGG_TORCHVISION, read_weights
 from .small import SmallStyA2K
 
 Weights = dict[str, Tensor]
-SMALL = (
-    "up2",
-    "down2",
-    "down4",
-    "down8",
-    "down16",
-)  # the layers whose outputs are the small network's widths
+# Layers whose outputs are a network's widths.
+SMALL = ("up2", "down2", "down4", "down8", "down16")
+MODULATED = ("detail", "content.to2", "content.to4", "content.to8")
 OFFICIAL_FILES = {
     "A2K": "the 3_1 attention",
     "transform": "the 4_1 and 5_1 attention",
@@ -91,7 +88,9 @@ def looks_like(weights: Weights) -> str:
 
 
 def identify(weights: Weights) -> str:
-    """ "small" or "paper", or a sentence about what was given instead."""
+    """ "modulated", "small" or "paper", or a sentence about what was given instead."""
+    if all(f"{name}.weight" in weights for name in (*MODULATED, "a2k8.q")):
+        return "modulated"
     if all(f"{name}.weight" in weights for name in (*SMALL, "a2k8.q")):
         return "small"
     if "a2k3.q.weight" in weights and "decoder.7.weight" in weights and "encoder.convs.0.weight" in weights:
@@ -103,13 +102,19 @@ def identify(weights: Weights) -> str:
     )
 
 
+def _widths(weights: Weights, layers: tuple[str, ...]) -> tuple[int, ...]:
+    return tuple(int(weights[f"{name}.weight"].shape[0]) for name in layers)
+
+
 def build(weights: Weights, metadata: dict[str, str] | None = None) -> nn.Module:
     """The network for these weights, in float32."""
     about = json.loads((metadata or {}).get("stya2k", "{}"))
     kind = about.get("attention", "all-to-key")
-    if identify(weights) == "small":
-        widths = tuple(int(weights[f"{name}.weight"].shape[0]) for name in SMALL)
-        network: nn.Module = SmallStyA2K(widths, kind, halving=about.get("halving", "plain"))
+    family = identify(weights)
+    if family == "modulated":
+        network: nn.Module = ModulatedStyA2K(_widths(weights, MODULATED), kind)
+    elif family == "small":
+        network = SmallStyA2K(_widths(weights, SMALL), kind, halving=about.get("halving", "plain"))
     else:
         how = tuple(Arithmetic(**a) for a in about["arithmetic"]) if "arithmetic" in about else OFFICIAL
         network = StyA2K(VGG19("encoder.first.weight" in weights), how=how, kind=kind)

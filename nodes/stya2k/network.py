@@ -14,6 +14,7 @@ from torch.nn import functional
 from ...kernels.all_to_key import Arithmetic
 from ...kernels.moments import moments
 from .attention import A2K, Code, Moments
+from .mixing import FeatureBlend
 from .perceptual import VGG19, reflect
 
 LAYERS = ("relu3_1", "relu4_1", "relu5_1")
@@ -56,7 +57,7 @@ def _halved(size: tuple[int, int]) -> tuple[int, int]:
     return -(-size[0] // 2), -(-size[1] // 2)
 
 
-class StyA2K(nn.Module):
+class StyA2K(FeatureBlend, nn.Module):
     """Eqs. 1-3, with the 3_1 skip of AdaAttN."""
 
     align = 64  # 1/16 of the size, regions of 4

@@ -18,6 +18,7 @@ from ...kernels.all_to_key import Arithmetic
 from ...kernels.moments import moments
 from ...kernels.palette import PaletteReference, describe, look_up, palette_table, sample
 from .attention import A2K, Code, Moments, rescale
+from .mixing import FeatureBlend
 
 HALVINGS = ("soft", "plain")  # what a network's maps are halved by: `Soften` before, or as they are
 
@@ -96,7 +97,7 @@ class ResidualBlock(nn.Module):
         return self.b(_active(self.a(x))).add_(x)
 
 
-class SmallStyA2K(nn.Module):
+class SmallStyA2K(FeatureBlend, nn.Module):
     """Encoder to 1/16, A2K at 1/16, 1/8 and 1/4, decoder with a detail path; widths at 1/1, 1/2 ... 1/16."""
 
     align = 96  # tiles start at multiples of this: the region grid of 1/16

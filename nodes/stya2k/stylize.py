@@ -1,14 +1,12 @@
 """Stylizing frames in batches, with a strength, in tiles if memory is short, and as an operation on clips.
 
-The features from a style's pictures are summed by weight and decoded once. Strength s decodes (1 - s) times
-the content's own features plus s times the stylized ones, and adds (1 - s) times the difference between the
-content and its decoded features. So 0 is the input, 1 is the method, and between them it is continuous.
+The features from a style's pictures are summed by weight and decoded once. Strength 0 is the input, 1 is the
+method, and between them it is continuous (mixing.py).
 """
 
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +17,7 @@ from ..video.lazy_video import LazyVideo
 from ..video.operation import Operation, Window, Worker, operation
 from . import tiles
 from .attention import MODES
+from .mixing import Mix
 from .style import Style, StylePart, encoded, load_model, resize_mask
 
 log = logging.getLogger("reelbrush")
@@ -93,7 +92,9 @@ class Stylizer(Worker):
         masks = [self._mask(part, index, len(frames)) for part in self.style.parts]
         if self.tile and max(self.size) > self.tile:
             return self._tiled(planes, masks)
-        return self._decode(self.network.encode(planes), planes, masks)
+        content = self.network.encode(planes)
+        mix = self._mix(masks, self.size)
+        return self.network.blend(content, planes, mix, self.look.strength, self.look.attention)
 
     def _mask(self, part: StylePart, index: int, count: int) -> Tensor | None:
         """The mask of a style part for frames index..index+count, [1 or count, H, W]."""
@@ -103,45 +104,39 @@ class Stylizer(Worker):
         here = part.mask[numbers.clamp_max(len(part.mask) - 1).to(part.mask.device)]
         return resize_mask(here.to(host.device()).float(), self.size)
 
-    def _decode(
-        self,
-        content: Any,
-        planes: Tensor,
-        masks: list[Tensor | None],
-        stats: list | None = None,
-        corner: tuple[int, int] = (0, 0),
-    ) -> Tensor:
-        """Encoded content to pictures. For a tile, `stats` come from the whole frame."""
-        net, s = self.network, self.look.strength
-        total: list[Tensor] = []
-        for code, part, mask in zip(self.codes, self.style.parts, masks, strict=True):
-            made = net.transfer(content, code, self.look.attention, stats)
-            if mask is not None or part.weight != 1:
-                made = [z * _share(part, mask, z, content.size, corner) for z in made]
-            total = [a + b for a, b in zip(total, made, strict=True)] if total else made
-        if s == 1:
-            return net.decode(total, content.size)
-        plain = net.plain(content)
-        out = net.decode([c.lerp(z, s) for c, z in zip(plain, total, strict=True)], content.size)
-        return out + (1 - s) * (planes - net.decode(plain, content.size))
+    def _mix(
+        self, masks: list[Tensor | None], size: tuple[int, int], corner: tuple[int, int] = (0, 0)
+    ) -> Mix:
+        """The styles, each with its share of any map of the `size` pixels at `corner` of the frame."""
+        return [
+            (code, lambda z, part=part, mask=mask: _share(part, mask, z, size, corner))
+            for code, part, mask in zip(self.codes, self.style.parts, masks, strict=True)
+        ]
 
     def _tiled(self, planes: Tensor, masks: list[Tensor | None]) -> Tensor:
-        """Stylize in tiles: first measure the statistics of the whole frame, then stylize each tile.
+        """Stylize in tiles: first measure the statistics of the whole frame, once per transfer, then stylize.
 
         Tiles start on the grid of the regions, and include a border as wide as the receptive field.
         """
-        align, reach = self.network.align, self.network.reach
-        tile = max(align, self.tile // align * align)
-        places = list(tiles.boxes(self.size, tile, reach, align))
-        total = tiles.Sums()
-        for box in places:
-            total.add(self.network.encode(box.outer(planes)), box)
-            host.check_interrupt()
-        stats = [*self.network.measure_images(planes), *total.stats(planes.dtype)]
+        net, look = self.network, self.look
+        tile = max(net.align, self.tile // net.align * net.align)
+        places = list(tiles.boxes(self.size, tile, net.reach, net.align))
+        mixes = [
+            self._mix(masks, (box.bottom - box.top, box.right - box.left), (box.top, box.left))
+            for box in places
+        ]
+        stats = net.measure_images(planes)
+        for number in range(net.stages):
+            total = tiles.Sums()
+            for box, mix in zip(places, mixes, strict=True):
+                content = net.encode(box.outer(planes))
+                total.add(net.stage(number, content, mix, look.attention, stats), content.size, box)
+                host.check_interrupt()
+            stats += total.stats(planes.dtype)
         out = torch.empty_like(planes)
-        for box in places:
+        for box, mix in zip(places, mixes, strict=True):
             part = box.outer(planes)
-            made = self._decode(self.network.encode(part), part, masks, stats, (box.top, box.left))
+            made = net.blend(net.encode(part), part, mix, look.strength, look.attention, stats)
             y, x = box.y - box.top, box.x - box.left
             out[..., box.y : box.y + box.h, box.x : box.x + box.w] = made[..., y : y + box.h, x : x + box.w]
             host.check_interrupt()

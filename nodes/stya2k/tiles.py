@@ -6,9 +6,8 @@ are summed over the insides of all tiles.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,10 +61,10 @@ class Sums:
     def __init__(self) -> None:
         self._levels: list[list[Tensor]] = []
 
-    def add(self, content: Any, box: Box) -> None:
-        """Add an encoded tile. Only its inside counts."""
-        for level, m in enumerate(content.maps):
-            flat = box.inner(m, content.size).double().flatten(2)
+    def add(self, maps: Iterable[Tensor], size: tuple[int, int], box: Box) -> None:
+        """Add the maps of a tile and its border, `size` pixels. Only its inside counts."""
+        for level, m in enumerate(maps):
+            flat = box.inner(m, size).double().flatten(2)
             count = torch.tensor(flat.shape[-1], device=flat.device)
             found = [count, flat.sum(-1), flat.square().sum(-1)]
             if level == len(self._levels):
