@@ -1,9 +1,10 @@
 """Perceptual networks: feature maps of image classifiers, for losses. The pack contains no weights for them.
 
 A file is detected by its keys: SqueezeNet v1.0 (layer names of its prototxt), the normalized VGG-19 of AdaIN
-(`vgg_normalised.pth`), or torchvision's VGG-19. All take pictures [N, 3, H, W] in 0..1 and return a dict of
-feature maps by layer name, shallow to deep. `style` names the layers for eq. 16, `match` those for eq. 17,
-`content` those for structure, `gram` those for Gram matrices.
+(`vgg_normalised.pth`), torchvision's VGG-19, or the VGG-16 of the ST-LPIPS metric (`vgg_shift_tolerant.pth` of
+the Python package stlpips-pytorch). All take pictures [N, 3, H, W] in 0..1 and return a dict of feature maps by
+layer name, shallow to deep. `style` names the layers for eq. 16, `match` those for eq. 17, `content` those for
+structure, `gram` those for Gram matrices.
 """
 
 from pathlib import Path
@@ -158,6 +159,68 @@ class VGG19(Perceptual):
         return found
 
 
+class VGG16(Perceptual):
+    """VGG-16 of the ST-LPIPS metric, whose pools are anti-aliased, seen twice: fine texture at full size, and
+    all deeper layers at half size, where they cost a quarter and see objects at the size that they know."""
+
+    plan = ("1_1", "1_2", "P", "2_1", "2_2", "P", "3_1", "3_2", "3_3", "P", "4_1")
+    fine = ("1_2",)
+    coarse = ("2_2", "3_3", "4_1")
+    style = ("fine1_2", "coarse2_2", "coarse3_3", "coarse4_1")
+    match = ("coarse2_2", "coarse3_3", "coarse4_1")
+    content = ("coarse3_3", "coarse4_1")
+    weights = (1.0, 1.0)
+    gram = style
+    sliced = match
+    sizes = (8, 8, 4)
+
+    def __init__(self):
+        super().__init__()
+        widths, cin = {"1": 64, "2": 128, "3": 256, "4": 512}, 3
+        self.convs = nn.ModuleList()
+        for name in self.plan:
+            if name != "P":
+                self.convs.append(nn.Conv2d(cin, widths[name[0]], 3, padding=1))
+                cin = widths[name[0]]
+        self.register_buffer(
+            "shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1), persistent=False
+        )
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1), persistent=False)
+        side = torch.tensor([0.25, 0.5, 0.25])
+        self.register_buffer("binomial", (side[:, None] * side)[None, None], persistent=False)
+
+    @classmethod
+    def of(cls, weights: dict[str, Tensor]) -> "VGG16":
+        """From vgg_shift_tolerant.pth; its convolutions are numbered with all that lies between them."""
+        names = ("1.0", "1.2", "2.6", "2.8", "3.12", "3.14", "3.16", "4.20")
+        net = cls()
+        for name, conv in zip(names, net.convs, strict=True):
+            conv.load_state_dict({k: weights[f"net.slice{name}.{k}"].float() for k in ("weight", "bias")})
+        return net.freeze()
+
+    def _halve(self, x: Tensor) -> Tensor:
+        x, channels = functional.max_pool2d(x, 2, 1), x.shape[1]
+        kernel = self.binomial.expand(channels, 1, 3, 3)
+        return functional.conv2d(reflect(x), kernel, stride=2, groups=channels)
+
+    def _see(self, images: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
+        x = (2 * images - 1 - self.shift) / self.scale
+        features: dict[str, Tensor] = {}
+        convs = iter(self.convs)
+        for name in self.plan:
+            x = self._halve(x) if name == "P" else functional.relu(next(convs)(x), inplace=True)
+            if name in layers:
+                features[name] = x
+            if name == layers[-1]:
+                break
+        return features
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        small = functional.avg_pool2d(images, 2)
+        features = {f"fine{name}": m for name, m in self._see(images, self.fine).items()}
+        return features | {f"coarse{name}": m for name, m in self._see(small, self.coarse).items()}
+
+
 def reflect(x: Tensor) -> Tensor:
     """Pad a map by one reflected pixel. A map of one pixel is repeated."""
     mode = "reflect" if min(x.shape[-2:]) > 1 else "replicate"
@@ -190,13 +253,15 @@ def load_perceptual(path: str | Path) -> Perceptual:
     try:
         if "fire2/conv1x1_1.weight" in weights:
             return SqueezeNet.of(weights)
+        if "net.slice4.24.weight" in weights and "net.slice3.11.filt" in weights:
+            return VGG16.of(weights)
         if "features.28.weight" in weights or ("42.weight" in weights and "0.weight" in weights):
             return VGG19.of(weights)
     except (KeyError, RuntimeError) as error:  # VGG-16, SqueezeNet 1.1 ...
         missing = str(error).splitlines()[-1].strip()
         raise ValueError(
             f"{Path(path).name} looks like a perceptual network but is another one ({missing}): give "
-            "SqueezeNet v1.0, vgg_normalised.pth or torchvision's VGG-19"
+            "SqueezeNet v1.0, vgg_normalised.pth, torchvision's VGG-19 or vgg_shift_tolerant.pth"
         ) from error
     raise ValueError(
         f"{Path(path).name} is no perceptual network that is known here: give SqueezeNet v1.0, "
