@@ -19,7 +19,16 @@ from ...kernels.moments import moments, normalize
 Features = dict[str, Tensor]
 
 
-def moments_loss(out: Features, style: Features, layers: tuple[str, ...], relative: bool = True) -> Tensor:
+def _power(wanted: Tensor, out: Tensor, bounded: bool) -> Tensor:
+    """What squared distances are relative to: the target's squares, or (`bounded`) the mean of both, so that
+    a dark style, whose features are small, does not outweigh the others."""
+    squares = wanted.square()
+    return (squares + out.detach().square()) / 2 if bounded else squares
+
+
+def moments_loss(
+    out: Features, style: Features, layers: tuple[str, ...], relative: bool = True, bounded: bool = False
+) -> Tensor:
     """Eq. 16: distance of mean and deviation per channel."""
     total = torch.zeros((), device=out[layers[0]].device)
     for layer in layers:
@@ -27,7 +36,7 @@ def moments_loss(out: Features, style: Features, layers: tuple[str, ...], relati
         want_mean, want_std = moments(style[layer])
         miss = ((mean - want_mean).square() + (std - want_std).square()).mean((1, 2, 3))
         if relative:
-            power = (want_mean.square() + want_std.square()).mean((1, 2, 3))
+            power = (_power(want_mean, mean, bounded) + _power(want_std, std, bounded)).mean((1, 2, 3))
             miss = (miss / power.clamp_min(1e-12) + 1e-8).sqrt()
         total = total + miss.mean()
     return total
@@ -39,14 +48,65 @@ def gram(x: Tensor) -> Tensor:
     return flat @ flat.transpose(1, 2) / flat.shape[-1]
 
 
-def gram_loss(out: Features, style: Features, layers: tuple[str, ...]) -> Tensor:
+def gram_loss(out: Features, style: Features, layers: tuple[str, ...], bounded: bool = False) -> Tensor:
     """Distance of Gram matrices relative to the style's: texture beyond mean and deviation."""
     total = torch.zeros((), device=out[layers[0]].device)
     for layer in layers:
-        want = gram(style[layer])
-        miss = (gram(out[layer]) - want).square().sum((1, 2))
-        total = total + (miss / want.square().sum((1, 2)).clamp_min(1e-12) + 1e-8).sqrt().mean()
+        want, made = gram(style[layer]), gram(out[layer])
+        miss = (made - want).square().sum((1, 2))
+        power = _power(want, made, bounded).sum((1, 2))
+        total = total + (miss / power.clamp_min(1e-12) + 1e-8).sqrt().mean()
     return total
+
+
+def _spread_points(maps: Tensor, count: int) -> Tensor:
+    """`count` points of maps [N, C, H, W], spread over them, [N, C, count]."""
+    flat = maps.flatten(2)
+    places = torch.linspace(0, flat.shape[2] - 1, count, device=maps.device).round().long()
+    return flat[..., places]
+
+
+def sliced_distance(out: Tensor, wanted: Tensor, directions: Tensor, points: int = 1024) -> Tensor:
+    """Sliced Wasserstein distance of the points of maps [N, C, H, W], relative to the spread of `wanted`.
+
+    A point is a vector of C channels; `directions` [C or more, K] are random. Along a direction, the nearest
+    arrangement of two sets of numbers is their order, so every value of the style has to occur as often as it
+    does there: unlike with moments, the mean of two colours is as wrong as any other colour."""
+    along = directions[: out.shape[1]]
+    along = along / along.norm(dim=0)
+    count = min(points, out[0, 0].numel())
+    made, want = (
+        torch.einsum("ncp,ck->nkp", _spread_points(x, count), along).sort(-1).values for x in (out, wanted)
+    )
+    spread = (want - want.mean(-1, keepdim=True)).abs().mean((1, 2)).clamp_min(1e-4)
+    return ((made - want).abs().mean((1, 2)) / spread).mean()
+
+
+def sliced_loss(out: Features, style: Features, layers: tuple[str, ...], directions: Tensor) -> Tensor:
+    """Distance of the distributions of features: it averages neither colours nor textures."""
+    return sum(sliced_distance(out[layer], style[layer], directions) for layer in layers)
+
+
+def palette_loss(out: Tensor, style: Tensor, directions: Tensor) -> Tensor:
+    """The same of the colours at half size."""
+    return sliced_distance(*(functional.avg_pool2d(x, 2) for x in (out, style)), directions, points=2048)
+
+
+SOBEL = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
+LUMA = torch.tensor([0.2126, 0.7152, 0.0722])
+
+
+def edges(images: Tensor) -> Tensor:
+    """Strength of the luma's edges at half size, relative to a picture's own: silhouettes in any palette."""
+    light = functional.avg_pool2d((images * LUMA.to(images)[:, None, None]).sum(1, keepdim=True), 2)
+    kernel = torch.stack([SOBEL, SOBEL.T])[:, None].to(images)
+    strength = functional.conv2d(light, kernel).square().sum(1, keepdim=True).add(1e-5).sqrt()
+    return strength / strength.mean((2, 3), keepdim=True)
+
+
+def edge_loss(out: Tensor, content: Tensor) -> Tensor:
+    """Keeps silhouettes where they are, without halos."""
+    return (edges(out) - edges(content)).abs().mean()
 
 
 def content_loss(

@@ -10,11 +10,14 @@ def _value(default: object, meaning: str) -> Any:
     return field(default=default, metadata={"help": meaning})
 
 
+SIZES = ("modulated", "small", "paper")
+
+
 @dataclass
 class Recipe:
     """All settings that determine the outcome of a run."""
 
-    size: str = _value("small", "the CPU network, or the paper's with VGG-19")
+    size: str = _value("modulated", "the CPU network, small for its first layout, or the paper's with VGG-19")
     attention: str = _value("all-to-key", "the method, or one of the paper's comparisons")
     halving: str = _value("soft", "of the small network's maps: softened before, or plain as it once was")
     steps: int = _value(20000, "optimisation steps in all")
@@ -26,6 +29,12 @@ class Recipe:
     match_weight: float = _value(1.25, "weight of eq. 17: features where parameter-free attention puts them")
     gram_weight: float = _value(4.0, "weight of Gram matrices: textures")
     content_weight: float = _value(1.0, "weight of the content's normalised features")
+    sliced_weight: float = _value(0.0, "weight of the distributions of features, which averages nothing")
+    palette_weight: float = _value(0.0, "weight of the distribution of colours")
+    edge_weight: float = _value(0.0, "weight of the content's edges: silhouettes without halos")
+    identity_weight: float = _value(0.0, "weight of a content in its own style, which is to stay as it is")
+    bounded: bool = _value(False, "style terms relative to both pictures: dark styles do not outweigh others")
+    every_pair: bool = _value(False, "every content of a step in every style of it")
     variation_weight: float = _value(0.3, "weight of the total variation")
     temporal_weight: float = _value(0.0, "weight of what changes when a frame moves a little")
     color_share: float = _value(0.2, "share of the styles whose channels are permuted")
@@ -77,7 +86,10 @@ PAPER = {
 }
 
 
-_OF_BEFORE = {"halving": "plain"}  # what the first runs did not say, because there was no choice
+_OF_BEFORE = {
+    "halving": "plain",
+    "size": "small",
+}  # what the first runs did not say, because there was no choice
 
 
 def kept(folder: Path) -> dict:

@@ -29,17 +29,11 @@ from .attention import A2K
 from .capture import Captured, ahead
 from .clips import ClipPairs
 from .data import ZOOM, Pictures, crop, recolor, step_rng
-from .losses import (
-    MovedFrame,
-    content_loss,
-    gram_loss,
-    match_loss,
-    moments_loss,
-    temporal_loss,
-    variation_loss,
-)
+from .losses import MovedFrame
+from .modulated import ModulatedStyA2K
 from .network import PAPER as PAPER_SIZES
 from .network import StyA2K
+from .objective import DIRECTIONS, WIDEST, TrainingBatch, terms
 from .perceptual import VGG19, Perceptual
 from .recipe import Recipe, kept
 from .small import SmallStyA2K
@@ -65,37 +59,18 @@ def build(recipe: Recipe, perceptual: Perceptual | None = None) -> nn.Module:
     """A fresh network for a recipe. The size "paper" uses the perceptual VGG-19 as its encoder."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
+        if recipe.size == "modulated":
+            return ModulatedStyA2K(kind=recipe.attention)
         if recipe.size == "small":
             return SmallStyA2K(kind=recipe.attention, halving=recipe.halving)
         if recipe.size != "paper":
-            raise ValueError(f"size {recipe.size!r} is not known: small or paper")
+            raise ValueError(f"size {recipe.size!r} is not known: modulated, small or paper")
         if not isinstance(perceptual, VGG19):
             raise ValueError("the paper's size needs VGG-19 as its perceptual network: it is its encoder too")
         how = (
             tuple(replace(h, heads=1) for h in PAPER_SIZES) if recipe.attention == "one head" else PAPER_SIZES
         )
         return StyA2K(copy.deepcopy(perceptual), how=how, kind=recipe.attention)
-
-
-@dataclass(frozen=True)
-class TrainingBatch:
-    """The data of one step: N contents and styles; a moved content for the temporal loss; and `base`, all
-    frames (the contents, then the moved one) in their styles' palettes, for networks that start from it."""
-
-    content: Tensor
-    style: Tensor
-    motion: MovedFrame | None = None
-    base: Tensor | None = None
-
-    def tensors(self) -> list[Tensor]:
-        motion = (self.motion.frame, self.motion.flow, self.motion.valid) if self.motion else ()
-        return [self.content, self.style, *motion, *([] if self.base is None else [self.base])]
-
-    def like(self, tensors: list[Tensor]) -> "TrainingBatch":
-        """The same batch of other tensors, in the order of `tensors`."""
-        content, style, *rest = tensors
-        motion = MovedFrame(*rest[:3]) if self.motion else None
-        return TrainingBatch(content, style, motion, rest[-1] if self.base is not None else None)
 
 
 class Trainer:
@@ -187,7 +162,8 @@ class Trainer:
             if motion:
                 frames, palette = torch.cat([frames, motion.frame]), torch.cat([palette, palette[:1]])
             base = self.network.paint(frames, palette)
-        return TrainingBatch(content, style, motion, base)
+        directions = torch.randn(WIDEST, DIRECTIONS, generator=rng)
+        return TrainingBatch(content, style, directions, motion, base)
 
     def _draw_style(self, rng: torch.Generator) -> Tensor:
         share = self.recipe.photo_share
@@ -204,48 +180,16 @@ class Trainer:
         return batch.like(found)
 
     def losses(self, batch: TrainingBatch) -> dict[str, Tensor]:
-        """The weighted terms of eq. 18 and ours."""
-        r, net = self.recipe, self.perceptual
-        content, style, motion = batch.content, batch.style, batch.motion
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=r.half):
-            frames, keys = content, style
-            if motion:
-                frames = torch.cat([content, motion.frame])
-                keys = torch.cat([style, style[:1]])
-            given = {} if batch.base is None else {"base": batch.base}
-            out = self.network(frames, self.network.encode_style(keys), **given)
-            judged = out[: len(content)]
-            made = net(judged if r.literal else judged.clamp(-0.25, 1.25))  # it knows nothing of worse
-            with torch.no_grad():
-                both = net(torch.cat([content, style]))
-        made = {k: v.float() for k, v in made.items()}
-        wanted = {k: v[: len(content)].float() for k, v in both.items()}
-        styled = {k: v[len(content) :].float() for k, v in both.items()}
-        out = out.float()
-        relative = not r.literal
-        terms = {"style": r.style_weight * moments_loss(made, styled, net.style, relative)}
-        if r.gram_weight:
-            terms["gram"] = r.gram_weight * gram_loss(made, styled, net.gram)
-        if r.content_weight:
-            terms["content"] = r.content_weight * content_loss(made, wanted, net.content, net.weights)
-        if r.match_weight:
-            shallow = () if relative else net.style[:1]
-            terms["match"] = r.match_weight * match_loss(
-                made, wanted, styled, net.match, shallow, sizes=net.sizes, relative=relative
-            )
-        if r.variation_weight:
-            terms["variation"] = r.variation_weight * variation_loss(out)
-        if motion:
-            terms["temporal"] = r.temporal_weight * temporal_loss(out[:1], out[len(content) :], motion)
-        return terms
+        """The weighted terms of a step."""
+        return terms(self.recipe, self.network, self.perceptual, batch)
 
     def _gradients(self, batch: TrainingBatch) -> dict[str, Tensor]:
         """The step's losses and their sum. The gradients are stored in the weights."""
         if not self._capture:
-            terms = self.losses(batch)
+            losses = self.losses(batch)
             self.optimizer.zero_grad(set_to_none=True)
-            sum(terms.values()).backward()
-            return terms
+            sum(losses.values()).backward()
+            return losses
         if self._captured is None:
             self._captured = Captured(lambda t: self.losses(batch.like(t)), self.optimizer, batch.tensors())
         return self._captured(batch.tensors())
@@ -255,7 +199,7 @@ class Trainer:
         r = self.recipe
         for group in self.optimizer.param_groups:
             group["lr"] = r.learning_rate * r.rate(self.step)
-        terms = self._gradients(self._here(batch or self.batch(self.step)))
+        losses = self._gradients(self._here(batch or self.batch(self.step)))
         norm = nn.utils.clip_grad_norm_(self.trained.values(), math.inf if r.literal else 10.0)
         self._whole = False  # what stops us from here on leaves a state that no run ever had
         if torch.isfinite(norm):
@@ -264,8 +208,8 @@ class Trainer:
         keep = min(r.average, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.values()), list(self.trained.values()), 1 - keep)
-        values = torch.stack([*terms.values()]).detach().tolist()
-        found = dict(zip(terms, values, strict=True)) | {"total": sum(values)}
+        values = torch.stack([*losses.values()]).detach().tolist()
+        found = dict(zip(losses, values, strict=True)) | {"total": sum(values)}
         for name, value in found.items():
             self.history.setdefault(name, []).append(value)
         self._whole = True

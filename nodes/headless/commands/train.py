@@ -13,7 +13,7 @@ from ...stya2k import checkpoint
 from ...stya2k.attention import KINDS
 from ...stya2k.data import Pictures
 from ...stya2k.perceptual import load_perceptual
-from ...stya2k.recipe import Recipe, recipe_in
+from ...stya2k.recipe import SIZES, Recipe, recipe_in
 from ...stya2k.small import HALVINGS
 from ...stya2k.train import StepReport, Trainer
 
@@ -59,12 +59,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sheet-every", type=int, default=500, metavar="STEPS", help="how often sample pictures are written"
     )
     parser.add_argument("--until", type=int, default=0, metavar="STEP", help="stop and save at this step")
-    choices = {"attention": KINDS, "halving": HALVINGS, "schedule": ("linear", "constant", "paper")}
+    choices = {
+        "attention": KINDS,
+        "size": SIZES,
+        "halving": HALVINGS,
+        "schedule": ("linear", "constant", "paper"),
+    }
     for item in fields(Recipe):
         name, meaning = "--" + item.name.replace("_", "-"), item.metadata["help"]
         if item.type is bool:
             parser.add_argument(name, action="store_true", default=None, help=meaning)
-        elif item.name != "size":
+        else:
             parser.add_argument(
                 name,
                 type=item.type,
