@@ -18,8 +18,6 @@ from ...kernels.moments import moments
 from .attention import A2K, Code, Moments
 from .mixing import Mix, times, total
 
-LUMA = (0.2126, 0.7152, 0.0722)
-
 
 @dataclass(frozen=True)
 class ModulatedContent:
@@ -80,7 +78,8 @@ def _whole(images: Tensor) -> Tensor:
 
 
 def _luma(images: Tensor) -> Tensor:
-    return (images * images.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
+    red, green, blue = images.split(1, 1)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 class ModulatedBlock(nn.Module):

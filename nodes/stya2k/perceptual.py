@@ -1,10 +1,10 @@
 """Perceptual networks: feature maps of image classifiers, for losses. The pack contains no weights for them.
 
 A file is detected by its keys: SqueezeNet v1.0 (layer names of its prototxt), the normalized VGG-19 of AdaIN
-(`vgg_normalised.pth`), torchvision's VGG-19, or the VGG-16 of the ST-LPIPS metric (`vgg_shift_tolerant.pth` of
-the Python package stlpips-pytorch). All take pictures [N, 3, H, W] in 0..1 and return a dict of feature maps by
-layer name, shallow to deep. `style` names the layers for eq. 16, `match` those for eq. 17, `content` those for
-structure, `gram` those for Gram matrices.
+(`vgg_normalised.pth`), torchvision's VGG-19, or the VGG-16 of the ST-LPIPS metric (`vgg_shift_tolerant.pth`
+of the Python package stlpips-pytorch). All take pictures [N, 3, H, W] in 0..1 and return a dict of feature
+maps by layer name, shallow to deep. `style` names the layers for eq. 16, `match` those for eq. 17, `content`
+those for structure, `gram` those for Gram matrices.
 """
 
 from pathlib import Path

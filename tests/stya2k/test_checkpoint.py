@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from reelbrush.kernels.all_to_key import Arithmetic
 from reelbrush.nodes.headless.commands import convert_stya2k as convert
 from reelbrush.nodes.stya2k import checkpoint
+from reelbrush.nodes.stya2k.modulated import ModulatedStyA2K
 from reelbrush.nodes.stya2k.network import PAPER, StyA2K
 from reelbrush.nodes.stya2k.perceptual import VGG19, load_perceptual
 from reelbrush.nodes.stya2k.small import HALVINGS, SmallStyA2K
@@ -49,6 +50,16 @@ def test_the_small_network_comes_back_with_its_widths_and_attention(widths, kind
     assert same(network, back)
     assert (back.widths, back.kind) == (widths, kind)
     assert back.a2k8.how == network.a2k8.how
+
+
+@pytest.mark.parametrize("widths", [(12, 16, 64, 96), (4, 8, 16, 24)])
+@pytest.mark.parametrize("kind", ["all-to-key", "adain", "one head"])
+def test_the_modulated_network_comes_back_with_its_widths_and_attention(widths, kind, tmp_path):
+    network = ModulatedStyA2K(widths, kind)
+    checkpoint.save(network, tmp_path / "m.safetensors", half=False)
+    back = checkpoint.load(tmp_path / "m.safetensors")
+    assert isinstance(back, ModulatedStyA2K) and same(network, back)
+    assert (back.widths, back.kind, back.a2k4.how) == (widths, kind, network.a2k4.how)
 
 
 @pytest.mark.parametrize("halving", HALVINGS)

@@ -99,3 +99,50 @@ def test_an_affine_motion_is_torchs():
     grid = functional.affine_grid(theta, list(x.shape), align_corners=True)
     want = functional.grid_sample(x, grid, padding_mode="border", align_corners=True)
     torch.testing.assert_close(losses.MovedFrame.affine(x, theta).frame, want, rtol=0, atol=1e-4)
+
+
+def test_the_sliced_term_is_zero_for_the_same_points_in_another_order_and_one_shift_for_a_shift():
+    style = torch.rand(2, 6, 9, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    directions = torch.randn(8, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    order = torch.randperm(63, generator=torch.Generator().manual_seed(2))
+    shuffled = style.flatten(2)[..., order].view_as(style)
+    assert losses.sliced_distance(shuffled, style, directions) < 1e-12
+    want, shift = 0.0, torch.arange(6, dtype=torch.float64) / 10
+    for n in range(2):
+        moved = spread = 0.0
+        for k in range(5):
+            along = directions[:6, k] / directions[:6, k].norm()
+            line = torch.einsum("c,chw->hw", along, style[n])
+            moved += float(abs(along @ shift)) / 5
+            spread += float((line - line.mean()).abs().mean()) / 5
+        want += moved / spread / 2
+    made = losses.sliced_distance(style + shift[:, None, None], style, directions)
+    torch.testing.assert_close(float(made), want)
+
+
+def test_the_mean_of_two_colours_is_as_wrong_as_either():
+    """Half black, half white: grey has the right mean, the sliced term is not content with it."""
+    style = torch.zeros(1, 3, 16, 16)
+    style[..., 8:] = 1
+    directions = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+    flat = [losses.palette_loss(torch.full_like(style, level), style, directions) for level in (0.0, 0.5)]
+    torch.testing.assert_close(flat[0], flat[1])
+    assert losses.palette_loss(style.flip(-1), style, directions) < 1e-5
+
+
+def test_the_edge_term_sees_silhouettes_and_no_palettes():
+    content = torch.zeros(1, 3, 32, 32)
+    content[..., 10:22, 8:20] = 0.8
+    other = 1 - content * torch.tensor([0.9, 0.4, 0.6])[:, None, None]
+    blurred = functional.avg_pool2d(functional.pad(content, (3, 3, 3, 3), mode="replicate"), 7, 1)
+    assert losses.edge_loss(other, content) < 0.15
+    assert losses.edge_loss(blurred, content) > 0.5
+    assert losses.edge_loss(content.roll(4, -1), content) > 0.5
+
+
+def test_bounded_terms_say_the_same_of_two_pictures_whichever_is_the_style():
+    bright, dark = features(0), {k: v / 20 for k, v in features(1).items()}
+    for term in (losses.moments_loss, losses.gram_loss):
+        there, back = term(bright, dark, LAYERS, bounded=True), term(dark, bright, LAYERS, bounded=True)
+        torch.testing.assert_close(there, back)
+        assert term(bright, dark, LAYERS) > 5 * term(dark, bright, LAYERS)

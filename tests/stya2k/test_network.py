@@ -1,5 +1,7 @@
 """Both networks: the official arithmetic where the official code runs, any shape elsewhere."""
 
+from dataclasses import replace
+
 import cv2
 import numpy
 import pytest
@@ -7,12 +9,22 @@ import torch
 from torch.nn import functional
 
 from reelbrush.nodes.stya2k.attention import KINDS, MODES
+from reelbrush.nodes.stya2k.modulated import Halve, ModulatedStyA2K
 from reelbrush.nodes.stya2k.small import SmallStyA2K, Soften
 
 
 def planes(n, h, w, seed=0):
     g = torch.Generator().manual_seed(seed)
     return torch.rand(n, 3, h, w, generator=g)
+
+
+OURS = {"small": SmallStyA2K, "modulated": ModulatedStyA2K}
+
+
+@pytest.fixture(params=["small", "modulated", "paper"])
+def network(request):
+    """Each network."""
+    return OURS[request.param]().train(False) if request.param in OURS else request.getfixturevalue("paper")
 
 
 def test_official_weights_give_the_official_output(official, parts, paper):
@@ -28,25 +40,19 @@ def test_official_weights_give_the_official_output(official, parts, paper):
 
 
 @pytest.mark.parametrize("size", [(48, 80), (45, 37), (33, 90)], ids=["landscape", "odd", "wide and odd"])
-@pytest.mark.parametrize("which", ["small", "paper"])
-def test_output_has_the_contents_size_whatever_the_styles(which, size, request):
-    network = request.getfixturevalue("paper") if which == "paper" else SmallStyA2K().train(False)
+def test_output_has_the_contents_size_whatever_the_styles(network, size):
     with torch.no_grad():
         out = network(planes(1, *size), network.encode_style(planes(1, 70, 41, 1)))
     assert out.shape == (1, 3, *size)
     assert torch.isfinite(out).all()
 
 
-def test_tiny_pictures_pass(paper):
-    small = SmallStyA2K().train(False)
+def test_tiny_pictures_pass(network):
     with torch.no_grad():
-        for network in (paper, small):
-            assert network(planes(1, 2, 3), network.encode_style(planes(1, 5, 4))).shape == (1, 3, 2, 3)
+        assert network(planes(1, 2, 3), network.encode_style(planes(1, 5, 4))).shape == (1, 3, 2, 3)
 
 
-@pytest.mark.parametrize("which", ["small", "paper"])
-def test_a_batch_equals_its_frames_one_by_one(which, request):
-    network = request.getfixturevalue("paper") if which == "paper" else SmallStyA2K().train(False)
+def test_a_batch_equals_its_frames_one_by_one(network):
     clip = planes(2, 40, 56)
     with torch.no_grad():
         code = network.encode_style(planes(1, 48, 48, 1))
@@ -55,17 +61,21 @@ def test_a_batch_equals_its_frames_one_by_one(which, request):
     torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("ours", "layer"), [("small", "decode8.0.a.weight"), ("modulated", "block8.a.weight")]
+)
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_variant_trains(kind):
-    network = SmallStyA2K(kind=kind)
+def test_every_variant_trains(kind, ours, layer):
+    network = OURS[ours](kind=kind)
     style = planes(2, 64, 64, 1)
     network(planes(2, 48, 64), network.encode_style(style)).square().mean().backward()
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
-    assert network.decode8[0].a.weight.grad.abs().sum() > 0
+    assert network.get_parameter(layer).grad.abs().sum() > 0
 
 
-def test_the_modes_differ():
-    network = SmallStyA2K().train(False)
+@pytest.mark.parametrize("ours", OURS)
+def test_the_modes_differ(ours):
+    network = OURS[ours]().train(False)
     content, outs = planes(1, 72, 72), []
     with torch.no_grad():
         code = network.encode_style(planes(1, 72, 72, 1))
@@ -73,6 +83,29 @@ def test_the_modes_differ():
     for i, a in enumerate(outs):
         for b in outs[:i]:
             assert (a - b).abs().max() > 1e-4
+
+
+def test_a_halved_map_is_the_mean_of_its_surroundings():
+    """A binomial of four points a side, between whose middle two the new point lies; borders are repeated."""
+    x = planes(2, 8, 12)
+    padded = functional.pad(x, (1, 1, 1, 1), mode="replicate")
+    weights = (1 / 8, 3 / 8, 3 / 8, 1 / 8)
+    want = torch.zeros(2, 3, 4, 6)
+    for i, a in enumerate(weights):
+        for j, b in enumerate(weights):
+            want += a * b * padded[..., i : i + 8 : 2, j : j + 12 : 2]
+    torch.testing.assert_close(Halve()(x), want)
+
+
+def test_a_style_changes_what_the_decoder_makes_of_the_same_features():
+    """The signals alone: with the codes of one style and the signals of another the picture is another."""
+    network = ModulatedStyA2K().train(False)
+    torch.nn.init.normal_(network.signal[2].weight, std=0.1)
+    with torch.no_grad():
+        a, b = (network.encode_style(planes(1, 64, 64, seed) ** (1 + 2 * seed)) for seed in (0, 1))
+        content = planes(1, 48, 48, 2)
+        mixed = network(content, replace(a, signals=b.signals))
+        assert (mixed - network(content, a)).abs().max() > 1e-3
 
 
 def test_a_softened_map_keeps_what_is_flat_up_to_its_borders():

@@ -8,6 +8,7 @@ import torch
 from reelbrush.nodes.stya2k import library
 from reelbrush.nodes.stya2k import stylize as stylize_module
 from reelbrush.nodes.stya2k.attention import A2K
+from reelbrush.nodes.stya2k.modulated import ModulatedStyA2K
 from reelbrush.nodes.stya2k.network import PAPER, StyA2K
 from reelbrush.nodes.stya2k.small import ResidualBlock, SmallStyA2K
 from reelbrush.nodes.stya2k.style import Model, load_model, make_style, mix_styles
@@ -26,10 +27,19 @@ def other(model, frames):
     return make_style(model, frames(1, 50, 80, 2) ** 3, size=64)
 
 
-@pytest.fixture(params=["small", "paper"])
-def either(request, model, paper, frames, tmp_path):
+@pytest.fixture
+def modulated(tmp_path):
+    """A modulated network whose signals matter."""
+    torch.manual_seed(0)
+    network = ModulatedStyA2K().train(False).requires_grad_(False)
+    torch.nn.init.normal_(network.signal[2].weight, std=0.05)
+    return Model(network, tmp_path / "modulated")
+
+
+@pytest.fixture(params=["small", "modulated", "paper"])
+def either(request, model, modulated, paper, frames, tmp_path):
     """A style of each network."""
-    loaded = model if request.param == "small" else Model(paper, tmp_path / "paper")
+    loaded = {"small": model, "modulated": modulated}.get(request.param) or Model(paper, tmp_path / "paper")
     return make_style(loaded, frames(1, 60, 44, 1), size=64)
 
 
@@ -62,6 +72,17 @@ def test_tiles_leave_no_seam(style, other, frames, strength):
         whole = Stylizer(look_of, Look(strength), (100, 420)).run(clip)
         tiled = Stylizer(look_of, Look(strength), (100, 420), tile=128).run(clip)
         assert (tiled - whole).abs().max() < 0.5 / 255
+
+
+@torch.inference_mode()
+def test_tiles_of_the_modulated_network_leave_no_seam(modulated, frames):
+    """The second transfer takes its statistics of the whole frame too."""
+    one, two = (make_style(modulated, frames(1, 60, 44, seed) ** seed, size=64) for seed in (1, 3))
+    clip, mask = frames(1, 100, 620), torch.linspace(0, 1, 40).expand(1, 30, 40)
+    for look_of in (one, mix_styles(one, two, 1.0, mask)):
+        whole = Stylizer(look_of, Look(), (100, 620)).run(clip)
+        tiled = Stylizer(look_of, Look(), (100, 620), tile=96).run(clip)
+        assert (tiled - whole).abs().max() < 1e-4
 
 
 @pytest.mark.slow

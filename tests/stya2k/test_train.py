@@ -243,8 +243,12 @@ def test_recorded_steps_learn_what_launched_ones_do(folders, judge):
     assert found[0] == pytest.approx(found[1], rel=1e-2)
 
 
+ALL_TERMS = {"sliced_weight": 1.0, "palette_weight": 1.0, "edge_weight": 1.0, "identity_weight": 1.0}
+
+
 @pytest.mark.parametrize("attention", KINDS)
-def test_a_step_that_is_recorded_takes_nothing_from_the_host(attention, monkeypatch):
+@pytest.mark.parametrize(("size", "more"), [("small", {}), ("modulated", {**ALL_TERMS, "every_pair": True})])
+def test_a_step_that_is_recorded_takes_nothing_from_the_host(attention, size, more, monkeypatch):
     """What a CUDA graph cannot hold: tensors of the host, tensors made of Python's numbers, questions to the
     device. On the device "meta" the last two raise or show, and any other tensor is the host's."""
 
@@ -260,12 +264,14 @@ def test_a_step_that_is_recorded_takes_nothing_from_the_host(attention, monkeypa
 
     monkeypatch.setattr(torch, "autocast", lambda *a, **k: contextlib.nullcontext())  # it knows no "meta"
     with torch.device("meta"):
-        judge, network = SqueezeNet(), build(Recipe(attention=attention))
+        recipe = Recipe(size=size, attention=attention, temporal_weight=10.0, **more)
+        judge, network = SqueezeNet(), build(recipe)
     run = Trainer.__new__(Trainer)
-    run.recipe, run.device = Recipe(attention=attention, temporal_weight=10.0), torch.device("meta")
+    run.recipe, run.device = recipe, torch.device("meta")
     run.perceptual, run.network = judge, network
     motion = losses.MovedFrame(zeros(1, 3, 64, 64), zeros(1, 2, 64, 64), zeros(1, 64, 64).bool())
-    batch = TrainingBatch(zeros(2, 3, 64, 64), zeros(2, 3, 64, 64), motion, zeros(3, 3, 64, 64))
+    base = zeros(3, 3, 64, 64) if size == "small" else None
+    batch = TrainingBatch(zeros(2, 3, 64, 64), zeros(2, 3, 64, 64), zeros(512, 24), motion, base)
     run.losses(batch)  # Captured warms up before it records
     with OnlyTheDevice():
         sum(run.losses(batch).values()).backward()
@@ -318,6 +324,23 @@ def test_mixed_precision_trains(folders, judge):
     assert sum(not torch.equal(before[k], p) for k, p in run.trained.items()) > 0.9 * len(before)
 
 
+def test_every_pair_paints_every_content_in_every_style(folders, judge):
+    """The same terms as of the four pairs one by one; the content and style pictures are encoded once."""
+    run = trainer(folders, judge, every_pair=True, temporal_weight=0.0, gram_weight=0.0, variation_weight=0.0)
+    batch = run.batch(0)
+    with torch.no_grad():
+        found = run.losses(batch)
+        pairs = [
+            TrainingBatch(batch.content[i : i + 1], batch.style[j : j + 1], batch.directions)
+            for j in range(2)
+            for i in range(2)
+        ]
+        alone = [run.losses(pair) for pair in pairs]
+    for name in ("style", "content"):
+        want = sum(terms[name] for terms in alone) / 4
+        torch.testing.assert_close(found[name], want, rtol=1e-3, atol=1e-4)
+
+
 def test_losses_fall(folders, judge):
     run = trainer(folders, judge, "fall", steps=24, temporal_weight=0.0, color_share=0.0, schedule="constant")
     run.run(save_every=1000, sheet_every=1000)
@@ -347,7 +370,7 @@ def test_the_averages_start_at_the_weights_and_trail_them(folders, judge):
     run = trainer(folders, judge, "average")
     before = {k: v.clone() for k, v in run.average.items()}
     run.advance()
-    name = "decode8.0.a.weight"
+    name = "block8.a.weight"
     keep = 2 / 11
     want = before[name] * keep + run.network.state_dict()[name] * (1 - keep)
     torch.testing.assert_close(run.average[name], want)
