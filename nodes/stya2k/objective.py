@@ -26,8 +26,8 @@ WIDEST, DIRECTIONS = 512, 24  # channels of the widest layer that is judged; dir
 @dataclass(frozen=True)
 class TrainingBatch:
     """The data of one step: N contents and styles; random directions for the sliced terms; a moved content
-    for the temporal loss; and `base`, all frames (the contents, then the moved one) in their styles' palettes,
-    for networks that start from it."""
+    for the temporal loss; and `base`, all frames (the contents, then the moved one) in their styles'
+    palettes, for networks that start from it."""
 
     content: Tensor
     style: Tensor
