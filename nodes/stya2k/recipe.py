@@ -17,7 +17,7 @@ SIZES = ("modulated", "small", "paper")
 class Recipe:
     """All settings that determine the outcome of a run."""
 
-    size: str = _value("modulated", "the CPU network, small for its first layout, or the paper's with VGG-19")
+    size: str = _value("small", "the CPU network, modulated for its next layout, or the paper's with VGG-19")
     attention: str = _value("all-to-key", "the method, or one of the paper's comparisons")
     halving: str = _value("soft", "of the small network's maps: softened before, or plain as it once was")
     steps: int = _value(20000, "optimisation steps in all")
@@ -86,10 +86,7 @@ PAPER = {
 }
 
 
-_OF_BEFORE = {
-    "halving": "plain",
-    "size": "small",
-}  # what the first runs did not say, because there was no choice
+_OF_BEFORE = {"halving": "plain"}  # what the first runs did not say, because there was no choice
 
 
 def kept(folder: Path) -> dict:
