@@ -164,10 +164,10 @@ class VGG16(Perceptual):
     all deeper layers at half size, where they cost a quarter and see objects at the size that they know."""
 
     plan = ("1_1", "1_2", "P", "2_1", "2_2", "P", "3_1", "3_2", "3_3", "P", "4_1")
-    fine = ("1_1",)
-    coarse = ("1_2", "2_2", "3_3", "4_1")
-    style = ("fine1_1", "coarse1_2", "coarse2_2", "coarse3_3", "coarse4_1")
-    match = ("coarse2_2", "coarse3_3", "coarse4_1")
+    fine = ("1_2", "2_1")
+    coarse = ("2_2", "3_3", "4_1")
+    style = ("fine1_2", "fine2_1", "coarse2_2", "coarse3_3", "coarse4_1")
+    match = ("fine2_1", "coarse3_3", "coarse4_1")
     content = ("coarse3_3", "coarse4_1")
     weights = (1.0, 1.0)
     gram = style
