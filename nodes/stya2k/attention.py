@@ -73,7 +73,7 @@ class A2K(nn.Module):
 
     @property
     def mode(self) -> str:
-        """The attention mode that the weights were trained with."""
+        """The default attention mode: the trained one if it is one of MODES, else all-to-key."""
         return self.kind if self.kind in MODES else "all-to-key"
 
     def encode(self, style: Tensor) -> Code:

@@ -85,7 +85,7 @@ class Pictures:
         if not folder.is_dir():
             raise ValueError(f"{folder.name!r} is no folder of pictures")
         paths = pictures_in(folder)
-        if len(paths) * side * side * 4 > limit:  # three bytes a pixel, and most are not square
+        if len(paths) * side * side * 4 > limit:  # 3 bytes per pixel, and most pictures are not square
             self.names = [p.relative_to(folder).as_posix() for p in paths]
             return None
         file = cache / f"{folder.name}-{side}.safetensors"
@@ -119,7 +119,7 @@ class Pictures:
         return None
 
     def some(self, names: list[str], first: int = 0) -> Iterator[Tensor]:
-        """The readable ones of `names`, from number `first` around."""
+        """The pictures of `names` that can be read, from number `first` on, then from the beginning."""
         for i in range(len(names)):
             picture = self.get(names[(first + i) % len(names)])
             if picture is not None:
@@ -140,14 +140,14 @@ class Pictures:
             return kept
         same = set(twins(((n, self.get(n)) for n in kept), ((n, self.get(n)) for n in held)))
         left = [n for n in kept if n not in same]
-        if not left:  # a folder of one picture's copies: better trained on than refused
+        if not left:  # all pictures show the same: train on all of them instead of stopping with an error
             return kept
         if same:
-            log.info("%d pictures show what a held-out one shows: not trained on", len(same))
+            log.info("%d pictures are copies of held-out pictures and are not used for training", len(same))
         return left
 
     def hold_out(self, count: int, seed: int) -> list[str]:
-        """`count` names chosen by the seed, of a small folder a third."""
+        """`count` names chosen by the seed, at most a third of the folder."""
         order = torch.randperm(len(self.names), generator=torch.Generator().manual_seed(seed)).tolist()
         return sorted(self.names[i] for i in order[: min(count, len(order) // 3)])
 

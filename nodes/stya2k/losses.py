@@ -151,7 +151,7 @@ def match_loss(
             k = keys_of(style, names, len(shallow) + i)
             made = all_to_key(q, k, style[layer], how)
             target = made + content[layer]
-        if relative:  # the scale of a sum of three terms says nothing: compare structure
+        if relative:  # the scale of a sum of three terms is arbitrary: compare normalized features
             total = total + functional.mse_loss(normalize(out[layer]), normalize(made))
         else:
             total = total + functional.mse_loss(out[layer], target)
@@ -189,7 +189,9 @@ class MovedFrame:
 def temporal_loss(out: Tensor, moved: Tensor, motion: MovedFrame) -> Tensor:
     """The distance between the stylized moved frame and the moved stylized frame."""
     h, w = out.shape[-2:]
-    x, y = targets(motion.flow)  # `warp` would look whether any flow is whole, which a recorded step cannot
+    x, y = targets(
+        motion.flow
+    )  # `warp` tests whether the flow is in whole pixels, which a CUDA graph cannot contain
     grid = torch.stack([x * (2 / (w - 1)) - 1, y * (2 / (h - 1)) - 1], dim=-1)
     there = functional.grid_sample(out, grid, padding_mode="border", align_corners=True)
     valid = motion.valid[:, None].to(out.dtype)

@@ -60,7 +60,7 @@ def _halved(size: tuple[int, int]) -> tuple[int, int]:
 class StyA2K(FeatureBlend, nn.Module):
     """Eqs. 1-3, with the 3_1 skip of AdaAttN."""
 
-    align = 64  # 1/16 of the size, regions of 4
+    align = 64  # pixels: tiles start at multiples of this (regions of 4 cells at 1/16)
     reach = 192
     bytes_per_pixel = 2600
 

@@ -88,7 +88,7 @@ class StyA2KMix:
 
     @classmethod
     def INPUT_TYPES(cls):
-        mask = connection("MASK", "b where it is white. One frame, or one per frame of the clip.")
+        mask = connection("MASK", "White: style b. Black: style a. One frame, or one per frame of the clip.")
         return {
             "required": {
                 "a": connection(STYLE, "The first style."),
@@ -182,7 +182,7 @@ class TrainStyA2K:
         judges = host.model_names("perceptual", (".safetensors", ".pth")) or ["(none in models/perceptual)"]
         folders = host.input_names(folders=True) or ["contents", "styles"]
         judge = "The network of the losses, from models/perceptual: SqueezeNet or VGG-19."
-        moved = "The weight of the difference between moved frames."
+        moved = "The weight of the temporal loss: less flicker, weaker style."
         clips = names(["", *folders], "Clips for the temporal loss. Empty: pictures with artificial motion.")
         return {
             "required": {

@@ -26,7 +26,9 @@ class Recipe:
     crop: int = _value(160, "side of the training crops")
     learning_rate: float = _value(5e-4, "of Adam")
     style_weight: float = _value(10.0, "weight of eq. 16: means and deviations of the judge's features")
-    match_weight: float = _value(1.25, "weight of eq. 17: features where parameter-free attention puts them")
+    match_weight: float = _value(
+        1.25, "weight of eq. 17: distance to the result of attention without weights"
+    )
     gram_weight: float = _value(4.0, "weight of Gram matrices: textures")
     content_weight: float = _value(1.0, "weight of the content's normalised features")
     sliced_weight: float = _value(0.0, "weight of the distributions of features, which averages nothing")
@@ -36,12 +38,14 @@ class Recipe:
     bounded: bool = _value(False, "style terms relative to both pictures: dark styles do not outweigh others")
     every_pair: bool = _value(False, "every content of a step in every style of it")
     variation_weight: float = _value(0.3, "weight of the total variation")
-    temporal_weight: float = _value(0.0, "weight of what changes when a frame moves a little")
+    temporal_weight: float = _value(
+        0.0, "weight of the temporal loss: a stylized frame against the stylized moved frame"
+    )
     color_share: float = _value(0.2, "share of the styles whose channels are permuted")
     photo_share: float = _value(0.0, "share of the styles that are contents: for few style pictures")
     average: float = _value(0.998, "decay of the averaged weights, which are the ones saved")
     seed: int = _value(0, "decides first weights, data order and held-out pictures")
-    data_seed: int = _value(-1, "decides the data order alone, for a stage after another; -1: as the seed")
+    data_seed: int = _value(-1, "seed of the data order, for a later training stage; -1: use `seed`")
     held_styles: int = _value(15, "styles kept out of training")
     held_contents: int = _value(50, "contents kept out of training")
     schedule: str = _value("linear", "how the learning rate falls")
@@ -86,7 +90,7 @@ PAPER = {
 }
 
 
-_OF_BEFORE = {"halving": "plain"}  # what the first runs did not say, because there was no choice
+_OF_BEFORE = {"halving": "plain"}  # values for run folders that were written before the setting existed
 
 
 def kept(folder: Path) -> dict:

@@ -1,8 +1,8 @@
 """`stya2k-small`: our compact all-to-key network, for a CPU.
 
 Nearly all work is at 1/4, 1/8 and 1/16 of the picture's size, each with an A2K module, as in the paper.
-Departures from the paper's network buy quality for few operations: the content term of eq. 14 gets the
-style's moments (AdaIN), so that the content's palette cannot leak through; progressive attention is
+Departures from the paper's network improve quality at little cost: the content term of eq. 14 gets the
+style's moments (AdaIN), so that the content's colours do not appear in the result; progressive attention is
 narrower than its map, and its regions overlap and are blended, so that no block edge shows; maps are
 softened before they are halved, so that strokes move with the picture; and a thin full-size path refines
 the content in the style's palette (kernels/palette.py), so that fine detail needs no deep features.
@@ -51,19 +51,19 @@ def _conv(cin: int, cout: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
 
 
 def _seen(conv: nn.Conv2d, picture: Tensor) -> Tensor:
-    """conv((picture - 1/2) * 4), which is what the weights are of, without two passes over a picture."""
+    """conv((picture - 1/2) * 4), with the scaling folded into the weights."""
     return conv._conv_forward(picture, conv.weight * 4, conv.bias - 2 * conv.weight.sum((1, 2, 3)))
 
 
 def _active(x: Tensor) -> Tensor:
-    """In place. Leaky: with plain ReLUs the dozen channels at full size died in the first steps."""
+    """Leaky ReLU, in place. With plain ReLUs the channels at full size soon became 0 for all inputs."""
     return functional.leaky_relu(x, 0.2, inplace=True)
 
 
 class Soften(nn.Module):
-    """Each channel through a 3 x 3 binomial, before it is halved: detail too fine for the smaller map would
-    come out as strokes that belong to its grid and crawl when the picture moves by less than its points.
-    Flat stays flat up to the borders; a map is at least two points wide and high."""
+    """A 3 x 3 binomial blur of each channel, before a map is halved. Without it fine detail is aliased:
+    strokes stay fixed to the smaller map's grid and flicker when the picture moves by less than one cell.
+    Constant areas stay constant, also at the borders. A map has at least 2 x 2 points."""
 
     def __init__(self):
         super().__init__()
@@ -156,7 +156,7 @@ class SmallStyA2K(FeatureBlend, nn.Module):
         return tuple(module.how for module in self.attention)
 
     def encode(self, images: Tensor) -> SmallContent:
-        """N frames [N, 3, H, W] in 0..1; maps of sizes rounded up, what padding made cut off again."""
+        """N frames [N, 3, H, W] in 0..1. The sizes of maps are rounded up, padding is removed again."""
         h, w = images.shape[-2:]
         x = images
         if h % 16 or w % 16:
@@ -185,7 +185,7 @@ class SmallStyA2K(FeatureBlend, nn.Module):
     def paint(
         self, images: Tensor, palette: Tensor | PaletteReference, stats: list[Tensor | Moments] | None = None
     ) -> Tensor:
-        """Pictures in a style's palette: where the full-size path starts from. It has no weights."""
+        """Pictures in a style's palette, the input of the full-size path. No weights are used."""
         own = stats[0] if stats else sample(images)
         return look_up(images, palette_table(own, palette))
 

@@ -172,7 +172,7 @@ class Trainer:
         return self.styles.draw(self.style_names, rng)
 
     def _here(self, batch: TrainingBatch) -> TrainingBatch:
-        """Move a tensor to the device, in the memory format that is fast for convolutions."""
+        """The batch on the training device, with pictures in channels_last format."""
         found = [
             t.to(self.device, memory_format=torch.channels_last) if t.ndim == 4 else t.to(self.device)
             for t in batch.tensors()
@@ -201,7 +201,9 @@ class Trainer:
             group["lr"] = r.learning_rate * r.rate(self.step)
         losses = self._gradients(self._here(batch or self.batch(self.step)))
         norm = nn.utils.clip_grad_norm_(self.trained.values(), math.inf if r.literal else 10.0)
-        self._whole = False  # what stops us from here on leaves a state that no run ever had
+        self._whole = (
+            False  # an interruption from here on would leave a half-updated state, which must not be saved
+        )
         if torch.isfinite(norm):
             self.optimizer.step()
         self.step += 1
@@ -239,7 +241,7 @@ class Trainer:
                     watch(StepReport(self.step, self.recipe.steps, losses, self.seconds, sheet))
                 start = time.perf_counter()
         except BaseException:
-            if self._whole:  # else the last saved state is the one to go on from
+            if self._whole:  # otherwise the run continues from the last saved state
                 self.save()
             raise
         return self.averaged()
@@ -333,6 +335,8 @@ class Trainer:
         before = old["held_out_contents"], old["held_out_styles"]
         if before == (self.held_contents, self.held_styles):
             return
-        log.warning("the pictures changed since the run began: it goes on with other data than before")
+        log.warning(
+            "the picture folders changed since the run began: training continues with the new pictures"
+        )
         here = set(self.contents.names), set(self.styles.names)
         self._hold_out(*([n for n in names if n in now] for names, now in zip(before, here, strict=True)))

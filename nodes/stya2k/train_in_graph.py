@@ -21,7 +21,7 @@ def train(
     if not name.strip():
         raise ValueError("save_as is empty: give the run a name")
     target = host.inside(host.folder("output") / library.KIND, f"{name}.safetensors", "save_as")
-    folder = target.with_name(f".{target.stem}")  # hidden: a run is no model
+    folder = target.with_name(f".{target.stem}")  # a hidden folder, so that the run is not listed as a model
     if not resume and (folder.exists() or target.exists()):
         raise ValueError(f"the run {name!r} already exists: turn on resume, or give another save_as")
     recipe = recipe_in(folder, values, values["size"] == "paper")

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--start-from",
         type=Path,
-        help="weights that a new run starts from; weights of another attention are used except for it",
+        help="weights that a new run starts from; of another attention, all but the attention is used",
     )
     parser.add_argument("--save-as", type=Path, help="the file for the averaged weights at the end")
     parser.add_argument("--cache", type=Path, help="the folder for packed pictures (default: beside the run)")
