@@ -301,7 +301,7 @@ def test_an_answer_that_is_not_json_is_an_error_message(comfy, graph):
 
 
 def test_ctrl_c_cancels_the_run_on_the_server(comfy, graph, monkeypatch):
-    monkeypatch.setattr(server_run, "QUIET", 600)  # the run does not end by itself, however busy the machine is
+    monkeypatch.setattr(server_run, "QUIET", 600)  # the run does not end by itself
     comfy.events = [("execution_start", {})]
     comfy.on_prompt = lambda: threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
