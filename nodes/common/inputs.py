@@ -1,4 +1,4 @@
-"""Declarations of inputs that nodes of several packages have in common."""
+"""Declarations, and one text format, of inputs that nodes of several packages have in common."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -31,6 +31,11 @@ def _number(kind, default, low, high, tooltip, step, options) -> tuple:
 def text(default: str, tooltip: str, **options: Any) -> tuple:
     """A STRING."""
     return ("STRING", {"default": default, **options, "tooltip": tooltip})
+
+
+def comma_separated(words: str) -> list[str]:
+    """The items of a text like "a, b, c", without empty ones."""
+    return [word.strip() for word in words.split(",") if word.strip()]
 
 
 def switch(default: bool, tooltip: str, **options: Any) -> tuple:

@@ -23,6 +23,7 @@ from torch.nn.functional import interpolate
 
 from ...kernels.attention import by_queries, weights
 from .. import host
+from ..common.inputs import comma_separated
 from .inversion.trajectory import Trajectory
 from .patching import unet
 from .patching.layers import AttentionLayer
@@ -35,7 +36,7 @@ def positions(clip: Any, text: str, words: str) -> list[list[int]]:
     """For each word or phrase of the comma-separated `words`, its positions among the text's tokens."""
     tokens = _ids(clip, text)
     special = set(_ids(clip, ""))  # start, end, padding
-    phrases = [w.strip() for w in words.split(",") if w.strip()]
+    phrases = comma_separated(words)
     places = []
     for phrase in phrases or [text]:
         piece = [t for t in _ids(clip, phrase) if t not in special]
@@ -129,8 +130,8 @@ def _rough(cross: Sequence[Features], words: Sequence[Sequence[int]], size: tupl
     maps = []
     for f in cross:
         to_text = weights(f.heads("q").float(), f.heads("k").float()).mean(1)[0]  # [N, text]
-        to_words = torch.stack([to_text[:, list(tokens)].sum(-1) for tokens in words]).mean(0)
-        maps.append(_resized(to_words.view(f.size), size))
+        word_weights = torch.stack([to_text[:, list(tokens)].sum(-1) for tokens in words]).mean(0)
+        maps.append(_resized(word_weights.view(f.size), size))
     return torch.stack(maps).mean(0)
 
 

@@ -97,7 +97,7 @@ def graph_bytes(base: Any, run: Callable[[], Any]) -> int:
     return sum(kept.values())
 
 
-GRAPH_SHARE = 0.7  # of the free memory: the backward pass needs room beside the graph
+GRAPH_SHARE = 0.7  # share of the free memory for the graph; the rest is for the backward pass
 
 
 def graph_room(base: Any, free: float) -> float:

@@ -80,7 +80,8 @@ def terms(r: Recipe, network: nn.Module, net: Perceptual, batch: TrainingBatch) 
             judged, first, moved = rows[:, :n].flatten(0, 1), rows[:1, 0], rows[:1, -1]
         else:
             judged, first, moved = out[:n], out[:1], out[n:]
-        made = net(judged if r.literal else judged.clamp(-0.25, 1.25))  # it knows nothing of worse
+        # The perceptual network was trained on pictures from 0 to 1: far outside, its features mean nothing.
+        made = net(judged if r.official else judged.clamp(-0.25, 1.25))
         with torch.no_grad():
             both = net(torch.cat([content, style]))
     made = {k: v.float() for k, v in made.items()}
@@ -90,7 +91,7 @@ def terms(r: Recipe, network: nn.Module, net: Perceptual, batch: TrainingBatch) 
         wanted = {k: v.repeat(len(style), 1, 1, 1) for k, v in wanted.items()}
         styled = {k: v.repeat_interleave(n, 0) for k, v in styled.items()}
         content, style = content.repeat(len(style), 1, 1, 1), style.repeat_interleave(n, 0)
-    judged, relative = judged.float(), not r.literal
+    judged, relative = judged.float(), not r.official
     found = {"style": r.style_weight * moments_loss(made, styled, net.style, relative, r.bounded)}
     if r.gram_weight:
         found["gram"] = r.gram_weight * gram_loss(made, styled, net.gram, r.bounded)

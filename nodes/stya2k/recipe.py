@@ -19,7 +19,7 @@ class Recipe:
 
     size: str = _value("small", "the CPU network, modulated for its next layout, or the paper's with VGG-19")
     attention: str = _value("all-to-key", "the method, or one of the paper's comparisons")
-    halving: str = _value("soft", "of the small network's maps: softened before, or plain as it once was")
+    halving: str = _value("soft", "of the small network's maps: soft filters them first, plain does not")
     steps: int = _value(20000, "optimisation steps in all")
     batch: int = _value(4, "pairs per step")
     load_size: int = _value(256, "short side that pictures get")
@@ -31,10 +31,10 @@ class Recipe:
     )
     gram_weight: float = _value(4.0, "weight of Gram matrices: textures")
     content_weight: float = _value(1.0, "weight of the content's normalised features")
-    sliced_weight: float = _value(0.0, "weight of the distributions of features, which averages nothing")
+    sliced_weight: float = _value(0.0, "weight of the distances of features sorted along random directions")
     palette_weight: float = _value(0.0, "weight of the distribution of colours")
     edge_weight: float = _value(0.0, "weight of the content's edges: silhouettes without halos")
-    identity_weight: float = _value(0.0, "weight of a content in its own style, which is to stay as it is")
+    identity_weight: float = _value(0.0, "weight of the change to a content in its own style")
     bounded: bool = _value(False, "style terms relative to both pictures: dark styles do not outweigh others")
     every_pair: bool = _value(False, "every content of a step in every style of it")
     variation_weight: float = _value(0.3, "weight of the total variation")
@@ -48,7 +48,7 @@ class Recipe:
     data_seed: int = _value(-1, "seed of the data order, for a later training stage; -1: use `seed`")
     held_styles: int = _value(15, "styles kept out of training")
     held_contents: int = _value(50, "contents kept out of training")
-    schedule: str = _value("linear", "how the learning rate falls")
+    schedule: str = _value("linear", "linear, constant, or paper: also without our additions to the losses")
     half: bool = _value(False, "autocast to bfloat16")
 
     def __post_init__(self) -> None:
@@ -57,9 +57,9 @@ class Recipe:
                 raise ValueError(f"{name} is a share, from 0 to 1: {getattr(self, name):g} is none")
 
     def rate(self, step: int) -> float:
-        """The factor of the learning rate at a step, with a short warm-up unless `literal`."""
+        """The factor of the learning rate at a step. Only the paper's schedule has no warm-up."""
         done = min(1.0, step / max(1, self.steps))
-        if self.schedule == "paper":  # flat for two of five epochs, then down to 0
+        if self.official:  # flat for two of five epochs, then down to 0
             return min(1.0, (1 - done) / 0.6)
         warm = min(1.0, (step + 1) / 100)
         return warm if self.schedule == "constant" else warm * (1 - done)
@@ -70,8 +70,8 @@ class Recipe:
         return self.seed if self.data_seed < 0 else self.data_seed
 
     @property
-    def literal(self) -> bool:
-        """The official losses, crops and steps, without our additions."""
+    def official(self) -> bool:
+        """Whether losses, crops and steps are those of the official code, without our additions."""
         return self.schedule == "paper"
 
 

@@ -143,7 +143,7 @@ class Trainer:
     def batch(self, step: int) -> TrainingBatch:
         """The data of a step, on the CPU; always the same for one step."""
         r, rng = self.recipe, step_rng(self.recipe.order, step)
-        how = (r.crop, rng, (r.crop / r.load_size,) * 2 if r.literal else ZOOM)
+        how = (r.crop, rng, (r.crop / r.load_size,) * 2 if r.official else ZOOM)
         contents = [crop(self.contents.draw(self.content_names, rng), *how) for _ in range(r.batch)]
         styles = [recolor(crop(self._draw_style(rng), *how), rng, r.color_share) for _ in range(r.batch)]
         motion = None
@@ -200,10 +200,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = r.learning_rate * r.rate(self.step)
         losses = self._gradients(self._here(batch or self.batch(self.step)))
-        norm = nn.utils.clip_grad_norm_(self.trained.values(), math.inf if r.literal else 10.0)
-        self._whole = (
-            False  # an interruption from here on would leave a half-updated state, which must not be saved
-        )
+        norm = nn.utils.clip_grad_norm_(self.trained.values(), math.inf if r.official else 10.0)
+        # An interruption from here on would leave a half-updated state, which must not be saved.
+        self._whole = False
         if torch.isfinite(norm):
             self.optimizer.step()
         self.step += 1

@@ -33,6 +33,7 @@ from torch.nn.functional import linear, mse_loss
 from ....kernels.ddim import alpha_bar
 from ... import host
 from ...common.files import replacing
+from ...common.inputs import comma_separated
 from ...common.plot import loss_plot
 from ..patching import unet
 from ..patching.hooks import around
@@ -62,7 +63,7 @@ class LoRARecipe:
 def projections(model: Any, words: str) -> list[str]:
     """Paths of the attention projections that "q,k,v" or "q,k,v,out" name, in a fixed order."""
     modules = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
-    chosen = [word.strip() for word in words.split(",") if word.strip()]
+    chosen = comma_separated(words)
     if not chosen or not set(chosen) <= modules.keys():
         raise ValueError(
             f"projections is {words!r}: name some of q, k, v and out, separated by commas (the paper: q,k,v)"
