@@ -3,12 +3,14 @@
 import importlib.util
 from pathlib import Path
 
+import cv2
+import numpy
 import pytest
 import torch
 
 from reelbrush.nodes.stya2k import checkpoint
 from reelbrush.nodes.stya2k.small import SmallStyA2K
-from reelbrush.nodes.stya2k.style import load_model
+from reelbrush.nodes.stya2k.style import load_model, make_style
 
 
 def load_helper(name):
@@ -69,3 +71,28 @@ def picture(n, height, width, seed=0):
 def frames():
     """IMAGE batches."""
     return lambda n, height, width, seed=0: picture(n, height, width, seed).permute(0, 2, 3, 1)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two folders of small pictures, one of which is broken."""
+    rng = numpy.random.default_rng(0)
+    for kind, count in (("content", 6), ("style", 5)):
+        (tmp_path / kind / "deep").mkdir(parents=True)
+        for i in range(count):
+            small = rng.integers(0, 255, (6, 8, 3), numpy.uint8)
+            image = cv2.resize(small, (90 + 7 * i, 80), interpolation=cv2.INTER_CUBIC)
+            cv2.imwrite(str(tmp_path / kind / ("deep" if i % 2 else ".") / f"{i}.png"), image)
+    (tmp_path / "content" / "broken.jpg").write_bytes(b"\xff\xd8 this is no picture")
+    (tmp_path / "content" / "empty.png").write_bytes(b"")
+    return tmp_path
+
+
+@pytest.fixture
+def style(model, frames):
+    return make_style(model, frames(1, 60, 44, 1), size=64)
+
+
+@pytest.fixture
+def other(model, frames):
+    return make_style(model, frames(1, 50, 80, 2) ** 3, size=64)

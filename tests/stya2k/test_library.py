@@ -181,7 +181,7 @@ def test_the_papers_size_in_the_node_means_the_papers_losses_and_schedule(asked)
     """What the node has no input for comes from the preset, not from the small network's recipe."""
     for size, literal in (("paper", True), ("small", False)):
         recipe = asked("mine", size)
-        assert (recipe.literal, recipe.steps) == (literal, 7)
+        assert (recipe.official, recipe.steps) == (literal, 7)
         assert (recipe.gram_weight == 0) is literal
 
 

@@ -1,10 +1,15 @@
-"""Small clips made with PyAV directly: what the codec is tested against."""
+"""Small clips: made with PyAV directly, to test the codec against, or written by the codec."""
 
 import io
 from fractions import Fraction
 
 import av
 import numpy as np
+import torch
+
+from reelbrush.nodes.video.codec import VideoInfo, Writer, from_float
+
+RATE = Fraction(24)
 
 
 def numbered(count, width=64, height=48):
@@ -94,3 +99,26 @@ def packets(source, kind="audio"):
         return [
             (float(p.pts * p.time_base), bytes(p)) for p in file.demux(stream) if p.size and p.pts is not None
         ]
+
+
+def gradient(count, width, height, channels=3, dtype=torch.uint8):
+    """Smooth moving frames; the alpha goes from opaque to clear, left to right."""
+    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+    for n in range(count):
+        planes = [x, y, (x + y) / 2 * (0.5 + 0.5 * n / count), 1 - x]
+        yield from_float(torch.stack(planes[:channels], -1), 8 if dtype == torch.uint8 else 16)
+
+
+def write(target, frames, *, times=None, info=None, **how):
+    """The target, after our writer wrote the frames to it."""
+    frames = list(frames)
+    height, width, channels = frames[0].shape
+    info = info or VideoInfo(
+        width, height, RATE, len(frames), bit_depth=8 * frames[0].dtype.itemsize, alpha=channels == 4
+    )
+    with Writer(target, info, **how) as writer:
+        for number, frame in enumerate(frames):
+            writer.write(frame, None if times is None else times[number])
+    if isinstance(target, io.BytesIO):
+        target.seek(0)
+    return target
