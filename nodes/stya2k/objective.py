@@ -52,7 +52,8 @@ class TrainingBatch:
         return TrainingBatch(content, style, directions, motion, rest[-1] if self.base is not None else None)
 
 
-def _whole(share_of: Tensor) -> float:
+def _full_weight(_: Tensor) -> float:
+    """The weight of a style that covers the whole frame."""
     return 1.0
 
 
@@ -65,7 +66,7 @@ def pictures(
         return network(frames, network.encode_style(styles), **base)
     content = network.encode(frames)
     codes = [network.encode_style(style[None]) for style in styles]
-    return torch.cat([network.blend(content, frames, [(code, _whole)]) for code in codes])
+    return torch.cat([network.blend(content, frames, [(code, _full_weight)]) for code in codes])
 
 
 def terms(r: Recipe, network: nn.Module, net: Perceptual, batch: TrainingBatch) -> dict[str, Tensor]:

@@ -179,10 +179,10 @@ def asked(home, monkeypatch):
 
 def test_the_papers_size_in_the_node_means_the_papers_losses_and_schedule(asked):
     """What the node has no input for comes from the preset, not from the small network's recipe."""
-    for size, literal in (("paper", True), ("small", False)):
+    for size, official in (("paper", True), ("small", False)):
         recipe = asked("mine", size)
-        assert (recipe.official, recipe.steps) == (literal, 7)
-        assert (recipe.gram_weight == 0) is literal
+        assert (recipe.official, recipe.steps) == (official, 7)
+        assert (recipe.gram_weight == 0) is official
 
 
 def test_a_run_goes_on_in_the_node_with_what_the_node_has_no_input_for(home, asked):
