@@ -5,6 +5,7 @@ to the `NODES` of the packages.
 """
 
 from .attnstyle import nodes as attnstyle_nodes
+from .common.checks import checked
 from .diffusion import nodes as diffusion_nodes
 from .distill import nodes as distill_nodes
 from .flow import nodes as flow_nodes
@@ -71,3 +72,6 @@ NODE_CLASS_MAPPINGS = {
 NODE_DISPLAY_NAME_MAPPINGS = {
     node_id: name for module in _DECLARATIONS for node_id, (_, name) in module.NODES.items()
 }
+
+for _node in NODE_CLASS_MAPPINGS.values():
+    checked(_node)

@@ -276,6 +276,84 @@ def test_wrong_inputs_get_one_sentence(node_id, recipe):
         assert "\n" not in said and len(said) < 400, said
 
 
+TENSORS = {"IMAGE": every_node.picture(3, (33, 21)), "MASK": torch.rand(3, 21, 33), "LATENT": None}
+
+
+def tensor_inputs(node_id, recipe):
+    """(name, type, a good tensor) of the IMAGE, MASK and LATENT inputs, and how to pass such a tensor."""
+    given = recipe.inputs(3, recipe.sizes[0])
+    for name, (kind, _) in declared(nodes.NODE_CLASS_MAPPINGS[node_id]).items():
+        if isinstance(kind, str) and kind in TENSORS:
+            value = given.get(name, TENSORS[kind])
+            if kind == "LATENT":
+                value = torch.rand(1, 4, 8, 8) if value is None else value["samples"]
+            yield name, kind, value.clone(), given
+
+
+def spoiled(tensor, value):
+    tensor.view(-1)[tensor.numel() // 2] = value
+    return tensor
+
+
+REJECTED = {
+    "NaN": lambda t: spoiled(t, torch.nan),
+    "Inf": lambda t: spoiled(t, torch.inf),
+    "no frames": lambda t: t[:0],
+    "no pixels": lambda t: t[..., :0, :],
+    "integers": lambda t: (t * 255).to(torch.uint8),
+    "no batch": lambda t: t[0, 0],
+    "not a tensor": lambda t: "picture",
+}
+
+
+@pytest.mark.parametrize("row", REJECTED)
+def test_bad_pictures_masks_and_latents_get_one_sentence_that_names_the_input(node_id, recipe, row):
+    for name, kind, good, given in tensor_inputs(node_id, recipe):
+        if row == "no batch" and kind == "LATENT":
+            continue  # any number of dimensions can be a latent; the nodes check it for their model
+        bad = REJECTED[row](good)
+        with pytest.raises(ValueError, match=name) as caught:
+            run(node_id, given | {name: {"samples": bad} if kind == "LATENT" else bad})
+        assert str(caught.value).startswith(f"{name} ") and "\n" not in str(caught.value)
+
+
+def outcome(node_id, arguments):
+    """The results as plain data, or the error message."""
+    try:
+        return settle(list(run(node_id, arguments)))
+    except ValueError as error:
+        return [str(error)]
+
+
+CONVERTED = {
+    "fp16": lambda t: t.half(),
+    "bf16": lambda t: t.bfloat16(),
+    "fp64": lambda t: t.double(),
+    "one channel": lambda t: t[..., :1],
+    "one mask without a batch": lambda t: t[0],
+    "a channel of its own": lambda t: t[:, None],
+}
+ONLY_FOR = {"one channel": "IMAGE", "one mask without a batch": "MASK", "a channel of its own": "MASK"}
+
+
+@pytest.mark.parametrize("row", CONVERTED)
+def test_other_precisions_and_layouts_give_what_the_same_values_give(node_id, recipe, row):
+    for name, kind, good, given in tensor_inputs(node_id, recipe):
+        if name not in given or ONLY_FOR.get(row, kind) != kind:
+            continue
+        other = CONVERTED[row](good)
+        plain = other.float()
+        if row == "one channel":
+            plain = torch.cat([plain] * 3, -1)
+        elif kind == "MASK":
+            plain = plain.reshape(-1, *good.shape[-2:])
+        wrap = (lambda x: {"samples": x}) if kind == "LATENT" else (lambda x: x)
+        first, second = (outcome(node_id, given | {name: wrap(x)}) for x in (plain, other))
+        names = getattr(nodes.NODE_CLASS_MAPPINGS[node_id], "RETURN_NAMES", ())
+        for i, (a, b) in enumerate(zip(first, second, strict=True)):
+            assert (i < len(names) and names[i] in recipe.changes) or same(a, b), (name, i)
+
+
 def test_a_batch_is_its_frames_one_by_one(node_id, recipe):
     if recipe.alone is None:
         pytest.skip("looks at more than one frame")

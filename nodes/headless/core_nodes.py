@@ -17,6 +17,7 @@ from torch.nn.functional import interpolate
 
 from .. import host
 from ..common import pictures
+from ..common.checks import checked
 from ..video.lazy_video import LazyVideo
 
 CORE_NODES: dict[str, tuple[type, str]] = {}
@@ -49,7 +50,7 @@ def core_node(
         }
         if validate is not None:
             members["VALIDATE_INPUTS"] = staticmethod(validate)
-        CORE_NODES[class_type] = (type(f"Core{class_type}", (), members), name)
+        CORE_NODES[class_type] = (checked(type(f"Core{class_type}", (), members)), name)
         return function
 
     return register

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import host
+from ..common import checks
 from . import codec
 from .batch import FrameBuffer, as_floats
 from .frame_cache import FrameCache, pixel_batches
@@ -63,7 +64,8 @@ class LazyVideo(host.video_base()):
         cls, frames: Tensor, fps: Fraction | float, audio: dict | None = None, bit_depth: int = 8
     ) -> "LazyVideo":
         """An IMAGE batch with a frame rate."""
-        return cls(FrameSource(frames, Fraction(fps).limit_denominator(100_000), audio, bit_depth))
+        rate = Fraction(fps).limit_denominator(100_000)
+        return cls(FrameSource(checks.image("the clip", frames), rate, audio, bit_depth))
 
     def then(self, operation: type[Operation], *fields: Any, node: str = "", **named: Any) -> "LazyVideo":
         """This clip through an operation. `node` is the node's name, for errors during a save."""

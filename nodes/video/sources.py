@@ -89,10 +89,6 @@ class FrameSource(Operation):
 
     @cached_property
     def clip(self) -> Clip:
-        if self.images.ndim != 4 or self.images.shape[-1] not in (3, 4):
-            raise ValueError(f"a clip is made of frames [N, H, W, 3 or 4], not {tuple(self.images.shape)}")
-        if not len(self.images):
-            raise ValueError("a clip needs at least one frame, this one has none")
         n, h, w, c = self.images.shape
         return Clip(w, h, self.fps, n, True, self.bit_depth, c == 4)
 
