@@ -17,6 +17,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
         from . import nodes
+        from .nodes import sample
+
+        sample.install()
     except AttributeError as error:
         # ComfyUI takes an AttributeError as "this pack has no mappings" and hides the cause.
         raise ImportError(f"ReelBrush could not be imported: {error}") from error

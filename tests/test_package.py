@@ -106,7 +106,6 @@ def test_the_imports_are_found():
     assert {str(target.relative_to(ROOT)) for target in imports(path)} >= {
         "nodes/host",
         "nodes/common/files",
-        "nodes/sample/files",
         "kernels/flow",
     }
 

@@ -6,11 +6,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from reelbrush.lab.sample.scene import flickering, scene
 from reelbrush.nodes.flow.conventions import convention
 from reelbrush.nodes.flow.estimate import Flow, estimate
 from reelbrush.nodes.flow.measure import batch
 from reelbrush.nodes.flow.stabilize import Stabilizer, stabilize
-from reelbrush.nodes.sample.scene import flickering, scene
 
 METHODS = ("dis-medium", "dis-fast", "dis-ultrafast", "farneback")  # those without weights
 

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from reelbrush.benchmarks.methods.stya2k import stylize
+from reelbrush.lab.sample.scene import flickering
 from reelbrush.nodes.flow.stabilize import stabilize as run
-from reelbrush.nodes.sample.scene import flickering
 
 
 def stabilize(

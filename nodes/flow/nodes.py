@@ -81,9 +81,7 @@ class SaveFlow:
 
 class LoadFlow:
     CATEGORY = CATEGORY
-    DESCRIPTION = (
-        "Loads a saved flow, the sample's exact flow, or a folder of Middlebury .flo files below input/."
-    )
+    DESCRIPTION = "Loads a saved flow, or a folder of Middlebury .flo files below input/."
     SEARCH_ALIASES = ("import flow", "flo", "middlebury", "sintel", "ground truth flow")
     RETURN_TYPES = ("REELBRUSH_FLOW",)
     RETURN_NAMES = ("flow",)

@@ -17,12 +17,12 @@ from torch import Tensor
 from ...kernels.flow import invert, validity
 from .. import host
 from ..common.files import replacing
-from ..sample import files as sample
 from .estimate import CONSISTENCY, Flow
 
 FOLDER = "flows"
 SUFFIX = ".flow.safetensors"
-_ENDING = "flow.safetensors"  # the sample's file has no dot before it
+_ENDING = "flow.safetensors"  # without a dot: version 0.1 wrote reelbrush_sample_flow.safetensors
+_NO_FILE = "no flow in the input folder"
 _OUTPUT = " [output]"  # as ComfyUI marks a name that is not below input/
 TAG = np.float32(202021.25)
 UNKNOWN = 1e7  # Middlebury writes 1e9 where the motion is unknown
@@ -46,13 +46,13 @@ def names() -> list[str]:
     saved = host.folder("output") / FOLDER
     if saved.is_dir():
         found += [p.relative_to(saved).as_posix() + _OUTPUT for p in sorted(saved.rglob(f"*{SUFFIX}"))]
-    return [*(name for name in found if name != sample.FLOW), sample.FLOW]
+    return found or [_NO_FILE]
 
 
 def find(name: str) -> Path:
     """The file or folder of a name from `names`."""
-    if name == sample.FLOW and not (host.folder("input") / name).exists():
-        raise ValueError(f"{name} is not in the input folder: `reelbrush sample` writes it")
+    if name == _NO_FILE:
+        raise ValueError("there is no flow to load: save one with Save Flow, or copy one to the input folder")
     if not name.endswith(_OUTPUT):
         return host.input_path(name, "flow")
     path = host.inside(host.folder("output") / FOLDER, name.removesuffix(_OUTPUT), "flow")

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from .. import host
-from ..sample import files as sample
+from .. import host, sample
 from .catalog import local_catalog
 from .check import check_known, check_node, output_nodes
 from .graph import Catalog, Graph, GraphNode, Link
@@ -31,7 +30,7 @@ def render(path: str | Path, settings: Iterable[str] = (), out: str | Path | Non
     check_known(order, catalog)
     with ExitStack() as stack:
         stack.enter_context(host.trusting(setting.path for setting in applied if setting.path))
-        write_missing_samples(order)
+        copy_missing_samples(order)
         saver = redirect(order, Path(out), catalog) if out else None
         for node in order:
             check_node(node, graph, catalog, applied)
@@ -42,13 +41,11 @@ def render(path: str | Path, settings: Iterable[str] = (), out: str | Path | Non
     return [file for saved in files.values() for file in saved]
 
 
-def write_missing_samples(nodes: Iterable[GraphNode]) -> None:
-    """Write the files of the sample that the graph names and the input folder lacks."""
+def copy_missing_samples(nodes: Iterable[GraphNode]) -> None:
+    """Copy the files of the sample that the graph names and the input folder lacks."""
     named = {value for node in nodes for value in node.inputs.values() if isinstance(value, str)}
-    missing = [name for name in sample.FILES if name in named and not (host.folder("input") / name).exists()]
-    if missing:
-        log.info("writing the sample into %s: %s", host.folder("input"), ", ".join(missing))
-        sample.write_sample(host.folder("input"), missing)
+    for path in sample.copy_missing(host.folder("input"), named.intersection(sample.FILES)):
+        log.info("copied %s from the sample", path)
 
 
 class GraphRun:

@@ -3,15 +3,13 @@
 import asyncio
 import logging
 import sys
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from .. import host
-from ..sample import files as sample
+from .. import host, sample
 from .graph import Graph
 from .out_file import redirect, targets
 from .read import read
@@ -107,8 +105,7 @@ async def _send_samples(server: Server, graph: Graph) -> None:
             declared = server.definition(node.class_type).inputs.get(name)
             if declared and declared.choices is not None and value not in declared.choices:
                 log.info("sending %s", value)
-                with tempfile.TemporaryDirectory() as folder:
-                    await server.upload(sample.write_sample(folder, [value])[0])
+                await server.upload(sample.FOLDER / value)
 
 
 async def _run(server: Server, graph: Graph) -> dict[str, dict]:

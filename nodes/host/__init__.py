@@ -5,7 +5,7 @@ class and samplers. Without ComfyUI they use folders below a home directory and 
 there are no samplers.
 """
 
-from .comfyui import comfy, inside_comfyui, log
+from .comfyui import comfy, inside_comfyui, log, server_running
 from .conditioning import FrameSlice, drop_controls
 from .folders import (
     folder,

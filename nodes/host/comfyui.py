@@ -13,6 +13,12 @@ def inside_comfyui() -> bool:
     return "folder_paths" in sys.modules
 
 
+def server_running() -> bool:
+    """True in a ComfyUI that was started, and not where a test or a script imports ComfyUI's modules."""
+    server = getattr(sys.modules.get("server"), "PromptServer", None)
+    return inside_comfyui() and getattr(server, "instance", None) is not None
+
+
 def comfy(name: str, what: str = "this node") -> ModuleType:
     """A module of ComfyUI; without ComfyUI an error message that names the alternative."""
     if not inside_comfyui():

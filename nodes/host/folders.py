@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .comfyui import comfy, inside_comfyui
 
-_KINDS = ("input", "output", "temp")
+_KINDS = ("input", "output", "temp", "user")
 _trusted: ContextVar[tuple[Path, ...]] = ContextVar("trusted paths", default=())
 
 
@@ -18,7 +18,7 @@ def home() -> Path:
 
 
 def folder(kind: str) -> Path:
-    """The `input`, `output` or `temp` folder."""
+    """The `input`, `output`, `temp` or `user` folder."""
     if kind not in _KINDS:
         raise ValueError(f"there is no folder {kind!r}: choose one of {', '.join(_KINDS)}")
     if inside_comfyui():

@@ -1,1 +1,44 @@
-"""The sample: a clip with known optical flow and sound, and style pictures, all drawn by code."""
+"""The sample: three clips and three style pictures. lab/sample draws them."""
+
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from shutil import copyfile
+
+from .. import host
+from ..common.files import replacing
+
+FOLDER = Path(__file__).parent / "files"
+CLIP = "reelbrush_sample.mp4"
+CLIP_CUT = "reelbrush_sample_cut.mp4"
+CLIP_STYLIZED = "reelbrush_sample_stylized.mp4"
+STYLES = tuple(f"reelbrush_style_{name}.png" for name in ("swirls", "waves", "glass"))
+FILES = (CLIP, CLIP_CUT, CLIP_STYLIZED, *STYLES)
+
+
+def copy_missing(folder: Path, names: Iterable[str] = FILES) -> list[Path]:
+    """Copy the sample's files, or the named ones, into a folder that lacks them. Gives the copies."""
+    missing = [folder / name for name in names if not (folder / name).exists()]
+    for path in missing:
+        with replacing(path) as temporary:
+            copyfile(FOLDER / path.name, temporary)
+    return missing
+
+
+@cache
+def install() -> None:
+    """In a ComfyUI that starts: copy the sample to its input folder, so that the workflows find their files.
+
+    It is done once per input folder, so that a file that the user deletes does not come back.
+    """
+    if not host.server_running():
+        return
+    try:
+        folder, marker = host.folder("input"), host.folder("user") / "reelbrush_sample.txt"
+        done = marker.read_text(encoding="utf-8").splitlines() if marker.exists() else []
+        if str(folder) not in done:
+            copy_missing(folder)
+            with replacing(marker) as temporary:
+                temporary.write_text("\n".join([*done, str(folder), ""]), encoding="utf-8")
+    except (OSError, ValueError) as error:
+        host.log.warning("the sample files could not be copied to the input folder: %s", error)

@@ -4,8 +4,8 @@ from functools import cache
 
 import torch
 
+from reelbrush.lab.sample import scene as sample
 from reelbrush.nodes.flow.estimate import Flow
-from reelbrush.nodes.sample import scene as sample
 
 
 def texture(height, width, seed=0, soft=2):

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from reelbrush.nodes import sample
 from reelbrush.nodes.common import pictures
 from reelbrush.nodes.headless import core_nodes, out_file
 from reelbrush.nodes.headless.catalog import local_catalog
 from reelbrush.nodes.headless.read import parse
 from reelbrush.nodes.headless.run import render
-from reelbrush.nodes.sample import files as sample
 from reelbrush.nodes.video import codec
 from reelbrush.nodes.video.lazy_video import LazyVideo
 
@@ -171,14 +171,10 @@ def test_declarations_are_read_once_per_run(graph, monkeypatch):
     assert len(calls) == 1
 
 
-def test_the_sample_is_written_when_the_graph_names_it_and_it_is_missing(graph, home, monkeypatch, caplog):
-    def write(folder, names):
-        (home / "input" / "clip.mp4").rename(folder / names[0])
-
-    monkeypatch.setattr(sample, "write_sample", write)
-    with caplog.at_level("INFO"):
-        (file,) = render(graph({"1": {"inputs": {"file": sample.CLIP}}}))
-    assert file.exists() and caplog.text.count("writing the sample") == 1
+def test_the_sample_is_copied_when_the_graph_names_it_and_it_is_missing(graph, home):
+    (file,) = render(graph({"1": {"inputs": {"file": sample.CLIP}}}))
+    copies = {p.name: p.read_bytes() for p in (home / "input").glob("reelbrush_*")}
+    assert file.exists() and copies == {sample.CLIP: (sample.FOLDER / sample.CLIP).read_bytes()}
 
 
 def test_nodes_run_in_inference_mode_with_their_hidden_inputs(graph, monkeypatch):

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 import pytest
 
+from reelbrush.nodes import sample
 from reelbrush.nodes.headless import server as connection
 from reelbrush.nodes.headless import server_run
 from reelbrush.nodes.headless.server_run import render_on
-from reelbrush.nodes.sample import files as sample
 
 aiohttp = pytest.importorskip("aiohttp")
 from aiohttp import web  # noqa: E402
@@ -205,16 +205,10 @@ def test_files_of_set_are_uploaded(comfy, graph, tmp_path):
     assert prompt["1"]["inputs"]["file"] == "sent.mp4" and prompt["2"]["inputs"]["filename_prefix"] == "w"
 
 
-def test_the_sample_is_uploaded_where_it_is_missing(comfy, graph, home, monkeypatch):
-    def write(folder, names):
-        path = home / names[0]
-        path.write_bytes(b"the sample")
-        return [path]
-
-    monkeypatch.setattr(sample, "write_sample", write)
+def test_the_sample_is_uploaded_where_it_is_missing(comfy, graph):
     graph.write_text(json.dumps(GRAPH).replace("there.mp4", sample.CLIP))
     render_on(comfy.url, graph)
-    assert b"the sample" in comfy.got("/upload/image")[0]
+    assert (sample.FOLDER / sample.CLIP).read_bytes() in comfy.got("/upload/image")[0]
 
 
 def test_errors_are_one_sentence_that_names_the_node(comfy, graph):

@@ -1,151 +1,90 @@
-"""The flow of the sample is exact: checked by moving pixels along it."""
+"""The files of the sample are copied where they are missing."""
 
-from fractions import Fraction
-from functools import partial
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-import torch
-from torch.nn.functional import grid_sample
 
-from reelbrush.nodes.sample import camera, files, scene, scenery, style_pictures
-from reelbrush.nodes.video import codec
-
-SMALL = (192, 108)
+from reelbrush.__main__ import main
+from reelbrush.nodes import host, sample
 
 
-@pytest.fixture(scope="module")
-def main():
-    return scene.scene(4, SMALL)
+@pytest.fixture
+def install(home, monkeypatch):
+    """Start of the pack in a ComfyUI whose folders are in `home`."""
+    monkeypatch.setattr(host, "server_running", lambda: True)
+    monkeypatch.setattr(host, "folder", lambda kind: home / kind)
+    return sample.install.__wrapped__
 
 
-@pytest.fixture(scope="module")
-def still():
-    return scene.scene(12, SMALL, "still")
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def moved(frame, flow):
-    """The frame looked up where the flow points, bilinear: an oracle of its own."""
-    h, w = flow.shape[:2]
-    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
-    at = torch.stack([(x + flow[..., 0]) * 2 / (w - 1) - 1, (y + flow[..., 1]) * 2 / (h - 1) - 1], -1)
-    planes = frame.permute(2, 0, 1)[None].float()
-    return grid_sample(planes, at[None].float(), align_corners=True)[0].permute(1, 2, 0)
+def test_the_list_is_the_folder():
+    assert sorted(sample.FILES) == sorted(path.name for path in sample.FOLDER.iterdir())
 
 
-def test_frames_are_pictures_and_the_same_every_time(main):
-    assert main.frames.shape == (4, 108, 192, 3) and main.frames.dtype == torch.float32
-    assert main.frames.min() >= 0 and main.frames.max() <= 1 and main.frames.std() > 0.15
-    assert torch.equal(main.frames[:2], scene.scene(2, SMALL, flow=False).frames)
+def test_missing_files_are_copied_and_others_are_left_alone(tmp_path):
+    (tmp_path / sample.CLIP).write_bytes(b"mine")
+    assert len(sample.copy_missing(tmp_path)) == len(sample.FILES) - 1
+    assert files(tmp_path) == files(sample.FOLDER) | {sample.CLIP: b"mine"}
+    assert sample.copy_missing(tmp_path) == []
 
 
-@pytest.mark.parametrize("way", ["forward", "backward"])
-def test_flow_takes_visible_pixels_to_where_they_are_and_hidden_ones_to_something_else(main, way):
-    ahead = way == "forward"
-    for i in range(3):
-        start, end = (main.frames[i], main.frames[i + 1]) if ahead else (main.frames[i + 1], main.frames[i])
-        flow, hidden = getattr(main, way)[i], getattr(main, f"occluded_{way}")[i]
-        wrong = (moved(end, flow) - start).abs().amax(-1)
-        inside = ~hidden
-        inside[:2] = inside[-2:] = inside[:, :2] = inside[:, -2:] = False
-        assert wrong[inside].mean() < 0.03
-        assert wrong[inside].mean() < 0.25 * (start - end).abs().amax(-1)[inside].mean()
-        assert 0.01 < hidden.float().mean() < 0.15
+def test_the_command_copies_to_the_input_folder_or_another(home, tmp_path, capsys):
+    assert main(["sample"]) == 0
+    assert files(home / "input") == files(sample.FOLDER)
+    assert main(["sample", "--out", str(tmp_path / "other")]) == 0
+    assert files(tmp_path / "other") == files(sample.FOLDER)
+    assert str(tmp_path / "other" / sample.CLIP) in capsys.readouterr().out
 
 
-def test_visible_pixels_come_back_to_where_they_started(main):
-    for i in range(3):
-        back = moved(main.backward[i], main.forward[i])
-        gap = (main.forward[i] + back).norm(dim=-1)[~main.occluded_forward[i]]
-        assert (gap < 0.1).float().mean() > 0.93  # the rest are neighbours of an edge, mixed by the look-up
+def test_a_new_comfyui_gets_the_files_once(install, home):
+    install()
+    assert files(home / "input") == files(sample.FOLDER)
+    (home / "input" / sample.CLIP).unlink()
+    install()
+    assert not (home / "input" / sample.CLIP).exists()  # the user has deleted it
 
 
-def test_the_camera_moves_and_the_near_moves_more(main):
-    size = main.forward[0].norm(dim=-1)
-    assert size[-8:].mean() > 1.5 * size[:8, -20:].mean() > 0.5
+def test_another_input_folder_gets_them_too(install, home, monkeypatch):
+    install()
+    other = home / "other"
+    monkeypatch.setattr(host, "folder", lambda kind: other if kind == "input" else home / kind)
+    install()
+    assert files(other) == files(sample.FOLDER)
 
 
-def test_a_still_camera_leaves_the_background_as_it_is_bit_for_bit(still):
-    resting = (still.forward.abs().amax(-1) == 0).all(0) & (still.backward.abs().amax(-1) == 0).all(0)
-    assert resting.float().mean() > 0.85
-    change = (still.frames - still.frames[0]).abs().amax((0, 3))
-    calm = -torch.nn.functional.max_pool2d((~resting).float()[None], 15, 1, 7)[0] + 1 > 0
-    assert change[calm].max() == 0
-    assert change[~resting].max() > 0.3
+def test_a_folder_that_cannot_be_written_is_one_sentence_in_the_log(install, home, caplog):
+    (home / "input").rmdir()
+    (home / "input").write_text("a file in place of the folder")
+    install()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "could not be copied to the input folder" in caplog.text
 
 
-def test_nothing_is_seen_across_the_cut():
-    cut = scene.scene(4, SMALL, "cut")
-    assert cut.occluded_forward[1].all() and cut.occluded_backward[1].all()
-    assert not cut.occluded_forward[0].all() and not cut.occluded_forward[2].all()
-    within, across = ((cut.frames[i] - cut.frames[i + 1]).abs().mean() for i in (0, 1))
-    assert across > 2 * within
+def test_nothing_is_copied_without_a_server(home):
+    code = "import reelbrush; reelbrush.NODE_CLASS_MAPPINGS"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=home)
+    assert not list((home / "input").iterdir()) and not (home / "user").exists()
 
 
-def test_a_long_clip_stays_inside_the_painted_world():
-    late = scene.scene(1, SMALL, flow=False)
-    view = camera.Camera(SMALL, scenery.NOON, 7, scene.pan)
-    assert torch.equal(late.frames[0], torch.from_numpy(view.frame(0)))
-    for t in (47, 95, 200, 299):
-        assert view.frame(t).min(-1).mean() > 0.05  # no black holes at the sides
-        assert (view.frame(t).max(-1) == 0).mean() == 0
-
-
-def test_dis_finds_the_motion_of_the_full_sample():
-    cv2 = pytest.importorskip("cv2")
-    full = scene.scene(2)
-    grey = [cv2.cvtColor((f.numpy() * 255).astype("uint8"), cv2.COLOR_RGB2GRAY) for f in full.frames]
-    estimate = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None)
-    visible = ~full.occluded_forward[0]
-    assert full.forward[0].norm(dim=-1)[visible].mean() > 2
-    assert (torch.from_numpy(estimate) - full.forward[0]).norm(dim=-1)[visible].mean() < 0.5
-
-
-def test_wrong_requests_are_error_messages():
-    with pytest.raises(ValueError, match="no variant 'night'"):
-        scene.scene(variant="night")
-    with pytest.raises(ValueError, match="1 frame and 16 pixels or more"):
-        scene.scene(0)
-    with pytest.raises(ValueError, match="no style picture 'cubes'"):
-        scene.style("cubes")
-    with pytest.raises(ValueError, match="no file 'x"):
-        files.write_sample(".", ["x.mp4"])
-
-
-def test_the_tune_moves_from_left_to_right():
-    left, right = scene.tune(2.0, 22050)
-    assert left.shape == (44100,) and max(abs(left).max(), abs(right).max()) <= 1
-    half = len(left) // 2
-    balance = [
-        (right[part] ** 2).sum() / (left[part] ** 2).sum() for part in (slice(0, half), slice(half, None))
-    ]
-    assert balance[1] > 2 * balance[0]
-
-
-@pytest.mark.parametrize("name", style_pictures.NAMES)
-def test_style_pictures_are_rich_and_the_same_every_time(name):
-    size = (64, 48)
-    picture = scene.style(name, size)
-    assert picture.shape == (48, 64, 3) and picture.min() >= 0 and picture.max() <= 1
-    assert picture.std(dim=(0, 1)).min() > 0.08
-    assert name == "swirls" or torch.equal(picture, scene.style(name, size))  # 8000 strokes: once is enough
-
-
-def test_files_are_whole_and_have_sound_and_truth(tmp_path, monkeypatch):
-    small = partial(scene.scene, 4, SMALL)
-    monkeypatch.setattr(files, "scene", small)
-    monkeypatch.setattr(files, "style", lambda name: torch.rand(8, 8, 3))
-    paths = files.write_sample(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(files.FILES) and len(paths) == len(
-        files.FILES
+@pytest.mark.slow
+@pytest.mark.comfyui
+def test_a_started_comfyui_has_the_files(tmp_path, request):
+    (tmp_path / "custom_nodes").mkdir()
+    (tmp_path / "custom_nodes" / "reelbrush").symlink_to(Path(__file__).parents[2], target_is_directory=True)
+    options = ["--cpu", "--quick-test-for-ci", "--base-directory", str(tmp_path)]
+    # A plugin given with -p may prepare the imports of this ComfyUI.
+    plugins = [name for name in request.config.option.plugins if not name.startswith("no:")]
+    code = (
+        f"import runpy, sys, {', '.join(plugins or ['os'])}\n"
+        f"sys.argv, sys.path[:0] = {['main.py', *options, '--database-url', 'sqlite:///:memory:']}, ['.']\n"
+        "runpy.run_path('main.py', run_name='__main__')"
     )
-    info = codec.probe(tmp_path / files.CLIP, count=True)
-    assert (info.width, info.height, info.frame_count, info.fps) == (
-        192,
-        108,
-        4,
-        Fraction(24),
-    ) and info.has_audio
-    store = pytest.importorskip("reelbrush.nodes.flow.store")
-    loaded, truth = store.load(tmp_path / files.FLOW), small()
-    torch.testing.assert_close(loaded.forward, truth.forward.permute(0, 3, 1, 2), atol=5e-3, rtol=1e-3)
-    assert torch.equal(loaded.backward_valid, ~truth.occluded_backward)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=os.environ["COMFYUI_PATH"])
+    copies = files(tmp_path / "input")
+    assert {name: copies[name] for name in sample.FILES} == files(sample.FOLDER)
