@@ -29,6 +29,7 @@ NODE_CLASS_MAPPINGS = {
     "ReelBrushStabilityReport": flow_nodes.nodes_error.StabilityReport,
     "ReelBrushStabilize": flow_nodes.Stabilize,
     "ReelBrushStabilizeVideo": flow_nodes.StabilizeVideo,
+    "ReelBrushStylizeVideo": stya2k_nodes.StylizeVideo,
     "ReelBrushLoadStyA2K": stya2k_nodes.LoadStyA2K,
     "ReelBrushStyA2KStyle": stya2k_nodes.StyA2KStyle,
     "ReelBrushStyA2KMix": stya2k_nodes.StyA2KMix,

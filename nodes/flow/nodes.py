@@ -5,8 +5,8 @@ from ..common.inputs import choice, connection, decimal, integer, names, strengt
 from ..video.lazy_video import LazyVideo
 from . import batch, nodes_error, store
 from .cuts import find_cuts
-from .estimate import CONSISTENCY, METHODS, estimate, estimator, method_files
-from .stabilize import StabilizeFrames, stabilize, stabilize_with_flow
+from .estimate import CONSISTENCY, METHODS, estimate
+from .stabilize import stabilize, stabilize_video, stabilize_with_flow
 
 CATEGORY = "ReelBrush/Flow"
 METHOD = choice(
@@ -184,12 +184,7 @@ class StabilizeVideo:
         }
 
     def stabilize(self, stylized, content, strength, method):
-        video, shown = LazyVideo.of(stylized), LazyVideo.of(content)
-        if strength == 0:
-            return (video,)
-        estimator(method)  # report what is missing now, not when the clip is saved
-        fields = (shown.operation, float(strength), method, method_files(method))
-        return (video.then(StabilizeFrames, *fields, node="Stabilize Video"),)
+        return (stabilize_video(LazyVideo.of(stylized), LazyVideo.of(content), strength, method),)
 
 
 NODES = {

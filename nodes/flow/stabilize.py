@@ -23,9 +23,10 @@ from torch.nn.functional import avg_pool2d
 
 from ...kernels.flow import energy, resize_flow, resize_weights, validity, warp
 from .. import host
+from ..video.lazy_video import LazyVideo
 from ..video.operation import Operation, Window, Worker, operation
 from .cuts import CutDetector
-from .estimate import Flow, estimator
+from .estimate import Flow, estimator, method_files
 
 FEATHER = 9  # pixels
 AGREEMENT = 0.06  # s: at this difference of the contents the weight is exp(-1/2)
@@ -170,3 +171,12 @@ class StabilizeFrames(Operation):
 
     def start(self) -> Worker:
         return Stabilizer(self.strength, self.method)
+
+
+def stabilize_video(stylized: LazyVideo, content: LazyVideo, strength: float, method: str) -> LazyVideo:
+    """A lazy VIDEO with less flicker."""
+    if strength == 0:
+        return stylized
+    estimator(method)  # report what is missing now, not when the clip is saved
+    fields = (content.operation, float(strength), method, method_files(method))
+    return stylized.then(StabilizeFrames, *fields, node="Stabilize Video")

@@ -60,7 +60,16 @@ from .model import (
     weights_key,
 )
 from .output_names import numbered, temporary_path
-from .progress import Preview, Progress, check_interrupt, executing_node, interrupt_types, progress
+from .progress import (
+    Preview,
+    Progress,
+    check_interrupt,
+    duration,
+    executing_node,
+    interrupt_types,
+    progress,
+    show_text,
+)
 from .sampling import Denoiser, SamplingFunction, attention, sample, sampler
 from .vae import patched_vae, vae_patcher, vae_with_network
 from .video import video_base, video_components, video_file

@@ -35,8 +35,8 @@ class Progress:
     """ComfyUI's progress bar, which raises when the user cancels; without ComfyUI a tqdm bar."""
 
     def __init__(self, total: int, label: str, unit: str):
-        self.total, self.done = max(int(total), 1), 0
-        self._previewed = 0.0
+        self.total, self.done, self.unit = max(int(total), 1), 0, unit
+        self._previewed, self._begin, self._first = 0.0, time.monotonic(), 0
         self._comfyui_bar = comfy("comfy.utils").ProgressBar(self.total) if inside_comfyui() else None
         hidden = self._comfyui_bar is not None or not sys.stderr.isatty()
         self._terminal_bar = tqdm(
@@ -53,22 +53,65 @@ class Progress:
         self.done = done
         if self._comfyui_bar is not None:
             check_interrupt()
-            self._comfyui_bar.update_absolute(done, self.total, self._jpeg(preview))
+            self._comfyui_bar.update_absolute(done, self.total, self._news(preview))
 
-    def _jpeg(self, preview: Preview) -> tuple[str, Any, int] | None:
-        """A preview as ComfyUI expects it, at most twice a second."""
+    def _news(self, preview: Preview) -> tuple[str, Any, int] | None:
+        """At most twice a second: shows the pace below the node, and gives a preview for ComfyUI's bar."""
         now = time.monotonic()
-        if preview is None or now - self._previewed < _PREVIEW_INTERVAL:
+        if now - self._previewed < _PREVIEW_INTERVAL and self.done < self.total:
+            return None
+        self._previewed = now
+        show_text(self.pace(now))
+        if preview is None or not previews_wanted():
             return None
         from PIL import Image
 
-        self._previewed = now
         picture = preview() if callable(preview) else preview
         pixels = picture.detach().clamp(0, 1).mul(255).round().to("cpu", torch.uint8).numpy()
         return ("JPEG", Image.fromarray(pixels), 512)
 
+    def pace(self, now: float) -> str:
+        """The number of finished steps, the speed, and the time that is left."""
+        text, seconds = f"{self.done} of {self.total} {self.unit}", now - self._begin
+        if not self._first:  # what was there before, and the first steps' preparations, are no measure
+            self._first, self._begin = self.done, now
+        elif self.done > self._first and seconds > 0:
+            speed = (self.done - self._first) / seconds
+            text += f", {speed:.3g} {self.unit}/s, {duration((self.total - self.done) / speed)} left"
+        return text
+
     def close(self) -> None:
         self._terminal_bar.close()
+
+
+def duration(seconds: float) -> str:
+    """ "42 s", "3:20 min" or "1:05 h"."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    whole, unit = (seconds, "min") if seconds < 3600 else (seconds / 60, "h")
+    return f"{int(whole // 60)}:{int(whole % 60):02} {unit}"
+
+
+def _server() -> Any:
+    """ComfyUI's running server, or None."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
+def previews_wanted() -> bool:
+    """False if the user set "Preview method" to "none" for the running prompt."""
+    server, node = _server(), executing_node()
+    if server is None or node is None:
+        return True
+    running = list(server.prompt_queue.currently_running.values())
+    settings = (extra for _, prompt_id, _, extra, *_ in running if prompt_id == node.prompt_id)
+    return all(extra.get("preview_method") != "none" for extra in settings)
+
+
+def show_text(text: str) -> None:
+    """Show a text below the running node in ComfyUI."""
+    server, node = _server(), executing_node()
+    if server is not None and node is not None:
+        server.send_progress_text(text, node.node_id)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from .. import host
 from ..common import inputs
 from ..common.files import changed
 from ..common.inputs import choice, connection, decimal, fixed_seed, integer, names, strength, switch, text
+from ..flow.stabilize import stabilize_video
 from ..video.lazy_video import LazyVideo
 from . import library
 from .attention import KINDS, MODES
@@ -160,6 +161,60 @@ class StyA2KApplyVideo:
         return (stylize_video(style, clip, Look(strength, keep_color)),)
 
 
+class StylizeVideo:
+    CATEGORY = "ReelBrush"
+    DESCRIPTION = (
+        "Paints a clip in the style of a picture, and stabilizes it. Nothing has to be downloaded. "
+        "Connect it to Save Video: the frames are computed when the clip is saved."
+    )
+    SEARCH_ALIASES = [
+        "video stylization",
+        "style transfer",
+        "restyle video",
+        "neural style",
+        "video style transfer",
+        "paint video",
+        "stylize",
+        "style",
+    ]
+    ESSENTIALS_CATEGORY = "Video Tools"
+    RETURN_TYPES = ("VIDEO",)
+    RETURN_NAMES = ("video",)
+    OUTPUT_TOOLTIPS = ("The stylized clip with the sound of the original.",)
+    FUNCTION = "stylize"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        model = "First the model of the pack, then files and folders in models/stya2k."
+        stroke = "The short side that the style picture gets. Larger values give larger strokes."
+        steady = "How much of the previous frame is kept along the motion: 0 is off, 1 flickers least."
+        side = "Shrink the clip so that its longer side has at most this many pixels. 0 keeps the size."
+        return {
+            "required": {
+                "video": connection("VIDEO", "The clip to stylize, from Load Video."),
+                "style": connection("IMAGE", "The style picture. Several pictures are averaged."),
+                "model": names(library.names(), model),
+                "strength": STRENGTH,
+                "stroke_size": integer(512, 64, 2048, stroke, 16),
+                "stabilize": strength(steady, 0.8),
+                "keep_color": KEEP_COLOR,
+                "max_side": inputs.max_side(side, 8192),
+            }
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, model, **_):
+        return changed(library.path, model)
+
+    def stylize(self, video, style, model, strength, stroke_size, stabilize, keep_color, max_side):
+        clip = LazyVideo.of(video).fit(max_side)
+        if strength == 0:
+            return (clip,)
+        made = make_style(load_model(library.path(model)), style, size=stroke_size)
+        painted = stylize_video(made, clip, Look(strength, keep_color))
+        return (stabilize_video(painted, clip, stabilize, "dis-medium"),)
+
+
 class TrainStyA2K:
     CATEGORY = CATEGORY
     DESCRIPTION = (
@@ -211,6 +266,7 @@ class TrainStyA2K:
 
 
 NODES = {
+    "ReelBrushStylizeVideo": (StylizeVideo, "Stylize Video"),
     "ReelBrushLoadStyA2K": (LoadStyA2K, "Load StyA2K"),
     "ReelBrushStyA2KStyle": (StyA2KStyle, "StyA2K Style"),
     "ReelBrushStyA2KMix": (StyA2KMix, "Mix StyA2K Styles"),

@@ -115,9 +115,17 @@ def save(
                     encoded.result()
     except BaseException:
         kept = FrameCache(op).kept() if resume and op.cached else 0
-        again = f": {kept} frames are kept, run it again to continue" if kept else ""
-        host.log.info("stopped after %d of %d frames%s", done, op.clip.frame_count, again)
+        total = op.clip.frame_count
+        text = f"stopped after {done} of {total} frames"
+        if kept:
+            text = f"stopped: {kept} of {total} frames are kept, run it again to continue"
+        host.show_text(text)
+        host.log.info(text)
         raise
+    if not in_memory:
+        clip = op.clip
+        facts = f"{clip.width} x {clip.height}, {done} frames, {float(clip.fps):.4g} fps"
+        host.show_text(f"{Path(target).name}\n{facts}, {host.duration(float(done / clip.fps))}")
     return done
 
 

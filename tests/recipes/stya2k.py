@@ -90,6 +90,21 @@ def training(*_):
 
 LOOK = {"strength": 1.0, "keep_color": False}
 RECIPES = {
+    "ReelBrushStylizeVideo": Recipe(
+        lambda n, size: dict(
+            video=clip(n, size),
+            style=picture(1, (40, 30), 1),
+            model=file().name,
+            stroke_size=64,
+            stabilize=0.8,
+            max_side=0,
+            **LOOK,
+        ),
+        frames=0,
+        same_size=True,
+        off=(dict(strength=0.0), "video", 0),
+        wrong=[(dict(video="no clip"), "VIDEO is needed"), (dict(model="none.pth"), "was not found")],
+    ),
     "ReelBrushLoadStyA2K": Recipe(
         lambda n, size: dict(model=file().name, precision="auto"),
         wrong=[
