@@ -1,7 +1,7 @@
 """StyA2K files: detected from their keys and shapes, loaded, converted, saved.
 
 Two kinds are known: a folder with the official `latest_net_A2K.pth`, `latest_net_transform.pth`,
-`latest_net_decoder.pth` and an encoder (`vgg_normalised.pth`, or torchvision's VGG-19); and one safetensors
+`latest_net_decoder.pth` and `vgg_normalised.pth`; and one safetensors
 file from `reelbrush convert-stya2k` or from a training. Layer widths come from the weights. The rest (the
 arithmetic, the attention of the training) is in the file's metadata. Files ending in .pth are read with
 weights_only=True.
@@ -20,7 +20,7 @@ from ...kernels.all_to_key import Arithmetic
 from ..common.files import replacing
 from .modulated import ModulatedStyA2K
 from .network import DECODER, OFFICIAL, StyA2K
-from .perceptual import VGG19, VGG_NORMALISED, VGG_TORCHVISION, read_weights
+from .perceptual import VGG19, VGG_NORMALISED, read_weights
 from .small import SmallStyA2K
 
 Weights = dict[str, Tensor]
@@ -49,18 +49,14 @@ def from_official(parts: dict[str, Weights], encoder: Weights) -> Weights:
         for old, new in _renamed().items():
             if key.startswith(old + "."):
                 state[new + key[len(old) :]] = value
-    normalised = "features.0.weight" not in encoder
-    convs = ["encoder.first"] if normalised else []
-    convs += [f"encoder.convs.{i}" for i in range(len(VGG_TORCHVISION))]
-    indices = VGG_NORMALISED if normalised else VGG_TORCHVISION
-    for name, index in zip(convs, indices, strict=True):
+    for name, index in zip(("first", *(f"convs.{i}" for i in range(13))), VGG_NORMALISED, strict=True):
         for kind in ("weight", "bias"):
-            key = f"{'' if normalised else 'features.'}{index}.{kind}"
-            if key not in encoder:
+            if f"{index}.{kind}" not in encoder:
                 raise ValueError(
-                    f"the encoder is no VGG-19 (it lacks {key}): give vgg_normalised.pth or torchvision's"
+                    f"the encoder is {looks_like(encoder)}, but the official decoder was trained with "
+                    "vgg_normalised.pth and paints wrongly with any other: put that file into the folder"
                 )
-            state[f"{name}.{kind}"] = encoder[key]
+            state[f"encoder.{name}.{kind}"] = encoder[f"{index}.{kind}"]
     return {key: value.float().contiguous() for key, value in state.items()}
 
 
@@ -71,7 +67,8 @@ def looks_like(weights: Weights) -> str:
         ("sim_alpha", "the official StyA2K file for ReLU3_1 alone"),
         ("attn_adain_4_1", "the official StyA2K attention file alone"),
         ("decoder_layer_2", "the official StyA2K decoder alone"),
-        ("features.28.", "a VGG-19"),
+        ("features.34.", "torchvision's VGG-19"),
+        ("features.28.", "a VGG of torchvision"),
         ("fire2/", "a SqueezeNet"),
         ("lora_", "a LoRA"),
         ("model.diffusion_model.", "a diffusion checkpoint"),
@@ -133,7 +130,7 @@ def _folder(folder: Path) -> Weights:
         part = next((p for p in OFFICIAL_FILES if path.stem.endswith(f"net_{p}")), None)
         if part:
             parts[part] = read_weights(path)
-        elif "vgg" in path.stem.lower():
+        elif "vgg" in path.stem.lower() and (encoder is None or "normalised" in path.stem):
             encoder = read_weights(path)
     missing = [f"*_net_{p}.pth ({words})" for p, words in OFFICIAL_FILES.items() if p not in parts]
     if encoder is None:

@@ -60,7 +60,6 @@ def masks(size):
 @pytest.mark.parametrize("masked", [False, True], ids=["no mask", "masked"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_optimisation_follows_the_official_loop(official, dtype, masked):
-
     from reelbrush.nodes.distill import features
     from reelbrush.nodes.distill.optimize import DistillRecipe, References, distill, falling
 

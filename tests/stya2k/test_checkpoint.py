@@ -9,7 +9,7 @@ from reelbrush.nodes.headless.commands import convert_stya2k as convert
 from reelbrush.nodes.stya2k import checkpoint
 from reelbrush.nodes.stya2k.modulated import ModulatedStyA2K
 from reelbrush.nodes.stya2k.network import PAPER, StyA2K
-from reelbrush.nodes.stya2k.perceptual import VGG19, load_perceptual
+from reelbrush.nodes.stya2k.perceptual import load_perceptual
 from reelbrush.nodes.stya2k.small import HALVINGS, SmallStyA2K
 
 
@@ -83,17 +83,14 @@ def test_the_papers_arithmetic_is_kept(tmp_path):
     assert PAPER[0] == Arithmetic(size=8, count=8, extra=0)
 
 
-def test_torchvisions_vgg_is_an_encoder(parts, tmp_path):
-    torchvision = {}
-    for index, conv in zip((0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28), VGG19(False).convs, strict=True):
-        torchvision |= {f"features.{index}.weight": conv.weight, f"features.{index}.bias": conv.bias}
-    torchvision["classifier.0.weight"] = torch.zeros(2, 2)
-    for name in ("A2K", "transform", "decoder"):
-        torch.save(parts[name], tmp_path / f"latest_net_{name}.pth")
-    torch.save({k: v.detach() for k, v in torchvision.items()}, tmp_path / "vgg19-dcbb9e9d.pth")
-    network = checkpoint.load(tmp_path)
-    assert network.encoder.first is None
-    assert torch.equal(network.encoder.convs[3].weight, torchvision["features.7.weight"])
+def test_torchvisions_vgg_19_beside_the_official_decoder_is_rejected(folder):
+    """Its features have another scale: the decoder would paint, but wrongly."""
+    torchvision = {f"features.{i}.weight": torch.zeros(1) for i in (0, 28, 34)}
+    torch.save(torchvision, folder / "vgg19-dcbb9e9d.pth")
+    assert checkpoint.load(folder).encoder.first is not None, "vgg_normalised.pth is there too"
+    (folder / "vgg_normalised.pth").unlink()
+    with pytest.raises(ValueError, match="is torchvision's VGG-19, but the official decoder"):
+        checkpoint.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +98,7 @@ def test_torchvisions_vgg_is_an_encoder(parts, tmp_path):
     [
         (["lora_unet_x.lora_up.weight"], "a LoRA"),
         (["fire2/conv1x1_1.weight"], "a SqueezeNet"),
-        (["features.28.weight"], "a VGG-19"),
+        (["features.34.weight"], "VGG-19"),
         (["model.diffusion_model.x"], "a diffusion checkpoint"),
         (["sim_alpha", "q.weight"], "ReLU3_1 alone"),
         (["down8.weight", "decode8.0.a.weight", "a2k8.sim_alpha"], "an earlier version"),
@@ -129,7 +126,7 @@ def test_another_vgg_in_the_folder_is_said(folder, parts):
         for kind in ("weight", "bias")
     }
     torch.save(sixteen, folder / "vgg16.pth")
-    with pytest.raises(ValueError, match=r"no VGG-19 \(it lacks features.16"):
+    with pytest.raises(ValueError, match="trained with vgg_normalised"):
         checkpoint.load(folder)
     sixteen |= {"features.28.weight": torch.zeros(1)}
     torch.save(sixteen, folder / "vgg16.pth")
