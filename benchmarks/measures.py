@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, unfold
 
 from reelbrush.nodes.attnstyle.losses import local_variance
+from reelbrush.nodes.common.perceptual import Perceptual
 from reelbrush.nodes.stya2k.losses import content_loss, moments_loss
-from reelbrush.nodes.stya2k.perceptual import Perceptual
 
 PROJECTIONS, SCALES, PATCH, STROKE = 128, 3, 5, 9
 

@@ -33,10 +33,10 @@ from reelbrush.benchmarks.settings import combinations, function, listing, words
 from reelbrush.lab.pictures import square
 from reelbrush.nodes.common import pictures
 from reelbrush.nodes.common.contact_sheet import contact_sheet, spread
+from reelbrush.nodes.common.perceptual import load_perceptual
 from reelbrush.nodes.flow.conventions import Convention
 from reelbrush.nodes.flow.measure import versions
 from reelbrush.nodes.stya2k.data import pictures_in, twins
-from reelbrush.nodes.stya2k.perceptual import load_perceptual
 from reelbrush.nodes.video.lazy_video import LazyVideo
 
 LINE = 13  # pixels of a line of a label

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, l1_loss
 
 from reelbrush.lab.tiny_training import Clock, Maps, Optimizer, fast_convolutions
-from reelbrush.nodes.stya2k.perceptual import load_perceptual
+from reelbrush.nodes.common.perceptual import load_perceptual
 
 log = logging.getLogger("tiny_denoiser")
 WIDTH, CHANNELS, FACTOR = 64, 4, 8

@@ -18,9 +18,9 @@ from reelbrush.nodes.attnstyle.keyframes import spread
 from reelbrush.nodes.attnstyle.patches import parse_scales
 from reelbrush.nodes.attnstyle.style import TextStyle, apply
 from reelbrush.nodes.attnstyle.train import Settings, train
+from reelbrush.nodes.common.perceptual import load_perceptual
 from reelbrush.nodes.flow.cuts import find_cuts
 from reelbrush.nodes.flow.estimate import estimator
-from reelbrush.nodes.stya2k.perceptual import load_perceptual
 
 Numbers = dict[str, float]
 NEAR, STILL = 0.005, 20  # an optimization of pixels ends when it gains less than NEAR in STILL steps

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from reelbrush.lab.sample.scene import FPS, Scene, flickering, scene, style, tune
+from reelbrush.lab.sample.scene import FPS, Scene, flickering, scene, style, tune, views
 from reelbrush.lab.sample.style_pictures import NAMES
 from reelbrush.nodes.common import pictures
 from reelbrush.nodes.common.files import replacing
-from reelbrush.nodes.sample import CLIP, CLIP_CUT, CLIP_STYLIZED
+from reelbrush.nodes.sample import CLIP, CLIP_CUT, CLIP_STYLIZED, CONTENTS
 from reelbrush.nodes.video import codec
 
 FLOW = "reelbrush_sample_flow.safetensors"
@@ -75,7 +75,7 @@ def main() -> None:
     args = parser.parse_args()
     for name, frames in clips():
         write_clip(args.folder / name, frames)
-    for name, picture in styles():
+    for name, picture in [*styles(), *zip(CONTENTS, views(), strict=True)]:
         pictures.write(args.folder / name, picture)
     if args.flow:
         write_flow(args.folder / FLOW, scene())

@@ -78,6 +78,12 @@ def scene(
     return Scene(*(torch.from_numpy(a) for a in (pictures, *moves, *hidden)))
 
 
+def views(times: tuple[float, ...] = (0, 24, 48)) -> list[Tensor]:
+    """Single pictures of two landscapes, at noon and at dusk."""
+    cameras = [Camera(SIZE, light, seed, pan) for light, seed in ((scenery.NOON, 7), (scenery.DUSK, 11))]
+    return [torch.from_numpy(camera.frame(t)) for camera in cameras for t in times]
+
+
 def flickering(frames: Tensor, amount: float = 0.05, seed: int = 11) -> Tensor:
     """The frames as a stylizer without temporal consistency renders them: flat colours, random blotches."""
     g = torch.Generator().manual_seed(seed)

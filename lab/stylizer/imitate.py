@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from reelbrush.nodes.common.files import replacing
+from reelbrush.nodes.common.perceptual import Perceptual, load_perceptual
 from reelbrush.nodes.stya2k import checkpoint
 from reelbrush.nodes.stya2k.data import Pictures, crop, recolor, step_rng
 from reelbrush.nodes.stya2k.losses import MovedFrame, gram_loss, moments_loss, temporal_loss
 from reelbrush.nodes.stya2k.modulated import ModulatedStyA2K
-from reelbrush.nodes.stya2k.perceptual import Perceptual, load_perceptual
 
 log = logging.getLogger("imitate")
 LAYERS = ("fine1_2", "fine2_1", "coarse2_2", "coarse3_3")

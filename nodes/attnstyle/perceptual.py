@@ -4,9 +4,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from .. import host
+from ..common.perceptual import load_perceptual, perceptual_names, perceptual_path
 
-KIND = "perceptual"
 EMBEDDED, NONE = "embedded", "none"
 
 
@@ -23,7 +22,7 @@ class StyA2KEyes(nn.Module):
 
 def names() -> list[str]:
     """The choices of the `perceptual` input."""
-    return [EMBEDDED, *host.model_names(KIND, (".safetensors", ".pth")), NONE]
+    return [EMBEDDED, *perceptual_names(), NONE]
 
 
 def load(name: str) -> nn.Module | None:
@@ -40,6 +39,4 @@ def load(name: str) -> nn.Module | None:
                 'or "none" with content_weight 0'
             )
         return StyA2KEyes(checkpoint.load(weights[0]))
-    from ..stya2k.perceptual import load_perceptual
-
-    return load_perceptual(host.model_path(KIND, name))
+    return load_perceptual(perceptual_path(name))

@@ -42,9 +42,9 @@ def render(path: str | Path, settings: Iterable[str] = (), out: str | Path | Non
 
 
 def copy_missing_samples(nodes: Iterable[GraphNode]) -> None:
-    """Copy the files of the sample that the graph names and the input folder lacks."""
+    """Copy the files and folders of the sample that the graph names and the input folder lacks."""
     named = {value for node in nodes for value in node.inputs.values() if isinstance(value, str)}
-    for path in sample.copy_missing(host.folder("input"), named.intersection(sample.FILES)):
+    for path in sample.copy_missing(host.folder("input"), named.intersection(sample.ALL)):
         log.info("copied %s from the sample", path)
 
 

@@ -1,4 +1,4 @@
-"""The sample: three clips and three style pictures. lab/sample draws them."""
+"""The sample: clips, style pictures, and two folders of pictures to train on. lab/sample draws them."""
 
 from collections.abc import Iterable
 from functools import cache
@@ -13,15 +13,23 @@ CLIP = "reelbrush_sample.mp4"
 CLIP_CUT = "reelbrush_sample_cut.mp4"
 CLIP_STYLIZED = "reelbrush_sample_stylized.mp4"
 STYLES = tuple(f"reelbrush_style_{name}.png" for name in ("swirls", "waves", "glass"))
+CONTENTS = tuple(f"reelbrush_content_{number}.jpg" for number in range(6))
 FILES = (CLIP, CLIP_CUT, CLIP_STYLIZED, *STYLES)
+FOLDERS = {"reelbrush_contents": CONTENTS, "reelbrush_styles": STYLES}
+ALL = (*FILES, *FOLDERS)
 
 
-def copy_missing(folder: Path, names: Iterable[str] = FILES) -> list[Path]:
-    """Copy the sample's files, or the named ones, into a folder that lacks them. Gives the copies."""
+def copy_missing(folder: Path, names: Iterable[str] = ALL) -> list[Path]:
+    """Copy the sample, or the named files and folders of it, to where they are missing. Gives the copies."""
     missing = [folder / name for name in names if not (folder / name).exists()]
     for path in missing:
         with replacing(path) as temporary:
-            copyfile(FOLDER / path.name, temporary)
+            if path.name in FOLDERS:
+                temporary.mkdir()
+                for name in FOLDERS[path.name]:
+                    copyfile(FOLDER / name, temporary / name)
+            else:
+                copyfile(FOLDER / path.name, temporary)
     return missing
 
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from ...kernels.all_to_key import Arithmetic
 from ..common.files import replacing
+from ..common.perceptual import VGG, conv_names, read_weights, vgg_layers
 from .modulated import ModulatedStyA2K
 from .network import DECODER, OFFICIAL, StyA2K
-from .perceptual import VGG19, VGG_NORMALISED, read_weights
 from .small import SmallStyA2K
 
 Weights = dict[str, Tensor]
@@ -49,7 +49,8 @@ def from_official(parts: dict[str, Weights], encoder: Weights) -> Weights:
         for old, new in _renamed().items():
             if key.startswith(old + "."):
                 state[new + key[len(old) :]] = value
-    for name, index in zip(("first", *(f"convs.{i}" for i in range(13))), VGG_NORMALISED, strict=True):
+    indices = ["0", *conv_names(vgg_layers(), normalised=True)]
+    for name, index in zip(("first", *(f"convs.{i}" for i in range(13))), indices, strict=True):
         for kind in ("weight", "bias"):
             if f"{index}.{kind}" not in encoder:
                 raise ValueError(
@@ -114,7 +115,7 @@ def build(weights: Weights, metadata: dict[str, str] | None = None) -> nn.Module
         network = SmallStyA2K(_widths(weights, SMALL), kind, halving=about.get("halving", "plain"))
     else:
         how = tuple(Arithmetic(**a) for a in about["arithmetic"]) if "arithmetic" in about else OFFICIAL
-        network = StyA2K(VGG19("encoder.first.weight" in weights), how=how, kind=kind)
+        network = StyA2K(VGG("encoder.first.weight" in weights), how=how, kind=kind)
     try:
         network.load_state_dict({key: value.float() for key, value in weights.items()})
     except RuntimeError as error:

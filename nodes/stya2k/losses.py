@@ -1,9 +1,11 @@
 """Losses of StyA2K: eqs. 16-18, and the terms that the training of the small network adds.
 
-Every term takes feature dicts of a perceptual network (perceptual.py). The paper has norms in eqs. 16 and
-17, the official code mean squares: `relative=False` is the official sum. Ours are norms, each relative to
-the norm of its target, so that one set of weights works with any perceptual network, and no pair of
-pictures dominates its batch.
+Every term takes feature dicts of a perceptual network (common/perceptual.py). `equations` is the form of
+eqs. 16 and 17. "paper": Euclidean norms of a picture's differences, averaged over the batch; eq. 17's regions
+are given by their number, and its keys are of one layer. "official", as the authors' code: mean squares;
+regions are given by their size, keys contain all shallower layers. "relative" is ours: norms relative to the
+norm of their target, so that one set of weights works with any perceptual network, and no pair of pictures
+dominates its batch.
 """
 
 from dataclasses import dataclass
@@ -26,16 +28,28 @@ def _power(wanted: Tensor, out: Tensor, bounded: bool) -> Tensor:
     return (squares + out.detach().square()) / 2 if bounded else squares
 
 
+def _norm(difference: Tensor) -> Tensor:
+    """The mean Euclidean norm of a batch."""
+    return difference.flatten(1).norm(dim=1).mean()
+
+
 def moments_loss(
-    out: Features, style: Features, layers: tuple[str, ...], relative: bool = True, bounded: bool = False
+    out: Features,
+    style: Features,
+    layers: tuple[str, ...],
+    equations: str = "relative",
+    bounded: bool = False,
 ) -> Tensor:
     """Eq. 16: distance of mean and deviation per channel."""
     total = torch.zeros((), device=out[layers[0]].device)
     for layer in layers:
         mean, std = moments(out[layer])
         want_mean, want_std = moments(style[layer])
+        if equations == "paper":
+            total = total + _norm(mean - want_mean) + _norm(std - want_std)
+            continue
         miss = ((mean - want_mean).square() + (std - want_std).square()).mean((1, 2, 3))
-        if relative:
+        if equations == "relative":
             power = (_power(want_mean, mean, bounded) + _power(want_std, std, bounded)).mean((1, 2, 3))
             miss = (miss / power.clamp_min(1e-12) + 1e-8).sqrt()
         total = total + miss.mean()
@@ -136,25 +150,33 @@ def match_loss(
     shallow: tuple[str, ...] = (),
     sizes: tuple[int, ...] = (),
     heads: int = 8,
-    relative: bool = True,
+    equations: str = "relative",
 ) -> Tensor:
     """Eq. 17: distance to the target from all-to-key attention without parameters.
 
-    `shallow` are layers that are only used in the keys; `sizes` are the regions' points per side.
+    `shallow` are layers that are only used in the keys; `sizes` are the regions' points per side, or with the
+    paper's equations the regions per side.
     """
     names = (*shallow, *layers)
     total = torch.zeros((), device=out[layers[0]].device)
     for i, layer in enumerate(layers):
-        how = Arithmetic(size=sizes[i] if sizes else 8, heads=heads, scaled=relative)
+        side = sizes[i] if sizes else 8
         with torch.no_grad():
-            q = keys_of(content, names, len(shallow) + i)
-            k = keys_of(style, names, len(shallow) + i)
+            if equations == "paper":
+                how = Arithmetic(count=side, heads=heads, extra=0)
+                q, k = normalize(content[layer]), normalize(style[layer])
+            else:
+                how = Arithmetic(size=side, heads=heads, scaled=equations == "relative")
+                q, k = (keys_of(x, names, len(shallow) + i) for x in (content, style))
             made = all_to_key(q, k, style[layer], how)
-            target = made + content[layer]
-        if relative:  # the scale of a sum of three terms is arbitrary: compare normalized features
+        if (
+            equations == "relative"
+        ):  # the scale of a sum of three terms is arbitrary: compare normalized features
             total = total + functional.mse_loss(normalize(out[layer]), normalize(made))
+        elif equations == "official":
+            total = total + functional.mse_loss(out[layer], made + content[layer])
         else:
-            total = total + functional.mse_loss(out[layer], target)
+            total = total + _norm(out[layer] - made - content[layer])
     return total
 
 

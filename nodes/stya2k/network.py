@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from ...kernels.all_to_key import Arithmetic
 from ...kernels.moments import moments
+from ..common.perceptual import VGG, reflect
 from .attention import A2K, Code, Moments
 from .mixing import FeatureBlend
-from .perceptual import VGG19, reflect
 
 LAYERS = ("relu3_1", "relu4_1", "relu5_1")
 OFFICIAL = (Arithmetic(size=8), Arithmetic(size=8), Arithmetic(size=4))
@@ -66,13 +66,13 @@ class StyA2K(FeatureBlend, nn.Module):
 
     def __init__(
         self,
-        encoder: VGG19 | None = None,
+        encoder: VGG | None = None,
         *,
         how: tuple[Arithmetic, ...] = OFFICIAL,
         kind: str = "all-to-key",
     ):
         super().__init__()
-        self.encoder = (encoder or VGG19(normalised=True)).freeze()
+        self.encoder = (encoder or VGG(normalised=True)).freeze()
         self.how, self.kind = how, kind
         self.a2k3, self.a2k4, self.a2k5 = (
             A2K(width, h, kind=kind) for width, h in zip((256, 512, 512), how, strict=True)

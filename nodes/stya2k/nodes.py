@@ -1,13 +1,15 @@
 """StyA2K nodes: declarations. Files are in checkpoint.py, stylizing in stylize.py, training in train.py."""
 
-from .. import host
+from .. import host, sample
 from ..common import inputs
 from ..common.files import changed
 from ..common.inputs import choice, connection, decimal, fixed_seed, integer, names, strength, switch, text
+from ..common.perceptual import INSTALLED, perceptual_names
 from ..flow.stabilize import stabilize_video
 from ..video.lazy_video import LazyVideo
 from . import library
 from .attention import KINDS, MODES
+from .recipe import AUTOMATIC, EQUATIONS
 from .style import PRECISIONS, load_model, make_style, mix_styles
 from .stylize import Look, stylize, stylize_video
 from .train_in_graph import train
@@ -234,19 +236,22 @@ class TrainStyA2K:
 
     @classmethod
     def INPUT_TYPES(cls):
-        judges = host.model_names("perceptual", (".safetensors", ".pth")) or ["(none in models/perceptual)"]
-        folders = host.input_names(folders=True) or ["contents", "styles"]
-        judge = "The network of the losses, from models/perceptual: SqueezeNet or VGG-19."
+        folders = list(dict.fromkeys([*host.input_names(folders=True), *sample.FOLDERS]))
+        judge = f"The network of the losses: {INSTALLED} (`pip install stlpips-pytorch`), or a file."
+        steps = "The number of optimization steps. With the size paper, 20000 stands for the paper's 400000."
+        equations = (
+            "Form of eqs. 16 and 17. automatic: relative for small, official (the authors' code) for paper."
+        )
         moved = "The weight of the temporal loss: less flicker, weaker style."
         clips = names(["", *folders], "Clips for the temporal loss. Empty: pictures with artificial motion.")
         return {
             "required": {
                 "content_folder": names(folders, "A folder of photographs below input/."),
                 "style_folder": names(folders, "A folder of style pictures below input/."),
-                "perceptual": names(judges, judge),
+                "perceptual": names(perceptual_names(), judge),
                 "size": choice(["small", "paper"], "small: for a CPU. paper: VGG-19, for a large GPU."),
                 "attention": choice(KINDS, "The method, or one of the paper's comparisons.", "all-to-key"),
-                "steps": integer(20000, 1, 10_000_000, "The number of optimization steps."),
+                "steps": integer(20000, 1, 10_000_000, steps),
                 "batch": integer(8, 1, 256, "Pairs of pictures per step."),
                 "load_size": integer(512, 64, 2048, "The short side of the pictures."),
                 "crop": integer(256, 64, 1024, "The side of the training crops.", 16),
@@ -258,7 +263,10 @@ class TrainStyA2K:
                 "save_as": text("my-style", "The name of the run in output/stya2k."),
                 "resume": switch(True, "Continue a run of this name. Off: the name must be new."),
             },
-            "optional": {"clip_folder": clips},
+            "optional": {
+                "clip_folder": clips,
+                "equations": choice([AUTOMATIC, *EQUATIONS], equations),
+            },
         }
 
     def train(self, content_folder, style_folder, perceptual, save_as, resume, clip_folder="", **recipe):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..common.perceptual import Perceptual
 from .losses import (
     MovedFrame,
     content_loss,
@@ -17,7 +18,6 @@ from .losses import (
     temporal_loss,
     variation_loss,
 )
-from .perceptual import Perceptual
 from .recipe import Recipe
 
 WIDEST, DIRECTIONS = 512, 24  # channels of the widest layer that is judged; directions of the sliced terms
@@ -82,7 +82,7 @@ def terms(r: Recipe, network: nn.Module, net: Perceptual, batch: TrainingBatch) 
         else:
             judged, first, moved = out[:n], out[:1], out[n:]
         # The perceptual network was trained on pictures from 0 to 1: far outside, its features mean nothing.
-        made = net(judged if r.official else judged.clamp(-0.25, 1.25))
+        made = net(judged if r.literal else judged.clamp(-0.25, 1.25))
         with torch.no_grad():
             both = net(torch.cat([content, style]))
     made = {k: v.float() for k, v in made.items()}
@@ -92,8 +92,8 @@ def terms(r: Recipe, network: nn.Module, net: Perceptual, batch: TrainingBatch) 
         wanted = {k: v.repeat(len(style), 1, 1, 1) for k, v in wanted.items()}
         styled = {k: v.repeat_interleave(n, 0) for k, v in styled.items()}
         content, style = content.repeat(len(style), 1, 1, 1), style.repeat_interleave(n, 0)
-    judged, relative = judged.float(), not r.official
-    found = {"style": r.style_weight * moments_loss(made, styled, net.style, relative, r.bounded)}
+    judged = judged.float()
+    found = {"style": r.style_weight * moments_loss(made, styled, net.style, r.equations, r.bounded)}
     if r.gram_weight:
         found["gram"] = r.gram_weight * gram_loss(made, styled, net.gram, r.bounded)
     if r.sliced_weight:
@@ -105,9 +105,9 @@ def terms(r: Recipe, network: nn.Module, net: Perceptual, batch: TrainingBatch) 
     if r.edge_weight:
         found["edges"] = r.edge_weight * edge_loss(judged, content)
     if r.match_weight:
-        shallow = () if relative else net.style[:1]
+        shallow = net.style[:1] if r.equations == "official" else ()
         found["match"] = r.match_weight * match_loss(
-            made, wanted, styled, net.match, shallow, sizes=net.sizes, relative=relative
+            made, wanted, styled, net.match, shallow, net.sizes, equations=r.equations
         )
     if r.identity_weight:
         same = network(content[:1], network.encode_style(content[:1])).float()

@@ -11,6 +11,8 @@ def _value(default: object, meaning: str) -> Any:
 
 
 SIZES = ("modulated", "small", "paper")
+EQUATIONS = ("relative", "official", "paper")  # forms of eqs. 16 and 17, see losses.py
+AUTOMATIC = "automatic"  # in the node: the preset's form
 
 
 @dataclass
@@ -48,18 +50,24 @@ class Recipe:
     data_seed: int = _value(-1, "seed of the data order, for a later training stage; -1: use `seed`")
     held_styles: int = _value(15, "styles kept out of training")
     held_contents: int = _value(50, "contents kept out of training")
-    schedule: str = _value("linear", "linear, constant, or paper: also without our additions to the losses")
+    schedule: str = _value("linear", "of the learning rate: linear, constant, or paper")
+    equations: str = _value(
+        "relative",
+        "form of eqs. 16 and 17: ours, or without all our additions the official code's or the paper's",
+    )
     half: bool = _value(False, "autocast to bfloat16")
 
     def __post_init__(self) -> None:
         for name in ("color_share", "photo_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share, from 0 to 1: {getattr(self, name):g} is none")
+        if self.equations not in EQUATIONS:
+            raise ValueError(f"equations {self.equations!r} is not known: {', '.join(EQUATIONS)}")
 
     def rate(self, step: int) -> float:
         """The factor of the learning rate at a step. Only the paper's schedule has no warm-up."""
         done = min(1.0, step / max(1, self.steps))
-        if self.official:  # flat for two of five epochs, then down to 0
+        if self.schedule == "paper":  # flat for two of five epochs, then down to 0
             return min(1.0, (1 - done) / 0.6)
         warm = min(1.0, (step + 1) / 100)
         return warm if self.schedule == "constant" else warm * (1 - done)
@@ -70,9 +78,9 @@ class Recipe:
         return self.seed if self.data_seed < 0 else self.data_seed
 
     @property
-    def official(self) -> bool:
-        """Whether losses, crops and steps are those of the official code, without our additions."""
-        return self.schedule == "paper"
+    def literal(self) -> bool:
+        """Whether losses, crops and steps are those of a source, without our additions."""
+        return self.equations != "relative"
 
 
 PAPER = {
@@ -86,17 +94,21 @@ PAPER = {
     "content_weight": 0.0,
     "variation_weight": 0.0,
     "color_share": 0.0,
+    "average": 0.0,
     "schedule": "paper",
+    "equations": "official",
 }
-
-
-_OF_BEFORE = {"halving": "plain"}  # values for run folders that were written before the setting existed
 
 
 def kept(folder: Path) -> dict:
     """The settings of the run in a folder; empty if there is none."""
     file = folder / "recipe.json"
-    return _OF_BEFORE | json.loads(file.read_text()) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    values = json.loads(file.read_text())
+    # Values for run folders that were written before the setting existed.
+    equations = "of version 0.1, which cannot be continued," if values["size"] == "paper" else "relative"
+    return {"halving": "plain", "equations": equations} | values
 
 
 def recipe_in(folder: Path, given: dict, paper: bool = False) -> Recipe:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ...kernels.palette import sample
 from ..common import pictures
 from ..common.files import replacing
+from ..common.perceptual import VGG, Perceptual
 from ..common.plot import loss_plot
 from .attention import A2K
 from .capture import Captured, ahead
@@ -31,10 +32,9 @@ from .clips import ClipPairs
 from .data import ZOOM, Pictures, crop, recolor, step_rng
 from .losses import MovedFrame
 from .modulated import ModulatedStyA2K
+from .network import OFFICIAL, StyA2K
 from .network import PAPER as PAPER_SIZES
-from .network import StyA2K
 from .objective import DIRECTIONS, WIDEST, TrainingBatch, terms
-from .perceptual import VGG19, Perceptual
 from .recipe import Recipe, kept
 from .small import SmallStyA2K
 
@@ -65,12 +65,13 @@ def build(recipe: Recipe, perceptual: Perceptual | None = None) -> nn.Module:
             return SmallStyA2K(kind=recipe.attention, halving=recipe.halving)
         if recipe.size != "paper":
             raise ValueError(f"size {recipe.size!r} is not known: modulated, small or paper")
-        if not isinstance(perceptual, VGG19):
+        if not isinstance(perceptual, VGG) or perceptual.depth != 19:
             raise ValueError("the paper's size needs VGG-19 as its perceptual network: it is its encoder too")
-        how = (
-            tuple(replace(h, heads=1) for h in PAPER_SIZES) if recipe.attention == "one head" else PAPER_SIZES
-        )
-        return StyA2K(copy.deepcopy(perceptual), how=how, kind=recipe.attention)
+        how = OFFICIAL if recipe.equations == "official" else PAPER_SIZES
+        if recipe.attention == "one head":
+            how = tuple(replace(h, heads=1) for h in how)
+        encoder = copy.deepcopy(perceptual).until("relu5_1")
+        return StyA2K(encoder, how=how, kind=recipe.attention)
 
 
 class Trainer:
@@ -143,7 +144,7 @@ class Trainer:
     def batch(self, step: int) -> TrainingBatch:
         """The data of a step, on the CPU; always the same for one step."""
         r, rng = self.recipe, step_rng(self.recipe.order, step)
-        how = (r.crop, rng, (r.crop / r.load_size,) * 2 if r.official else ZOOM)
+        how = (r.crop, rng, (r.crop / r.load_size,) * 2 if r.literal else ZOOM)
         contents = [crop(self.contents.draw(self.content_names, rng), *how) for _ in range(r.batch)]
         styles = [recolor(crop(self._draw_style(rng), *how), rng, r.color_share) for _ in range(r.batch)]
         motion = None
@@ -200,7 +201,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = r.learning_rate * r.rate(self.step)
         losses = self._gradients(self._here(batch or self.batch(self.step)))
-        norm = nn.utils.clip_grad_norm_(self.trained.values(), math.inf if r.official else 10.0)
+        norm = nn.utils.clip_grad_norm_(self.trained.values(), math.inf if r.literal else 10.0)
         # An interruption from here on would leave a half-updated state, which must not be saved.
         self._whole = False
         if torch.isfinite(norm):
@@ -314,7 +315,17 @@ class Trainer:
         if not path.is_file():
             return False
         old = kept(self.folder)
-        for name in ("size", "attention", "halving", "seed", "batch", "crop", "held_styles", "held_contents"):
+        for name in (
+            "size",
+            "attention",
+            "halving",
+            "equations",
+            "seed",
+            "batch",
+            "crop",
+            "held_styles",
+            "held_contents",
+        ):
             if old[name] != getattr(self.recipe, name):
                 raise ValueError(
                     f"the run in {self.folder.name!r} was started with {name} = {old[name]}, not "

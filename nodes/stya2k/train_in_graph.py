@@ -5,11 +5,11 @@ from pathlib import Path
 from torch import Tensor
 
 from .. import host
+from ..common.perceptual import load_perceptual, perceptual_path
 from ..common.plot import loss_plot
 from . import checkpoint, library
 from .data import Pictures
-from .perceptual import load_perceptual
-from .recipe import recipe_in
+from .recipe import AUTOMATIC, Recipe, recipe_in
 from .style import Model, load_model
 from .train import StepReport, Trainer
 
@@ -24,14 +24,18 @@ def train(
     folder = target.with_name(f".{target.stem}")  # a hidden folder, so that the run is not listed as a model
     if not resume and (folder.exists() or target.exists()):
         raise ValueError(f"the run {name!r} already exists: turn on resume, or give another save_as")
-    recipe = recipe_in(folder, values, values["size"] == "paper")
+    paper = values["size"] == "paper"
+    # What the inputs do not say, the preset or the run's folder does.
+    unsaid = {"steps": Recipe.steps if paper else None, "equations": AUTOMATIC}
+    values = {name: value for name, value in values.items() if value != unsaid.get(name)}
+    recipe = recipe_in(folder, values, paper)
     # Everything is loaded outside inference mode, because such tensors cannot be used in training.
     with host.gradients(), host.progress(recipe.steps, "Training StyA2K", "steps") as bar:
         sources = [
             Pictures(host.input_path(f, "folder"), host.folder("temp") / "stya2k", recipe.load_size)
             for f in (contents, styles)
         ]
-        judge = load_perceptual(host.model_path("perceptual", perceptual))
+        judge = load_perceptual(perceptual_path(perceptual))
         trainer = Trainer(folder, recipe, *sources, judge, host.device())
         if clips:
             trainer.use_clips(host.input_path(clips, "folder"))

@@ -1,6 +1,7 @@
 """The shipped workflows that need no checkpoint are rendered, with a small clip in place of the sample."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,16 @@ def test_the_flow_error_report(clip, home, capsys):
     assert codec.probe(home / "output" / "video" / "stabilized_00001_.mp4", count=True).frame_count == FRAMES
 
 
+@pytest.mark.skipif(not find_spec("stlpips_pytorch"), reason="needs the package stlpips-pytorch")
+def test_the_training_runs_with_the_sample_pictures(clip, home, capsys):
+    """As it is shipped, but for the number of steps and the size of the pictures."""
+    few = [f"Train StyA2K.{setting}" for setting in ("steps=2", "load_size=96", "crop=64")]
+    small = (*few, "StyA2K Style.size=96", f"Try it on: clip.file={clip}")
+    sheets = render("stya2k_train", *small, capsys=capsys)
+    assert all(pictures.read(sheet)[0].std() > 0.01 for sheet in sheets) and len(sheets) == 2
+    assert (home / "output" / "stya2k" / "my-style.safetensors").is_file()
+
+
 def test_every_workflow_that_needs_no_model_file_is_rendered_above(home):
     catalog = local_catalog()
     runs_here = {
@@ -79,5 +90,4 @@ def test_every_workflow_that_needs_no_model_file_is_rendered_above(home):
         for path in (ROOT / "workflows").glob("*.json")
         if all(catalog(node.class_type) for node in read(path, catalog).nodes.values())
     }
-    needs_files = {"stya2k_train"}  # pictures and a perceptual network; tests/stya2k trains with small ones
-    assert runs_here - needs_files == {"stya2k_video", "stya2k_multi_style", "flow_error_report"}
+    assert runs_here == {"stya2k_video", "stya2k_multi_style", "flow_error_report", "stya2k_train"}

@@ -148,6 +148,9 @@ def test_the_shipped_style_pictures_are_what_is_drawn():
     for name, picture in drawn.items():
         shipped, _ = pictures.read(sample.FOLDER / name)
         assert (shipped - picture).abs().max() < 0.51 / 255, name
+    for name, picture in zip(sample.CONTENTS, scene.views(), strict=True):
+        shipped, _ = pictures.read(sample.FOLDER / name)
+        assert (shipped - picture).square().mean() < 1e-3, name
 
 
 def test_a_drawn_clip_has_its_sound(tmp_path, main):

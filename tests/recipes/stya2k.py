@@ -7,8 +7,8 @@ import torch
 from every_node import Recipe, clip, picture
 from safetensors.torch import save_file
 
+from reelbrush.nodes.common.perceptual import SqueezeNet
 from reelbrush.nodes.stya2k import checkpoint
-from reelbrush.nodes.stya2k.perceptual import SqueezeNet
 from reelbrush.nodes.stya2k.small import SmallStyA2K
 from reelbrush.nodes.stya2k.style import load_model, make_style, mix_styles
 

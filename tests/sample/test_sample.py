@@ -24,27 +24,33 @@ def files(folder):
 
 
 def test_the_list_is_the_folder():
-    assert sorted(sample.FILES) == sorted(path.name for path in sample.FOLDER.iterdir())
+    assert sorted([*sample.FILES, *sample.CONTENTS]) == sorted(path.name for path in sample.FOLDER.iterdir())
+
+
+def shipped():
+    return {name: data for name, data in files(sample.FOLDER).items() if name in sample.FILES}
 
 
 def test_missing_files_are_copied_and_others_are_left_alone(tmp_path):
     (tmp_path / sample.CLIP).write_bytes(b"mine")
-    assert len(sample.copy_missing(tmp_path)) == len(sample.FILES) - 1
-    assert files(tmp_path) == files(sample.FOLDER) | {sample.CLIP: b"mine"}
+    assert len(sample.copy_missing(tmp_path)) == len(sample.ALL) - 1
+    assert files(tmp_path) == shipped() | {sample.CLIP: b"mine"}
     assert sample.copy_missing(tmp_path) == []
+    for folder, names in sample.FOLDERS.items():
+        assert files(tmp_path / folder) == {name: files(sample.FOLDER)[name] for name in names}
 
 
 def test_the_command_copies_to_the_input_folder_or_another(home, tmp_path, capsys):
     assert main(["sample"]) == 0
-    assert files(home / "input") == files(sample.FOLDER)
+    assert files(home / "input") == shipped()
     assert main(["sample", "--out", str(tmp_path / "other")]) == 0
-    assert files(tmp_path / "other") == files(sample.FOLDER)
+    assert files(tmp_path / "other") == shipped()
     assert str(tmp_path / "other" / sample.CLIP) in capsys.readouterr().out
 
 
 def test_a_new_comfyui_gets_the_files_once(install, home):
     install()
-    assert files(home / "input") == files(sample.FOLDER)
+    assert files(home / "input") == shipped()
     (home / "input" / sample.CLIP).unlink()
     install()
     assert not (home / "input" / sample.CLIP).exists()  # the user has deleted it
@@ -55,7 +61,7 @@ def test_another_input_folder_gets_them_too(install, home, monkeypatch):
     other = home / "other"
     monkeypatch.setattr(host, "folder", lambda kind: other if kind == "input" else home / kind)
     install()
-    assert files(other) == files(sample.FOLDER)
+    assert files(other) == shipped()
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence_in_the_log(install, home, caplog):
@@ -87,4 +93,4 @@ def test_a_started_comfyui_has_the_files(tmp_path, request):
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=os.environ["COMFYUI_PATH"])
     copies = files(tmp_path / "input")
-    assert {name: copies[name] for name in sample.FILES} == files(sample.FOLDER)
+    assert {name: copies[name] for name in sample.FILES} == shipped()

@@ -10,10 +10,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from reelbrush.nodes.common.perceptual import SqueezeNet
 from reelbrush.nodes.headless.commands import train
 from reelbrush.nodes.stya2k import checkpoint, library, train_in_graph
 from reelbrush.nodes.stya2k.nodes import LoadStyA2K
-from reelbrush.nodes.stya2k.perceptual import SqueezeNet
 from reelbrush.nodes.stya2k.recipe import Recipe
 from reelbrush.nodes.stya2k.small import SmallStyA2K
 
@@ -166,11 +166,11 @@ def asked(home, monkeypatch):
         cv2.imwrite(str(home / "input" / kind / "0.png"), numpy.zeros((70, 80, 3), numpy.uint8))
     monkeypatch.setattr(train_in_graph, "Trainer", trainer)
     monkeypatch.setattr(train_in_graph, "load_perceptual", lambda path: None)
-    monkeypatch.setattr(train_in_graph.host, "model_path", lambda *names: None)
+    monkeypatch.setattr(train_in_graph, "perceptual_path", lambda name: None)
 
-    def ask(name, size):
+    def ask(name, size, **more):
         with pytest.raises(SeenError) as seen:
-            values = {"size": size, "load_size": 64, "crop": 64, "steps": 7}
+            values = {"size": size, "load_size": 64, "crop": 64, "steps": 7, "equations": "automatic", **more}
             train_in_graph.train("contents", "styles", "", "judge", name, True, values)
         return seen.value.args[0]
 
@@ -181,14 +181,21 @@ def test_the_papers_size_in_the_node_means_the_papers_losses_and_schedule(asked)
     """What the node has no input for comes from the preset, not from the small network's recipe."""
     for size, official in (("paper", True), ("small", False)):
         recipe = asked("mine", size)
-        assert (recipe.official, recipe.steps) == (official, 7)
+        assert (recipe.literal, recipe.steps) == (official, 7)
         assert (recipe.gram_weight == 0) is official
+        assert (recipe.average == 0) is official
+        assert asked("long", size, steps=20000).steps == (400_000 if official else 20_000)
+    assert asked("mine", "paper", equations="paper").equations == "paper"
 
 
 def test_a_run_goes_on_in_the_node_with_what_the_node_has_no_input_for(home, asked):
     """One of before softening, which does not say how its maps were halved, as it began."""
     old = home / "output" / "stya2k" / ".old" / "recipe.json"
     old.parent.mkdir(parents=True)
+    old.write_text('{"size": "small", "gram_weight": 2.5, "steps": 3}')
+    with pytest.raises(ValueError, match="which cannot be continued"):
+        old.write_text('{"size": "paper", "steps": 3}')
+        asked("old", "paper")
     old.write_text('{"size": "small", "gram_weight": 2.5, "steps": 3}')
     for name, halving, gram in (("old", "plain", 2.5), ("new", "soft", Recipe().gram_weight)):
         recipe = asked(name, "small")

@@ -26,7 +26,7 @@ def test_eq_16_is_the_official_sum():
                 miss = (x.mean() - y.mean()) ** 2
                 miss = miss + ((x.var() + 1e-5) ** 0.5 - (y.var() + 1e-5) ** 0.5) ** 2
                 want += miss / (2 * out[layer].shape[1])
-    torch.testing.assert_close(losses.moments_loss(out, style, LAYERS, relative=False), want)
+    torch.testing.assert_close(losses.moments_loss(out, style, LAYERS, "official"), want)
 
 
 def test_relative_losses_do_not_depend_on_a_networks_scale():
@@ -54,36 +54,73 @@ def test_the_content_term_ignores_palettes():
     assert losses.content_loss(features(1), content, LAYERS) > 1
 
 
+def test_eq_16_as_the_paper_writes_it():
+    out, style = features(0), features(1)
+    want = 0.0
+    for layer in LAYERS:
+        for n in range(2):
+            x, y = out[layer][n].flatten(1), style[layer][n].flatten(1)
+            deviations = [(z.var(1) + 1e-5) ** 0.5 for z in (x, y)]
+            for a, b in ((x.mean(1), y.mean(1)), deviations):
+                want += sum((p - q) ** 2 for p, q in zip(a, b, strict=True)) ** 0.5 / 2
+    torch.testing.assert_close(losses.moments_loss(out, style, LAYERS, "paper"), want)
+
+
+def standardized(x):
+    return (x - x.mean((2, 3), keepdim=True)) / (x.var((2, 3), keepdim=True) + 1e-5).sqrt()
+
+
+def transferred(q, k, v, side, extra):
+    """All-to-key attention without parameters, one head, region by region: eqs. 7-13."""
+    out, (height, width) = torch.zeros_like(v), q.shape[-2:]
+    cells = [(y, x) for y in range(0, height, side) for x in range(0, width, side)]
+
+    def part(t, n, cell):
+        return t[n, :, cell[0] : cell[0] + side, cell[1] : cell[1] + side].flatten(1)
+
+    for n in range(len(q)):
+        keys, values = [], []
+        for cell in cells:
+            share = torch.sigmoid(part(k, n, cell).mean(1) @ part(k, n, cell))
+            for t, into in ((k, keys), (v, values)):
+                points = part(t, n, cell)
+                into.append((points.mean(1) + (share * points).sum(1)) / (side * side + extra))
+        for y, x in cells:
+            here = part(q, n, (y, x))
+            spread = (here.T @ torch.stack(keys, 1)).softmax(1) @ torch.stack(values)
+            best = max(cells, key=lambda c: float((here * part(k, n, c)).sum()))
+            near = (here.T @ part(k, n, best)).softmax(1) @ part(v, n, best).T
+            out[n, :, y : y + side, x : x + side] = (spread + near).T.reshape(-1, side, side)
+    return out
+
+
 def test_eq_17_is_the_official_form():
     """All shallower layers enter the keys, regions of the given sizes, one head; n + 1, unscaled."""
     out, content, style = features(0), features(1), features(2)
-    norm = lambda x: (x - x.mean((2, 3), keepdim=True)) / (x.var((2, 3), keepdim=True) + 1e-5).sqrt()  # noqa: E731
     want = 0.0
-    for layer, side in (("a", 4), ("b", 4)):
-        size = out[layer].shape[-2:]
+    for layer in LAYERS:
         names = LAYERS[: LAYERS.index(layer) + 1]
+        size = out[layer].shape[-2:]
         q, k = (
-            torch.cat([norm(functional.interpolate(f[n], size)) for n in names], 1) for f in (content, style)
+            torch.cat([standardized(functional.interpolate(f[n], size)) for n in names], 1)
+            for f in (content, style)
         )
-        v, target = style[layer], torch.zeros_like(style[layer])
-        cells = [(y, x) for y in range(0, size[0], side) for x in range(0, size[1], side)]
-        part = lambda t, n, c: t[n, :, c[0] : c[0] + side, c[1] : c[1] + side].flatten(1)  # noqa: B023, E731
-        for n in range(2):
-            keys, values = [], []
-            for cell in cells:
-                k_m = part(k, n, cell).mean(1)
-                share = torch.sigmoid(k_m @ part(k, n, cell))
-                for t, into in ((k, keys), (v, values)):
-                    p = part(t, n, cell)
-                    into.append((p.mean(1) + (share * p).sum(1)) / (side * side + 1))
-            for y, x in cells:
-                here = part(q, n, (y, x))
-                spread = (here.T @ torch.stack(keys, 1)).softmax(1) @ torch.stack(values)
-                best = max(cells, key=lambda c: float((here * part(k, n, c)).sum()))
-                near = (here.T @ part(k, n, best)).softmax(1) @ part(v, n, best).T
-                target[n, :, y : y + side, x : x + side] = (spread + near).T.reshape(-1, side, side)
-        want += functional.mse_loss(out[layer], target + content[layer])
-    got = losses.match_loss(out, content, style, LAYERS, sizes=(4, 4), heads=1, relative=False)
+        target = transferred(q, k, style[layer], 4, 1) + content[layer]
+        want += functional.mse_loss(out[layer], target)
+    got = losses.match_loss(out, content, style, LAYERS, sizes=(4, 4), heads=1, equations="official")
+    torch.testing.assert_close(got, want)
+
+
+def test_eq_17_as_the_paper_writes_it():
+    """Keys of one layer, the number of regions a side, n, and the norm of the difference."""
+    out, content, style = features(0), features(1), features(2)
+    want = 0.0
+    for layer, count in (("a", 2), ("b", 4)):
+        side = out[layer].shape[-1] // count
+        q, k = standardized(content[layer]), standardized(style[layer])
+        difference = out[layer] - transferred(q, k, style[layer], side, 0) - content[layer]
+        want += sum(d.square().sum().sqrt() for d in difference) / 2
+    got = losses.match_loss(out, content, style, LAYERS, sizes=(2, 4), heads=1, equations="paper")
     torch.testing.assert_close(got, want)
 
 

@@ -11,10 +11,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from reelbrush.nodes.common.perceptual import VGG, SqueezeNet
 from reelbrush.nodes.stya2k import losses
 from reelbrush.nodes.stya2k.attention import KINDS
 from reelbrush.nodes.stya2k.capture import ahead
-from reelbrush.nodes.stya2k.perceptual import VGG19, SqueezeNet
 from reelbrush.nodes.stya2k.recipe import PAPER, Recipe
 from reelbrush.nodes.stya2k.train import Trainer, TrainingBatch, build
 
@@ -293,6 +293,7 @@ def test_the_averages_start_at_the_weights_and_trail_them(folders, judge):
 def test_the_papers_schedule():
     paper = Recipe(**PAPER)
     assert (paper.steps, paper.batch, paper.learning_rate) == (400_000, 8, 2e-4)
+    assert paper.average == 0, "the last weights are saved, not averaged ones"
     assert paper.rate(150_000) == 1
     assert paper.rate(0) == 1, "no warm-up"
     assert paper.rate(280_000) == pytest.approx(0.5)
@@ -301,8 +302,10 @@ def test_the_papers_schedule():
 
 def test_the_papers_crops_are_taken_as_they_are(folders):
     """256 from 512 without scaling: every crop is a piece of its picture."""
-    recipe = dataclasses.replace(TINY, size="paper", schedule="paper", load_size=72, crop=36, color_share=0.0)
-    run = Trainer(folders / "paper", recipe, *sources(folders), VGG19(normalised=True).freeze())
+    recipe = dataclasses.replace(
+        TINY, size="paper", equations="official", load_size=72, crop=36, color_share=0.0
+    )
+    run = Trainer(folders / "paper", recipe, *sources(folders), VGG(normalised=True).freeze())
     contents = run.batch(3).content
     pieces = [run.contents.get(n) for n in run.content_names]
     for made in contents:
@@ -312,11 +315,12 @@ def test_the_papers_crops_are_taken_as_they_are(folders):
         assert any(found)
 
 
-def test_the_papers_network_trains_with_its_frozen_encoder(folders):
+@pytest.mark.parametrize("equations", ["official", "paper"])
+def test_the_papers_network_trains_with_its_frozen_encoder(folders, equations):
     torch.manual_seed(0)
-    vgg = VGG19(normalised=True).freeze()
+    vgg = VGG(normalised=True).freeze()
     recipe = dataclasses.replace(
-        TINY, size="paper", schedule="paper", match_weight=1.25, temporal_weight=0.0, batch=1
+        TINY, size="paper", equations=equations, match_weight=1.25, temporal_weight=0.0, batch=1
     )
     run = Trainer(folders / "paper", recipe, *sources(folders), vgg)
     assert not any(name.startswith("encoder") for name in run.trained)

@@ -1,11 +1,11 @@
-"""`reelbrush sample`: copies the sample clips and style pictures to a folder that lacks them."""
+"""`reelbrush sample`: copies the sample to a folder that lacks it."""
 
 import argparse
 import sys
 from pathlib import Path
 
 from ... import host
-from ...sample import FILES, copy_missing
+from ...sample import ALL, copy_missing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +17,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     folder = args.out or host.folder("input")
     copy_missing(folder)
-    for name in FILES:
+    for name in ALL:
         sys.stdout.write(f"{folder / name}\n")
     return 0

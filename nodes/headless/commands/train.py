@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
+from ...common.perceptual import INSTALLED, load_perceptual, perceptual_path
 from ...stya2k import checkpoint
 from ...stya2k.attention import KINDS
 from ...stya2k.data import Pictures
-from ...stya2k.perceptual import load_perceptual
-from ...stya2k.recipe import SIZES, Recipe, recipe_in
+from ...stya2k.recipe import EQUATIONS, SIZES, Recipe, recipe_in
 from ...stya2k.small import HALVINGS
 from ...stya2k.train import StepReport, Trainer
 
@@ -27,7 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--contents", type=Path, required=True, help="photographs: a folder or a packed file")
     parser.add_argument("--styles", type=Path, required=True, help="styles: a folder or a packed file")
-    parser.add_argument("--perceptual", type=Path, required=True, help="SqueezeNet v1.0 or VGG-19 weights")
+    parser.add_argument(
+        "--perceptual",
+        type=Path,
+        help="weights of a SqueezeNet, VGG-16 or VGG-19 (default: those of the package stlpips-pytorch)",
+    )
     parser.add_argument("--clips", type=Path, help="folder of clips: frame pairs for the temporal loss")
     parser.add_argument(
         "--preset",
@@ -63,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "attention": KINDS,
         "size": SIZES,
         "halving": HALVINGS,
+        "equations": EQUATIONS,
         "schedule": ("linear", "constant", "paper"),
     }
     for item in fields(Recipe):
@@ -94,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         recipe,
         contents,
         styles,
-        load_perceptual(args.perceptual),
+        load_perceptual(args.perceptual or perceptual_path(INSTALLED)),
         args.device,
         workers=args.workers,
         capture=not args.no_capture,
