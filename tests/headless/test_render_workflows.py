@@ -64,6 +64,12 @@ def test_several_styles(clip, home, capsys):
     assert (sheets[0] - sheets[2]).abs().mean() > 0.02  # the two styles differ
 
 
+def test_the_basic_job_in_one_node(clip, home, capsys):
+    *_, video = render("stylize_video", f"Clip.file={clip}", "Stylize Video.stroke_size=96", capsys=capsys)
+    stylized, content = (torch.cat(list(LazyVideo.from_file(p).chunks(FRAMES))) for p in (video, clip))
+    assert stylized.shape == content.shape and (stylized - content).abs().mean() > 0.05
+
+
 def test_the_flow_error_report(clip, home, capsys):
     flicker = f"Stylized, frame by frame.file={home / 'flicker.mkv'}"
     code = main(["render", "flow_error_report", "--set", f"Content.file={clip}", "--set", flicker])
@@ -90,4 +96,10 @@ def test_every_workflow_that_needs_no_model_file_is_rendered_above(home):
         for path in (ROOT / "workflows").glob("*.json")
         if all(catalog(node.class_type) for node in read(path, catalog).nodes.values())
     }
-    assert runs_here == {"stya2k_video", "stya2k_multi_style", "flow_error_report", "stya2k_train"}
+    assert runs_here == {
+        "stya2k_video",
+        "stya2k_multi_style",
+        "flow_error_report",
+        "stya2k_train",
+        "stylize_video",
+    }
