@@ -27,6 +27,7 @@ NODE_CLASS_MAPPINGS = {
     "ReelBrushFlowError": flow_nodes.nodes_error.FlowError,
     "ReelBrushFlowErrorVideo": flow_nodes.nodes_error.FlowErrorVideo,
     "ReelBrushStabilityReport": flow_nodes.nodes_error.StabilityReport,
+    "ReelBrushCompareVideo": flow_nodes.nodes_error.CompareVideo,
     "ReelBrushStabilize": flow_nodes.Stabilize,
     "ReelBrushStabilizeVideo": flow_nodes.StabilizeVideo,
     "ReelBrushStylizeVideo": stya2k_nodes.StylizeVideo,

@@ -38,6 +38,7 @@ NEVER_OFF = {
     "ReelBrushFlowError": MEASURES,
     "ReelBrushFlowErrorVideo": MEASURES,
     "ReelBrushStabilityReport": MEASURES,
+    "ReelBrushCompareVideo": MEASURES,
     "ReelBrushLoadStyA2K": LOADS,
     "ReelBrushStyA2KStyle": MAKES,
     "ReelBrushTrainStyA2K": MAKES,

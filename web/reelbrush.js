@@ -38,7 +38,7 @@ function clearPreview(node) {
 }
 
 // Properties are saved with the workflow when the front end notices a change.
-function saveDraft() {
+export function saveDraft() {
   const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
   (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
 }
@@ -54,10 +54,12 @@ app.registerExtension({
 
   setup() {
     api.addEventListener("executed", ({ detail }) => {
-      if (!detail?.output?.animated?.some(Boolean)) return;
+      const saved = detail?.output?.animated?.some(Boolean);
+      if (!saved && !detail?.output?.reelbrush_compare) return;
       const node = nodeOf(detail.display_node || detail.node);
       if (!node) return;
       clearPreview(node);
+      if (!saved) return;
       node.properties[RESULT] = { images: detail.output.images, animated: detail.output.animated };
       saveDraft();
     });

@@ -43,18 +43,23 @@ def versions(clips: dict[str, Tensor], content: Tensor, rule: Convention, method
 
 
 def stream(stylized: LazyVideo, content: LazyVideo, rule: Convention, method: str) -> Report:
-    """The error of a lazy clip. Only as many frames are kept as the longest stride needs."""
-    report = Report(rule, f"{method} on the content")
-    meter = Meter([report], method)
+    """The error of a lazy clip."""
+    return streams({"stylized": stylized}, content, rule, method)[0]
+
+
+def streams(clips: dict[str, LazyVideo], content: LazyVideo, rule: Convention, method: str) -> list[Report]:
+    """The errors of lazy versions of one clip. Only as many frames are kept as the longest stride needs."""
+    reports = [Report(rule, f"{method} on the content", name) for name in clips]
+    meter = Meter(reports, method)
     if content.clip.exact:
         rule.check_frames(content.frame_count)
-    with host.progress(stylized.frame_count, "Optical-flow error") as bar:
-        for frames, shown in in_step([stylized, content], CHUNK):
-            for pair in zip(frames, shown, strict=True):
-                meter.push(pair[:1], pair[1])
+    with host.progress(content.frame_count, "Optical-flow error") as bar:
+        for batches in in_step([*clips.values(), content], CHUNK):
+            for *frames, shown in zip(*batches, strict=True):
+                meter.push(frames, shown)
                 bar.step()
-    rule.check_frames(report.frames)
-    return report
+    rule.check_frames(reports[0].frames)
+    return reports
 
 
 def named(clips: Sequence[Tensor | None], names: str) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from ..common.inputs import choice, connection, text
 from ..video.lazy_video import LazyVideo
 from . import measure
 from .charts import comparison, error_heatmap, error_plot
+from .compare import comparison_player
 from .conventions import CHOICES, PRESETS, convention
 from .estimate import METHODS
 
@@ -122,8 +123,40 @@ class StabilityReport:
         return comparison(reports), measure.summary(reports), measure.best(reports)
 
 
+class CompareVideo:
+    CATEGORY = "ReelBrush/Video"
+    DESCRIPTION = (
+        "Plays two clips in step: one over the other with a divider that you drag, side by side, or their "
+        "difference. With the original clip connected, the flicker of both is drawn below them."
+    )
+    SEARCH_ALIASES = ("compare videos", "before after", "side by side", "video slider", "difference")
+    RETURN_TYPES = ()
+    OUTPUT_TOOLTIPS = ()
+    FUNCTION = "compare"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        mode = "wipe: a left of the divider, b right of it. difference: black where both are equal."
+        content = "The clip before it was stylized. With it, the optical-flow error of a and b is drawn."
+        return {
+            "required": {
+                "a": connection("VIDEO", "The first clip."),
+                "b": connection("VIDEO", "The second clip, of the same number of frames."),
+                "mode": choice(("wipe", "side by side", "difference"), mode),
+            },
+            "optional": {"content": connection("VIDEO", content)},
+        }
+
+    def compare(self, a, b, mode, content=None):
+        original = None if content is None else LazyVideo.of(content)
+        shown = comparison_player(LazyVideo.of(a), LazyVideo.of(b), original, mode)
+        return {"ui": {"reelbrush_compare": [shown]}, "result": ()}
+
+
 NODES = {
     "ReelBrushFlowError": (FlowError, "Optical Flow Error"),
     "ReelBrushFlowErrorVideo": (FlowErrorVideo, "Optical Flow Error (Video)"),
     "ReelBrushStabilityReport": (StabilityReport, "Stability Report"),
+    "ReelBrushCompareVideo": (CompareVideo, "Compare Videos"),
 }

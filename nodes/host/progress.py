@@ -36,7 +36,8 @@ class Progress:
 
     def __init__(self, total: int, label: str, unit: str):
         self.total, self.done, self.unit = max(int(total), 1), 0, unit
-        self._previewed, self._begin, self._first = 0.0, time.monotonic(), 0
+        self._previewed, self._first = 0.0, 0
+        self._start = self._begin = time.monotonic()
         self._comfyui_bar = comfy("comfy.utils").ProgressBar(self.total) if inside_comfyui() else None
         hidden = self._comfyui_bar is not None or not sys.stderr.isatty()
         self._terminal_bar = tqdm(
@@ -72,6 +73,8 @@ class Progress:
 
     def pace(self, now: float) -> str:
         """The number of finished steps, the speed, and the time that is left."""
+        if self.done == self.total:
+            return f"{self.total} {self.unit} in {duration(now - self._start)}"
         text, seconds = f"{self.done} of {self.total} {self.unit}", now - self._begin
         if not self._first:  # what was there before, and the first steps' preparations, are no measure
             self._first, self._begin = self.done, now

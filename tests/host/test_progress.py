@@ -42,7 +42,7 @@ def test_previews_are_off_only_if_the_user_says_so(server):
 
 
 def test_bar_sends_pace_and_preview(server, monkeypatch):
-    clock = iter([100.0, 101.0, 105.0, 105.1])
+    clock = iter([100.0, 101.0, 105.0, 105.1, 112.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     sent = []
     bar = progress.Progress(10, "", "frames")
@@ -52,11 +52,18 @@ def test_bar_sends_pace_and_preview(server, monkeypatch):
     bar.step(2, picture)
     bar.step(2, picture)
     bar.step(1, picture)  # too soon for another text
+    bar.at(10)
     assert [text for _, text in server.texts] == [
         "2 of 10 frames",
         "4 of 10 frames, 0.5 frames/s, 12 s left",
+        "10 frames in 12 s",
     ]
-    assert [(done, preview is not None) for done, _, preview in sent] == [(2, True), (4, True), (5, False)]
+    assert [(done, preview is not None) for done, _, preview in sent] == [
+        (2, True),
+        (4, True),
+        (5, False),
+        (10, False),
+    ]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(12.4, "12 s"), (200, "3:20 min"), (3900, "1:05 h")])

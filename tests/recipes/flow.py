@@ -36,6 +36,13 @@ def saved(frames, size):
 
 
 RECIPES = {
+    "ReelBrushCompareVideo": Recipe(
+        lambda n, size: dict(a=clip(n, size, 1), b=clip(n, size, 2), mode="wipe", content=clip(n, size)),
+        wrong=[
+            (dict(a=clip(2, (33, 21))), "two clips of one length"),
+            (dict(content="no"), "VIDEO is needed"),
+        ],
+    ),
     "ReelBrushOpticalFlow": Recipe(
         lambda n, size: dict(
             images=picture(n, size), method="dis-medium", stride=1, consistency_abs=0.5, consistency_rel=0.01
