@@ -19,6 +19,7 @@ COMMANDS = {
     "nodes": "list the nodes: ids, names, inputs",
     "bench": "list and run the benchmarks of a source checkout",
 }
+_LONGEST = 1000  # characters of an error message: it may quote a value of any length
 
 
 def load_command(name: str) -> Any:
@@ -76,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             else f"{type(error).__name__}: {error} (--debug shows the traceback)"
         )
         text = "".join(c if c.isprintable() else " " for c in text)  # parts may come from a file or a server
+        text = text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
         sys.stderr.write(f"reelbrush: {text}\n")
         return 1
 

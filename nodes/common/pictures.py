@@ -1,5 +1,6 @@
 """Reading and writing picture files with Pillow; OpenCV reads 16-bit and float pictures at their depth."""
 
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import host
 from .files import replacing
 
+MAX_MEGAPIXELS = 100  # of one frame or picture; a file of a few kilobytes can claim any size
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def check_size(name: str, width: int, height: int) -> None:
+    """An error for a picture that would take too much memory (REELBRUSH_MAX_MEGAPIXELS)."""
+    if width * height > host.limit_from("REELBRUSH_MAX_MEGAPIXELS", MAX_MEGAPIXELS) * 1e6:
+        raise ValueError(
+            f"{name} has {width}x{height} pixels: make it smaller, or set the environment variable "
+            f"REELBRUSH_MAX_MEGAPIXELS to more than {width * height / 1e6:.0f}"
+        )
+
+
+def size(path: Path) -> tuple[int, int]:
+    """Width and height as the file's header says; 0, 0 where it is no picture."""
+    from PIL import Image
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+    try:
+        with Image.open(path) as opened:
+            return opened.size
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"the picture {path.name!r} is too large: make it smaller") from error
+    except (OSError, SyntaxError, ValueError):
+        pass
+    try:
+        with path.open("rb") as file:  # float TIFF
+            directory = ImageFileDirectory_v2(file.read(8))
+            file.seek(directory.next)
+            directory.load(file)
+        return int(directory[256]), int(directory[257])
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error):
+        return 0, 0
 
 
 def read(path: Path) -> tuple[Tensor, Tensor | None]:
@@ -17,6 +51,7 @@ def read(path: Path) -> tuple[Tensor, Tensor | None]:
     import numpy
     from PIL import Image, ImageOps
 
+    check_size(path.name, *size(path))
     try:
         with Image.open(path) as opened:
             if _is_deep(opened):
@@ -40,7 +75,8 @@ def _read_deep(path: Path) -> tuple[Tensor, Tensor | None]:
     import numpy
 
     data = numpy.frombuffer(path.read_bytes(), numpy.uint8)
-    raw = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    known = size(path) != (0, 0)
+    raw = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if known else None
     if raw is None:
         raise ValueError(
             f"the picture {path.name!r} cannot be read: choose a PNG, JPEG, WebP, BMP or TIFF file"

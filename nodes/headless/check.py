@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterable
+from math import isfinite
 from typing import Any
 
 from .graph import Catalog, Graph, GraphNode, Input, Link, types_match
@@ -72,6 +73,8 @@ def checked_value(node: GraphNode, declared: Input, value: Any, *, any_choice: b
     convert = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}.get(declared.type, lambda x: x)
     try:
         value = convert(value)
+        if declared.type == "FLOAT" and not isfinite(value):
+            raise ValueError
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{node}: {declared.name} is {value!r}, which is no {declared.type}") from None
     if declared.type in ("INT", "FLOAT"):

@@ -20,11 +20,11 @@ def read(path: str | Path, catalog: Catalog) -> Graph:
     """A graph file in UI or API format, or a shipped workflow by its name."""
     path = graph_file(Path(path))
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         names = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.json")))
         raise ValueError(f"there is no graph file {path}; the shipped workflows are {names}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, IsADirectoryError, RecursionError) as error:
+    except (ValueError, IsADirectoryError, RecursionError) as error:  # ValueError: also too many digits
         raise ValueError(f"{path.name} is not a JSON file: save the workflow again in ComfyUI") from error
     return parse(data, catalog, path.name)
 
@@ -35,19 +35,28 @@ def parse(data: Any, catalog: Catalog, name: str = "this file") -> Graph:
         return convert(data, catalog)
     if isinstance(data, dict) and set(data) <= {"prompt", "extra_data", "client_id"} and "prompt" in data:
         data = data["prompt"]  # the body of a request to /prompt
-    if not isinstance(data, dict) or not data or not all(_is_api_node(node) for node in data.values()):
-        raise ValueError(f"{name} contains no graph: save it in ComfyUI with Save or Export (API)")
+    nodes = data if isinstance(data, dict) and data else {"": data}
+    for key, node in nodes.items():
+        if not _is_api_node(node):
+            where = f" that can be read (node {key[:20]!r} is broken)" if len(nodes) > 1 else ""
+            raise ValueError(f"{name} contains no graph{where}: save it in ComfyUI with Save or Export (API)")
     return Graph({str(key): _api_node(str(key), node, catalog) for key, node in data.items()})
 
 
 def _is_api_node(node: Any) -> bool:
-    return isinstance(node, dict) and isinstance(node.get("class_type"), str)
+    return (
+        isinstance(node, dict)
+        and isinstance(node.get("class_type"), str)
+        and isinstance(node.get("inputs") or {}, dict)
+    )
 
 
 def _api_node(key: str, node: dict, catalog: Catalog) -> GraphNode:
     class_type = node["class_type"]
     definition = catalog(class_type)
-    title = (node.get("_meta") or {}).get("title") or (definition.name if definition else class_type)
+    meta = node.get("_meta")
+    title = meta.get("title") if isinstance(meta, dict) else None
+    title = str(title or (definition.name if definition else class_type))
     inputs = {name: _from_api(value) for name, value in (node.get("inputs") or {}).items()}
     if definition and definition.node_class:
         inputs = {_own_name(name, definition): value for name, value in inputs.items()}

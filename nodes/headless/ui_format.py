@@ -67,6 +67,8 @@ class _Scope:
 
     def __post_init__(self):
         self.nodes = {str(node["id"]): node for node in self.raw["nodes"]}
+        if not all(isinstance(node["type"], str) for node in self.nodes.values()):
+            raise TypeError("the type of a node is not a text")
         self.wires = dict(_wire(link) for link in self.raw.get("links") or ())
 
     def id(self, node: dict) -> str:
@@ -140,7 +142,7 @@ class _Converter:
             if raw is None:
                 stack.pop()
                 continue
-            class_type, active = str(raw.get("type")), raw.get("mode", 0) not in (MUTED, BYPASSED)
+            class_type, active = raw["type"], raw.get("mode", 0) not in (MUTED, BYPASSED)
             if class_type in self.subgraphs:
                 inner = self._enter(scope, raw, class_type)
                 if active:
@@ -164,7 +166,7 @@ class _Converter:
 
     def _title(self, raw: dict) -> str:
         if raw.get("title"):
-            return raw["title"]
+            return str(raw["title"])
         if raw["type"] in self.subgraphs:
             return self.subgraphs[raw["type"]].get("name", "Subgraph")
         definition = self.catalog(raw["type"])

@@ -13,6 +13,7 @@ from .folders import (
     input_names,
     input_path,
     inside,
+    limit_from,
     model_folders,
     model_names,
     model_path,
@@ -69,6 +70,8 @@ from .progress import (
     interrupt_types,
     progress,
     show_text,
+    strict,
+    warn,
 )
 from .sampling import Denoiser, SamplingFunction, attention, sample, sampler
 from .vae import patched_vae, vae_patcher, vae_with_network

@@ -9,6 +9,7 @@ from pathlib import Path
 from .comfyui import comfy, inside_comfyui
 
 _KINDS = ("input", "output", "temp", "user")
+_LONGEST_NAME = 255  # bytes, on all common file systems
 _trusted: ContextVar[tuple[Path, ...]] = ContextVar("trusted paths", default=())
 
 
@@ -26,6 +27,18 @@ def folder(kind: str) -> Path:
     return home() / kind
 
 
+def limit_from(variable: str, default: float) -> float:
+    """A limit that an environment variable sets: a number, not negative; "inf" is no limit."""
+    text = os.environ.get(variable, str(default))
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not number >= 0:  # also NaN
+        raise ValueError(f"{variable} is {text!r}: give a number such as {default:g}")
+    return number
+
+
 @contextmanager
 def trusting(paths: Iterable[str | os.PathLike]) -> Iterator[None]:
     """Allow these paths in `inside`: arguments of the command line, never names from a graph."""
@@ -40,6 +53,12 @@ def inside(base: Path, name: str, what: str = "file") -> Path:
     """`base / name`, or an error when that is outside `base` (`..`, absolute, a link that leads out)."""
     if "\0" in str(name):
         raise ValueError(f"the {what} name contains a null character")
+    try:
+        longest = max(map(len, map(os.fsencode, Path(name).parts)), default=0)
+    except UnicodeEncodeError:
+        raise ValueError(f"the {what} name {str(name)!r} is not valid text: choose another name") from None
+    if longest > _LONGEST_NAME:
+        raise ValueError(f"the {what} name has {longest} bytes, and at most {_LONGEST_NAME} are possible")
     path = (base / name).resolve()
     if path in _trusted.get() or any(p in path.parents for p in _trusted.get() if p.is_dir()):
         return path
@@ -54,7 +73,7 @@ def input_path(name: str, what: str = "file") -> Path:
     """An existing file or folder below `input/`; the name comes from a graph and is not trusted."""
     name = name.removesuffix(" [input]")
     path = inside(folder("input"), name, what)
-    if not path.exists():
+    if not path.exists() or path.samefile(folder("input")):  # "", "." and the like are no choice
         raise ValueError(f"the {what} {name!r} is not in the input folder: copy it there, or choose another")
     return path
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from .folders import folder, output_path
+from .folders import folder, inside, output_path
 
 _MACHINE = re.sub(r"[^A-Za-z0-9]", "", platform.node())[:20]
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)@(?P<machine>[A-Za-z0-9]*)\.part")
@@ -37,7 +37,7 @@ def numbered(prefix: str, suffix: str, size: tuple[int, int] = (0, 0)) -> tuple[
         numbers = (n.removeprefix(stem).split("_")[0] for n in names if n and n.startswith(stem))
         number = max((int(n) for n in numbers if n.isdecimal()), default=0) + 1
         path = first.parent / f"{stem}{number:05}_{suffix}"
-        reserved = temporary_path(path)
+        reserved = inside(path.parent, temporary_path(path).name, "filename_prefix")
         if suffix:
             reserved.touch()
         else:

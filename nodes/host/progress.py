@@ -4,18 +4,42 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .comfyui import comfy, inside_comfyui
+from .comfyui import comfy, inside_comfyui, log
 
 Preview = Tensor | Callable[[], Tensor] | None
 """A picture of the work in progress, or a function that makes one; it is called only when needed."""
 
 _PREVIEW_INTERVAL = 0.5  # seconds
+_strict: ContextVar[bool] = ContextVar("warnings are errors", default=False)
+_warnings: ContextVar[tuple[list[str], ...]] = ContextVar("lists of warnings to show", default=())
+
+
+@contextmanager
+def strict(on: bool = True) -> Iterator[None]:
+    """`warn` raises an error in this block."""
+    before = _strict.get()
+    _strict.set(on or before)
+    try:
+        yield
+    finally:
+        _strict.set(before)
+
+
+def warn(text: str) -> None:
+    """A warning about the result: in the log, and in ComfyUI below the running node."""
+    if _strict.get():
+        raise ValueError(text)
+    log.warning("%s", text)
+    show_text(text)
+    for shown in _warnings.get():
+        shown.append(text)
 
 
 def interrupt_types() -> tuple[type[BaseException], ...]:
@@ -38,6 +62,7 @@ class Progress:
         self.total, self.done, self.unit = max(int(total), 1), 0, unit
         self._previewed, self._first = 0.0, 0
         self._start = self._begin = time.monotonic()
+        self.warnings: list[str] = []
         self._comfyui_bar = comfy("comfy.utils").ProgressBar(self.total) if inside_comfyui() else None
         hidden = self._comfyui_bar is not None or not sys.stderr.isatty()
         self._terminal_bar = tqdm(
@@ -62,7 +87,7 @@ class Progress:
         if now - self._previewed < _PREVIEW_INTERVAL and self.done < self.total:
             return None
         self._previewed = now
-        show_text(self.pace(now))
+        show_text("\n".join([self.pace(now), *self.warnings]))
         if preview is None or not previews_wanted():
             return None
         from PIL import Image
@@ -121,9 +146,12 @@ def show_text(text: str) -> None:
 def progress(total: int, label: str = "", unit: str = "frames") -> Iterator[Progress]:
     """`with progress(len(frames), "Stylizing") as bar: ... bar.step()`; every step can be interrupted."""
     bar = Progress(total, label, unit)
+    before = _warnings.get()
+    _warnings.set((*before, bar.warnings))
     try:
         yield bar
     finally:
+        _warnings.set(before)
         bar.close()
 
 

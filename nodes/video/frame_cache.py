@@ -8,7 +8,6 @@ the cache, so the result is the same with and without a cache.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,15 +32,9 @@ def root() -> Path:
     return host.folder("output") / ".reelbrush"
 
 
-def limit() -> int:
-    """Bytes that all caches may take (REELBRUSH_SPOOL_GB, 8 unless set). The oldest are removed first."""
-    gigabytes = os.environ.get("REELBRUSH_SPOOL_GB", "8")
-    try:
-        return int(float(gigabytes) * (1 << 30))
-    except ValueError:
-        raise ValueError(
-            f"REELBRUSH_SPOOL_GB is {gigabytes!r}: give a number of gigabytes, such as 8"
-        ) from None
+def limit() -> float:
+    """Bytes that all caches may take. The oldest are removed first."""
+    return host.limit_from("REELBRUSH_SPOOL_GB", 8) * (1 << 30)
 
 
 def pixel_batches(op: Operation, *, resume: bool = True) -> Iterator[Batch]:
@@ -195,7 +188,7 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
     return " ".join(f"{key} {tensor_digest(tensor)}" for key, tensor in sorted(tensors.items()))
 
 
-def prune(keep: Path) -> int:
+def prune(keep: Path) -> float:
     """Remove the oldest caches until the rest fits the limit. Gives the bytes that are left of it."""
     others = (p for p in root().iterdir() if p.is_dir() and p != keep)
     left = limit() - _bytes(keep)

@@ -77,6 +77,12 @@ class LazyVideo(host.video_base()):
         """Frames start, start + every, ...; at most `frames` of them (0: all)."""
         if start == 0 and frames == 0 and every == 1:
             return self
+        before = self.operation
+        if isinstance(before, Trim) and not 0 < before.count <= start:  # one Trim does what both would do
+            left = -(-(before.count - start) // every) if before.count else 0
+            frames = min(filter(None, (left, frames)), default=0)
+            first = before.first + start * before.every
+            return LazyVideo(before.source).then(Trim, first, frames, before.every * every)
         return self.then(Trim, start, frames, every)
 
     def resize(self, width: int, height: int, method: str = "area") -> "LazyVideo":

@@ -42,6 +42,7 @@ class SaveVideo:
             "The codec's constant rate factor: smaller is better and larger. 18-23 for h264, about 30 for "
             "vp9 and av1. PNG and GIF have none."
         )
+        damaged = "What happens when a file of the clip cannot be read to its end."
         audio = connection("VIDEO", "Use the sound of this clip instead, from its beginning.")
         return {
             "required": {
@@ -54,24 +55,36 @@ class SaveVideo:
                 "quality": integer(20, 0, 63, quality),
                 "resume": switch(True, "Keep finished frames on disk, to continue a cancelled save."),
             },
-            "optional": {"audio_from": audio},
+            "optional": {"audio_from": audio, "damaged_clip": choice(("warn", "stop"), damaged)},
             "hidden": {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"},
         }
 
-    def save(self, video, filename_prefix, format, codec, quality, resume, audio_from=None, **hidden):
+    def save(
+        self,
+        video,
+        filename_prefix,
+        format,
+        codec,
+        quality,
+        resume,
+        audio_from=None,
+        damaged_clip="warn",
+        **hidden,
+    ):
         clip = LazyVideo.of(video)
         container = _containers()[format]
         suffix = "" if container == "png" else f".{container}"
         target, subfolder = host.numbered(filename_prefix, suffix, (clip.width, clip.height))
-        save(
-            clip.operation,
-            target,
-            Format(container, codec, quality),
-            metadata=host.workflow_metadata(**hidden),
-            audio_from=None if audio_from is None else LazyVideo.of(audio_from).operation,
-            resume=resume,
-            label="Saving video",
-        )
+        with host.strict(damaged_clip == "stop"):
+            save(
+                clip.operation,
+                target,
+                Format(container, codec, quality),
+                metadata=host.workflow_metadata(**hidden),
+                audio_from=None if audio_from is None else LazyVideo.of(audio_from).operation,
+                resume=resume,
+                label="Saving video",
+            )
         shown = {"filename": target.name, "subfolder": subfolder, "type": "output"}
         preview = {"images": [shown], "animated": (True,)} if suffix else {}
         return {"ui": preview, "result": (str(target),)}

@@ -24,6 +24,8 @@ from torch import Tensor
 from ..common import files
 from .batch import Batch, FrameBuffer
 
+_MAX_DEPTH = 150
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -94,6 +96,16 @@ class Operation:
 
     def __post_init__(self) -> None:
         self.clip, self.cached  # noqa: B018  (wrong inputs give an error now)
+        if self.depth > _MAX_DEPTH:
+            raise ValueError(
+                f"{self.label or self.name}: more than {_MAX_DEPTH} operations in a row: save the clip "
+                "before, and load the file here"
+            )
+
+    @cached_property
+    def depth(self) -> int:
+        """The length of the longest chain that ends here. Every operation needs some of Python's stack."""
+        return 1 + max((i.depth for i in self.inputs), default=0)
 
     @property
     def inputs(self) -> tuple["Operation", ...]:
@@ -151,7 +163,8 @@ class Operation:
     def fingerprint(self) -> str:
         """Equal for equal computations on equal sources."""
         if "_digest" not in self.__dict__:
-            for op in ordered([self]):  # inputs first, so that a long chain does not recurse
+            known = all("_digest" in i.__dict__ for i in self.inputs)
+            for op in [self] if known else ordered([self]):  # inputs first: a long chain does not recurse
                 if "_digest" not in op.__dict__:
                     parts = {f.name: _plain(value, _fingerprint) for f, value in op.values() if f.compare}
                     op.__dict__["_digest"] = _digest(_code(), op.name, parts)

@@ -4,6 +4,7 @@ import io
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import field, replace
 from fractions import Fraction
 from functools import cached_property
@@ -29,10 +30,11 @@ def read_ahead(items: Iterator[_Item], depth: int) -> Iterator[_Item]:
             return next(items, None)
 
     pool = ThreadPoolExecutor(1, "reelbrush decode")
+    node = copy_context()  # for warnings
     try:
-        waiting = deque(pool.submit(compute) for _ in range(depth))
+        waiting = deque(pool.submit(node.run, compute) for _ in range(depth))
         while (item := waiting.popleft().result()) is not None:
-            waiting.append(pool.submit(compute))
+            waiting.append(pool.submit(node.run, compute))
             yield item
     finally:
         pool.shutdown(cancel_futures=True)
@@ -65,7 +67,7 @@ class FileSource(Operation):
     def _decode(self, start: int, batch: int) -> Iterator[Batch]:
         frames: list[Tensor] = []
         times: list[Fraction] = []
-        with codec.Reader(self.source, start=start) as reader:
+        with codec.Reader(self.source, start=start, info=self.info) as reader:
             for frame, time in reader:
                 frames.append(frame)
                 times.append(time)

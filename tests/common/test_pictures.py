@@ -1,5 +1,9 @@
 """Picture files: what is written is what is read, at the depth of the file."""
 
+import io
+import struct
+import zlib
+
 import cv2
 import numpy as np
 import pytest
@@ -7,6 +11,7 @@ import torch
 from PIL import Image
 
 from reelbrush.nodes.common.pictures import read, write
+from reelbrush.nodes.video import codec
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -57,6 +62,49 @@ def test_a_palette_with_a_transparent_entry_has_opacity(tmp_path):
     picture.putdata([0, 1])
     picture.save(tmp_path / "p.png", transparency=1)
     assert read(tmp_path / "p.png")[1].tolist() == [[1.0, 0.0]]
+
+
+def png_of(width, height):
+    """A PNG of a few bytes whose header claims a size."""
+    target = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(target, "PNG")
+    data = target.getvalue()
+    header = b"IHDR" + struct.pack(">II", width, height) + data[24:29]
+    return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+
+
+@pytest.mark.parametrize(("width", "height"), [(60_000, 60_000), (16_000, 16_000), (10_001, 10_000)])
+def test_a_picture_that_claims_a_huge_size_is_an_error_message(tmp_path, width, height):
+    (tmp_path / "huge.png").write_bytes(png_of(width, height))
+    for open_it in (read, codec.probe):
+        with pytest.raises(ValueError, match=r"huge.png'? (has|is too large).*make it smaller"):
+            open_it(tmp_path / "huge.png")
+
+
+def test_the_limit_of_pixels_is_configurable(tmp_path, monkeypatch):
+    write(tmp_path / "a.png", torch.zeros(30, 40, 3))
+    monkeypatch.setenv("REELBRUSH_MAX_MEGAPIXELS", "0.001")
+    with pytest.raises(ValueError, match=r"40x30 pixels.*REELBRUSH_MAX_MEGAPIXELS"):
+        read(tmp_path / "a.png")
+    monkeypatch.setenv("REELBRUSH_MAX_MEGAPIXELS", "inf")
+    assert read(tmp_path / "a.png")[0].shape == (30, 40, 3)
+    for wrong in ("many", "nan", "-1"):
+        monkeypatch.setenv("REELBRUSH_MAX_MEGAPIXELS", wrong)
+        with pytest.raises(ValueError, match=f"REELBRUSH_MAX_MEGAPIXELS is '{wrong}': give a number"):
+            read(tmp_path / "a.png")
+
+
+def test_a_huge_float_tiff_is_an_error_message(tmp_path):
+    pixels = np.zeros((4, 6, 3), np.float32)
+    cv2.imwrite(str(tmp_path / "f.tif"), pixels)
+    data = (tmp_path / "f.tif").read_bytes()
+    for tag, value in ((256, 6), (257, 4)):  # entries of the directory: tag, type, count, value
+        for kind, size in ((3, "HH"), (4, "I")):
+            entry = struct.pack("<HHI", tag, kind, 1) + struct.pack("<" + size, *([value, 0][: len(size)]))
+            data = data.replace(entry, struct.pack("<HHII", tag, 4, 1, 50_000))
+    (tmp_path / "f.tif").write_bytes(data)
+    with pytest.raises(ValueError, match="50000x50000 pixels"):
+        read(tmp_path / "f.tif")
 
 
 def test_what_is_no_picture_is_an_error_message(tmp_path):

@@ -102,6 +102,32 @@ def test_what_is_no_graph_is_an_error_message(tmp_path, text):
         read(tmp_path / "g.json", KINDS.get)
 
 
+def test_a_byte_order_mark_is_accepted(tmp_path):
+    """Some editors on Windows write one."""
+    (tmp_path / "g.json").write_text(json.dumps(WORK), encoding="utf-8-sig")
+    assert list(read(tmp_path / "g.json", KINDS.get).nodes) == list(WORK)
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000 + "]" * 100_000])
+def test_a_value_that_python_cannot_read_is_an_error_message(tmp_path, value):
+    (tmp_path / "g.json").write_text(json.dumps(WORK).replace('"steps": 1', f'"steps": {value}', 1))
+    with pytest.raises(ValueError, match=r"g\.json is not a JSON file"):
+        read(tmp_path / "g.json", KINDS.get)
+
+
+@pytest.mark.parametrize("broken", [{"inputs": [1]}, {"inputs": "x"}, {"class_type": 5}])
+def test_a_broken_node_is_named(broken):
+    with pytest.raises(ValueError, match=r"contains no graph that can be read .node '2' is broken"):
+        parse(WORK | {"2": WORK["2"] | broken}, KINDS.get)
+
+
+@pytest.mark.parametrize("meta", ["x", None, [], {"title": 5}, {"title": ["a"]}])
+def test_a_title_may_be_anything(meta):
+    parsed = parse(WORK | {"2": WORK["2"] | {"_meta": meta}}, KINDS.get)
+    assert isinstance(parsed.nodes["2"].title, str)
+    assert parsed.find("Twin").id == "3"
+
+
 def test_a_missing_file_is_an_error_message(tmp_path):
     with pytest.raises(ValueError, match="no graph file"):
         read(tmp_path / "nix.json", KINDS.get)

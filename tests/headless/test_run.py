@@ -137,6 +137,13 @@ def test_a_float_from_a_clip_feeds_another_node(graph):
         (trim(max_side=1e9), "the maximum is 16384"),
         (trim(start="soon"), "start is 'soon', which is no INT"),
         ({"2": {"inputs": {"video": ["1", 0]}}}, r"The middle \(node 2\): its input start is missing"),
+        (trim(start=float("inf")), "start is inf, which is no INT"),
+        (load(file=""), r"\(node 1\): the clip '' is not in the input folder"),
+        (load(file="."), r"\(node 1\): the clip '.' is not in the input folder"),
+        (load(file="a" * 300), r"\(node 1\): the clip name has 300 bytes"),
+        (save(filename_prefix="a" * 300), r"node 3\): the filename_prefix name has 300 bytes"),
+        (save(filename_prefix="a" * 240), r"node 3\): the filename_prefix name has 2.. bytes"),
+        (save(filename_prefix="a\ud800"), r"node 3\): the filename_prefix name .* is not valid text"),
         (save(format="vhs"), "format is 'vhs', but it can be auto, mp4"),
         (save(filename_prefix="../a"), r"node 3\).*leaves the output"),
         (save(video=["3", 0]), r"cycle: Save Video \(node 3\)"),
@@ -147,6 +154,37 @@ def test_what_cannot_run_is_one_sentence_that_names_the_node(graph, home, change
         render(graph(changes))
     assert "\n" not in str(caught.value)
     assert not list((home / "output").rglob("*.mp4"))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_decimal_that_is_no_number_is_one_sentence(graph, number):
+    data = {
+        "1": CLIP["1"],
+        "2": {"class_type": "GetVideoComponents", "inputs": {"video": ["1", 0]}},
+        "3": {"class_type": "CreateVideo", "inputs": {"images": ["2", 0], "fps": number}},
+        "4": CLIP["3"] | {"inputs": CLIP["3"]["inputs"] | {"video": ["3", 0]}},
+    }
+    with pytest.raises(ValueError, match=r"node 3\): fps is (nan|inf), which is no FLOAT"):
+        render(graph(data=data))
+
+
+def test_set_with_an_empty_name_does_not_take_the_whole_input_folder(graph, home):
+    pictures.write(home / "input" / "private.png", torch.rand(8, 8, 3))
+    with pytest.raises(ValueError, match="the clip '' is not in the input folder"):
+        render(graph(), ["1.file="])
+
+
+def test_a_chain_of_3000_trims_runs(graph, home):
+    chain = {
+        f"t{i}": {
+            "class_type": "ReelBrushTrimVideo",
+            "inputs": CLIP["2"]["inputs"] | {"start": 0, "video": [f"t{i - 1}" if i else "1", 0]},
+        }
+        for i in range(3000)
+    }
+    last = {"3": {**CLIP["3"], "inputs": CLIP["3"]["inputs"] | {"video": ["t2999", 0]}}}
+    (file,) = render(graph(data={"1": CLIP["1"]} | chain | last))
+    assert codec.probe(file, count=True).frame_count == 3
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """UI-format files as the front end writes them, and the graph that it would queue."""
 
+from itertools import pairwise
+
 import pytest
 
 from reelbrush.nodes.headless.graph import Definition, Link
@@ -245,6 +247,21 @@ def test_a_subgraph_that_contains_itself_is_an_error():
 def test_an_old_group_node_is_an_error_message():
     with pytest.raises(ValueError, match=r"node 5.* group node .* convert it to a subgraph"):
         queued(chain([node(5, "workflow>mine", [("video", "VIDEO", 1)])]))
+
+
+def test_a_type_that_is_no_text_is_an_error_message():
+    with pytest.raises(ValueError, match="a node or link of this graph is broken"):
+        queued(chain([node(5, 5, [("video", "VIDEO", 1)])]))
+
+
+def test_20000_reroutes_in_a_row():
+    count = 20_000
+    reroutes = [node(100 + i, "Reroute", [("", "*", 1 + i)]) for i in range(count)]
+    data = chain(reroutes)
+    ends = [1, *(100 + i for i in range(count)), 9]
+    data["links"] = [wire(i, a, 0, b, 0, "V") for i, (a, b) in enumerate(pairwise(ends), 1)]
+    data["nodes"][-1]["inputs"][0]["link"] = count + 1
+    assert queued(data)["9"][1]["video"] == Link("1", 0)
 
 
 def test_titles_are_those_of_the_front_end():

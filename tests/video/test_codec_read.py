@@ -2,6 +2,8 @@
 
 import gc
 import io
+import re
+import struct
 import tempfile
 from fractions import Fraction
 from pathlib import Path
@@ -11,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from reelbrush.nodes import host
 from reelbrush.nodes.video import codec
+from reelbrush.nodes.video.lazy_video import LazyVideo
 
-from .clips import encode, number_of, numbered, tone, with_sound
+from .clips import encode, number_of, numbered, tone, with_sound, write
 
 
 def plain(source):
@@ -224,6 +228,59 @@ def damaged():
     return io.BytesIO(bytes(data))
 
 
+def zeroed(container, codec):
+    """3,000 zeros in the middle of a file: FFmpeg skips them without an error."""
+    data = bytearray(encode(numbered(40), codec=codec, container=container).getvalue())
+    middle = len(data) // 2
+    data[middle : middle + 3000] = bytes(len(data[middle : middle + 3000]))
+    return io.BytesIO(bytes(data))
+
+
+def half_a_gif():
+    target = write(io.BytesIO(), [torch.from_numpy(f) for f in numbered(40)], container="gif")
+    return cut(target, 0.5)
+
+
+def with_frame_duration(duration):
+    """An mp4 whose frames claim this duration, in ticks (512 are right)."""
+    data = encode(numbered(40)).getvalue()
+    at = data.index(b"stts") + 16
+    assert struct.unpack(">I", data[at : at + 4]) == (512,)
+    return io.BytesIO(data[:at] + struct.pack(">I", duration) + data[at + 4 :])
+
+
+SHORTENED = {
+    "webm with zeros": (lambda: zeroed("webm", "libvpx-vp9"), r"\d+ of 40 frames could be read"),
+    "mkv with zeros": (lambda: zeroed("matroska", "libx264"), r"\d+ of 40 frames could be read"),
+    "half a gif": (half_a_gif, r"\d+ frames could be read"),
+    "mp4 with wrong times": (lambda: with_frame_duration(0), r"\d+ of 40 frames could be read"),
+}
+
+
+@pytest.mark.parametrize(("make", "words"), list(SHORTENED.values()), ids=list(SHORTENED))
+def test_a_damaged_clip_is_not_shortened_silently(make, words, caplog):
+    source = make()
+    video = LazyVideo.from_file(source)
+    read = len(torch.cat(list(video.chunks())))
+    assert 0 < read < 40
+    (message,) = caplog.messages
+    assert re.search(words, message) and message.startswith("the video in memory is damaged or cut short: ")
+    assert f" {read} " in message
+    with host.strict(), pytest.raises(ValueError, match=words):
+        list(video.chunks())
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska", "webm", "gif", "mov", "avi", "mpegts", "flv"])
+def test_a_whole_clip_gives_no_warning(container, caplog):
+    codec_name = {"webm": "libvpx-vp9", "gif": "gif", "avi": "mpeg4"}.get(container, "libx264")
+    pixels = {"gif": "rgb8"}.get(container, "yuv420p")
+    source = encode(numbered(60), codec=codec_name, container=container, pixels=pixels)
+    uneven = encode(numbered(20), container="matroska", times=[0.04 * i + 0.3 * (i > 9) for i in range(20)])
+    for whole in (source, uneven):
+        assert len(list(codec.Reader(whole))) in (20, 60)
+    assert not caplog.messages
+
+
 FAULTS = {
     "cut, index lost": (lambda: cut(encode(numbered(30)), 0.6), "cut short"),
     "cut, index in front": (lambda: cut(index_in_front(), 0.8), "cut short"),
@@ -241,6 +298,7 @@ FAULTS = {
     "no track": (lambda: no_frames("mp4"), "contains no video"),
     "text": (lambda: io.BytesIO(b"this is no video at all\n" * 40), "not a video"),
     "nothing": (io.BytesIO, "empty"),
+    "frames of 46 hours": (lambda: with_frame_duration(2**31), "its times are damaged"),
     "size changes": (sizes_change, r"changes its size from 64x48 to 96x64 at frame 5"),
 }
 

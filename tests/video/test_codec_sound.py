@@ -80,6 +80,28 @@ def test_comfyui_audio_is_encoded(container, channels, kept):
     assert abs(offset_of(found["waveform"][0].numpy(), wanted, rate)) < 0.003
 
 
+def test_sound_that_cannot_be_read_is_left_out_with_a_warning(caplog):
+    source = with_sound(numbered(25), tone(1.0), container="matroska")
+    broken = io.BytesIO(source.getvalue().replace(b"A_AAC", b"A_XXX"))
+    frames = [f for f, _ in codec.Reader(broken)]
+    target = write(io.BytesIO(), frames, audio_from=broken)
+    assert codec.probe(target).has_audio is False and len(frames) == 25
+    assert codec.read_audio(broken) is None
+    assert set(caplog.messages) == {
+        "the sound of the video in memory cannot be read and is left out: copy or download it again"
+    }
+
+
+def test_a_clip_that_the_container_rejects_is_one_sentence():
+    """Matroska rejects AAC without its description; FFmpeg says so when it writes the header."""
+    data = bytearray(with_sound(numbered(25), tone(1.0)).getvalue())
+    at = data.index(b"esds")
+    data[at + 4 : at + 40] = bytes(36)
+    broken = io.BytesIO(bytes(data))
+    with pytest.raises(ValueError, match=r"this clip cannot be written as h264 \(Invalid argument\)"):
+        write(io.BytesIO(), [f for f, _ in codec.Reader(broken)], container="mkv", audio_from=broken)
+
+
 def test_sound_and_pictures_lie_side_by_side():
     """A player must not have to read to the end for the sound: no long run of one kind."""
     source = with_sound(numbered(100), tone(4.0))

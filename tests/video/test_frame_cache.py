@@ -154,7 +154,7 @@ def test_the_oldest_caches_are_removed_at_the_limit(home, monkeypatch):
     c.save_to(home / "output" / "d.mkv")
     assert not FrameCache(c.operation).path.exists()
     monkeypatch.setenv("REELBRUSH_SPOOL_GB", "8GB")
-    with pytest.raises(ValueError, match=r"8GB.*gigabytes"):
+    with pytest.raises(ValueError, match=r"8GB.*give a number"):
         c.save_to(home / "output" / "e.mkv")
 
 

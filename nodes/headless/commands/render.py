@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from ... import host
 from ..run import render
 from ..server_run import render_on
 
@@ -24,13 +25,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--server", metavar="URL", help="use a running ComfyUI (needs aiohttp), e.g. http://127.0.0.1:8188"
     )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="a clip that cannot be read to its end is an error, not a warning",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     if args.server:
         files = render_on(args.server, args.graph, args.set, args.out)
     else:
-        files = render(args.graph, args.set, args.out)
+        with host.strict(args.strict):
+            files = render(args.graph, args.set, args.out)
     for file in files:
         sys.stdout.write(f"{file}\n")
     return 0

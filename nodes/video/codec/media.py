@@ -75,6 +75,8 @@ class VideoInfo:
     fps: Fraction
     frame_count: int = 0
     exact: bool = False  # False: the count comes from the header, or from duration and rate
+    promised: int = 0  # frames of the track's duration at a constant rate; 0 if unknown
+    complete: bool = True  # False: a part of the file is missing or damaged
     bit_depth: int = 8  # above 8, frames are full-range uint16, and files get 10 bits
     color: ColorTags = ColorTags()  # noqa: RUF009  (a tuple)
     alpha: bool = False

@@ -12,10 +12,11 @@ from typing import Any
 import av
 import numpy as np
 
+from ... import host
 from .formats import EncoderSettings, encoder_options, pixel_format
 from .media import MATRICES, PRIMARIES, RANGES, TRANSFERS, ColorTags, VideoInfo
 from .pixels import FromRGB
-from .sound import copied, encoded, samples_from
+from .sound import copied, encoded, samples_from, sound_of
 from .source import Source, is_folder, open_source
 
 _FINEST = 60_000  # ticks per second that times are kept in, at least
@@ -122,11 +123,15 @@ class FileSink:
     def _pump(self, until: float) -> None:
         """Write sound packets up to a time, so that pictures and sound are interleaved."""
         while True:
-            if self._next_sound is None:
-                self._next_sound = next(self._sound, None)
-            if self._next_sound is None or self._next_sound[0] > until:
-                return
-            self._file.mux(self._next_sound[1])
+            try:
+                if self._next_sound is None:
+                    self._next_sound = next(self._sound, None)
+                if self._next_sound is None or self._next_sound[0] > until:
+                    return
+                self._file.mux(self._next_sound[1])
+            except (av.FFmpegError, ValueError) as error:
+                self._sound = iter(())
+                host.warn(f"the sound ends early: {error}")
             self._next_sound = None
 
     def add_sound(self, pieces: Iterator[np.ndarray], rate: int) -> None:
@@ -154,9 +159,9 @@ class FileSink:
         if is_folder(source):
             return
         with open_source(source) as container:
-            if not container.streams.audio:
+            sound = sound_of(container, source)
+            if sound is None:
                 return
-            sound = container.streams.audio[0]
             name, rate = sound.codec_context.name, sound.codec_context.sample_rate
             name = {"mp3float": "mp3", "libopus": "opus"}.get(name, name)
             if start == 0 and name in self._how.container.sounds:

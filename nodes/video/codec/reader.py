@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ... import host
+from .media import VideoInfo
 from .pictures import pictures_of, read_text
 from .pixels import ToRGB
 from .source import (
@@ -31,9 +33,11 @@ class Reader:
     `for picture, time in Reader("clip.mp4", start=100)`: [H, W, 3 or 4], and seconds.
     """
 
-    def __init__(self, source: Source, *, start: int = 0, stop: int | None = None):
+    def __init__(
+        self, source: Source, *, start: int = 0, stop: int | None = None, info: VideoInfo | None = None
+    ):
         self.source, self.start, self.stop = source, max(0, start), stop
-        self.info = probe(source)
+        self.info = info or probe(source)
         self._frames: Iterator[Any] | None = None
         self._to_rgb = ToRGB(self.info)
 
@@ -65,7 +69,7 @@ class Reader:
             time += 1 / self.info.fps
             done += 1
         if wanted is None or done < wanted:
-            self._check_end(done, time)
+            self._check_end(self.start + done)
 
     def _from(self, start: int) -> Iterator[tuple[Any, Fraction]]:
         """Decoded frames from number `start` on.
@@ -102,11 +106,14 @@ class Reader:
                 for frame in decode(container, stream):
                     yield frame, time_base
 
-    def _check_end(self, done: int, end: Fraction) -> None:
-        promised = self.info.frame_count
-        if self.info.exact and self.start + done < promised:
-            raise ValueError(
-                f"{label(self.source)} is cut short: {self.start + done} of {promised} frames could be read; "
+    def _check_end(self, read: int) -> None:
+        """A warning if the file should have more frames."""
+        info = self.info
+        if not info.complete or (info.exact and read < info.frame_count):
+            promised = max(info.promised, info.frame_count if info.exact else 0)
+            of = f" of {promised}" if read < promised else ""
+            host.warn(
+                f"{label(self.source)} is damaged or cut short: {read}{of} frames could be read; "
                 "copy or download it again"
             )
 

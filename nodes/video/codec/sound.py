@@ -8,8 +8,9 @@ import av
 import numpy as np
 import torch
 
+from ... import host
 from .media import contiguous
-from .source import Source, decoding_errors, is_cover, is_folder, open_source, probe
+from .source import Source, decoding_errors, is_cover, is_folder, label, open_source, probe
 
 
 def origin_of(container: Any, source: Source) -> Fraction:
@@ -17,6 +18,19 @@ def origin_of(container: Any, source: Source) -> Fraction:
     if not [s for s in container.streams.video if not is_cover(s)]:
         return Fraction(0)
     return probe(source).start_time
+
+
+def sound_of(container: Any, source: Source) -> Any:
+    """The sound track of a container that was just opened; None if there is none that can be decoded."""
+    for sound in container.streams.audio[:1]:
+        try:
+            if sound.codec_context is not None:
+                next(container.decode(sound), None)
+                return sound
+        except av.FFmpegError:
+            pass
+        host.warn(f"the sound of {label(source)} cannot be read and is left out: copy or download it again")
+    return None
 
 
 def copied(stream: Any, source: Source, stop: Fraction | None) -> Iterator[tuple[float, Any]]:
@@ -90,10 +104,10 @@ def read_audio(source: Source, start_s: float = 0, duration_s: float | None = No
     start = Fraction(start_s).limit_denominator(10**6)
     stop = None if duration_s is None else start + Fraction(duration_s).limit_denominator(10**6)
     with open_source(source) as container:
-        if not container.streams.audio:
+        sound = sound_of(container, source)
+        if sound is None:
             return None
-        rate = container.streams.audio[0].codec_context.sample_rate
-        channels = container.streams.audio[0].codec_context.channels
+        rate, channels = sound.codec_context.sample_rate, sound.codec_context.channels
     pieces = list(samples_from(source, start, stop)) or [np.zeros((channels, 0), np.float32)]
     waveform = torch.from_numpy(np.concatenate(pieces, axis=1))[None]
     return {"waveform": waveform, "sample_rate": rate}

@@ -7,13 +7,16 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 
+from ...common import pictures
+from . import matroska
 from .media import SWS_MATRICES, ColorTags, Orientation, VideoInfo
 from .pictures import ENDINGS, pictures_of, read_text
 
+_SLOWEST = Fraction(1, 10_000)  # frames per second
 Source = str | os.PathLike | io.BytesIO
 
 
@@ -38,6 +41,7 @@ def open_source(source: Source) -> Iterator[Any]:
         with open(file, "rb") as opened:
             head = opened.read(4096)
         if Path(source).suffix.lower() in ENDINGS:  # a name like "a%03d.png" would be taken for a pattern
+            pictures.check_size(label(source), *pictures.size(Path(source)))
             file = io.BytesIO(Path(source).read_bytes())
     else:
         raise ValueError(f"{label(source)} does not exist: choose another video")
@@ -77,6 +81,8 @@ def video_stream(container: Any, source: Source) -> Any:
     if streams and streams[0].codec_context is None:
         raise ValueError(f"{label(source)} has a codec that this PyAV cannot decode: convert it to H.264")
     if streams:
+        context = streams[0].codec_context
+        pictures.check_size(label(source), context.width, context.height)
         streams[0].thread_type = "AUTO"
         return streams[0]
     what = "only sound" if container.streams.audio else "no video"
@@ -112,6 +118,9 @@ def probe(source: Source, *, count: bool = False) -> VideoInfo:
         info = _info(container, stream, frame, source)
         _reject_truncated(container, stream, source)
     if count:
+        if "matroska" in container.format.name:
+            with _bytes_of(source) as file:
+                info = replace(info, complete=matroska.is_whole(file))
         table = Packets.read(source)
         info = replace(info, frame_count=table.count, exact=True, variable=table.is_variable(info.fps))
     return info
@@ -133,15 +142,20 @@ def first_frame(container: Any, stream: Any, source: Source) -> Any:
 def _info(container: Any, stream: Any, frame: Any, source: Source) -> VideoInfo:
     context, layout = stream.codec_context, frame.format
     fps = Fraction(stream.average_rate or stream.guessed_rate or stream.base_rate or 25)
+    if fps < _SLOWEST:
+        raise ValueError(
+            f"{label(source)} has {float(fps):.2g} frames per second: its times are damaged, convert it"
+        )
     start = (frame.pts or 0) * Fraction(stream.time_base)
     seconds = _seconds(stream, container, start)
+    own = round(_seconds(stream, None, start) * fps)
     exact = bool(stream.frames) and abs(seconds * fps - stream.frames) < 1  # an edit list may hide frames
     count = stream.frames if exact else max(1, round(seconds * fps) or stream.frames)
     width, height = frame.width, frame.height
     aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)
     if orientation(frame).transpose:
         width, height, aspect = height, width, 1 / aspect
-    base = Fraction(stream.base_rate or fps)
+    variable = abs(Fraction(stream.base_rate or fps) / fps - 1) > Fraction(1, 50)
     colors = (int(context.color_range or frame.color_range), int(context.colorspace))
     colors += (int(context.color_primaries), int(context.color_trc))
     old = context.name in ("vp8", "webp")  # always BT.601
@@ -158,11 +172,13 @@ def _info(container: Any, stream: Any, frame: Any, source: Source) -> VideoInfo:
         fps=fps,
         frame_count=count,
         exact=exact,
+        promised=0 if variable else own,
+        complete=container.format.name != "gif" or _tail(source).endswith(b";"),
         bit_depth=max((c.bits for c in layout.components), default=8),
         color=color,
         alpha=has_alpha(frame, context.name),
         has_audio=bool(container.streams.audio),
-        variable=abs(base / fps - 1) > Fraction(1, 50),
+        variable=variable,
         pixel_aspect=aspect,
         start_time=start,
         metadata={k.lower() if matroska else k: v for k, v in container.metadata.items()},
@@ -170,13 +186,13 @@ def _info(container: Any, stream: Any, frame: Any, source: Source) -> VideoInfo:
 
 
 def _seconds(stream: Any, container: Any, start: Fraction) -> Fraction:
-    """The duration of the video track (or of the file) from the header; 0 if there is none."""
+    """The duration of the video track (or of the container) from the header; 0 if there is none."""
     if duration := stream.metadata.get("DURATION"):  # Matroska: hours:minutes:seconds of this track
         hours, minutes, seconds = duration.split(":")
         return 3600 * int(hours) + 60 * int(minutes) + Fraction(seconds) - start
     if stream.duration:
         return stream.duration * Fraction(stream.time_base)
-    return Fraction(container.duration or 0, av.time_base)
+    return Fraction((container and container.duration) or 0, av.time_base)
 
 
 def has_alpha(frame: Any, codec: str) -> bool:
@@ -201,7 +217,7 @@ def _reject_truncated(container: Any, stream: Any, source: Source) -> None:
     if "mp4" in container.format.name and len(entries):
         promised = max(entries[i].pos + entries[i].size for i in (0, len(entries) - 1))
     elif "matroska" in container.format.name:
-        promised = _matroska_size(_head(source))
+        promised = matroska.promised_size(_head(source))
     if promised > container.size:
         raise ValueError(
             f"{label(source)} is cut short ({container.size} of at least {promised} bytes): "
@@ -209,30 +225,20 @@ def _reject_truncated(container: Any, stream: Any, source: Source) -> None:
         )
 
 
+def _bytes_of(source: Source) -> BinaryIO:
+    return io.BytesIO(source.getvalue()) if isinstance(source, io.BytesIO) else open(source, "rb")
+
+
 def _head(source: Source) -> bytes:
-    if isinstance(source, io.BytesIO):
-        return source.getvalue()[:4096]
-    with open(source, "rb") as file:
+    with _bytes_of(source) as file:
         return file.read(4096)
 
 
-def _matroska_size(head: bytes) -> int:
-    """The file's size from the header of its segment; 0 if it has none (live recordings)."""
-    try:
-        size, at = _vint(head, 4)  # after the EBML header's id
-        segment = at + size + 4  # after the segment's id
-        size, at = _vint(head, segment)
-    except IndexError:
-        return 0
-    unknown = size == (1 << 7 * (at - segment)) - 1
-    return 0 if unknown else at + size
-
-
-def _vint(data: bytes, at: int) -> tuple[int, int]:
-    """An EBML number and the position after it. The leading zeros of the first byte give its length."""
-    length = 9 - data[at].bit_length()
-    value = int.from_bytes(data[at : at + length], "big") & ((1 << 7 * length) - 1)
-    return value, at + length
+def _tail(source: Source) -> bytes:
+    """The last bytes without padding."""
+    with _bytes_of(source) as file:
+        file.seek(-min(64, file.seek(0, os.SEEK_END)), os.SEEK_END)
+        return file.read().rstrip(b"\0")
 
 
 def _probe_pictures(folder: Path) -> VideoInfo:

@@ -1,10 +1,14 @@
 """Writing a clip to a file, to bytes, or to a folder of pictures."""
 
+import errno
 import io
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 
+import av
 from torch import Tensor
 
 from .folder import PictureSink
@@ -86,7 +90,8 @@ class Writer:
             time = self.frames_written / self.info.fps
         if not self.frames_written:
             self._begin = time
-        self._sink.write(array, time - self._begin)
+        with self._errors():
+            self._sink.write(array, time - self._begin)
         self.frames_written += 1
 
     def close(self) -> None:
@@ -95,10 +100,24 @@ class Writer:
             self.discard()
             raise ValueError("no frames were written: the clip is empty; check the trim before it")
         try:
-            self._sink.close()
+            with self._errors():
+                self._sink.close()
         except BaseException:
             self.discard()
             raise
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Convert an error of the encoder or the container to an error message."""
+        try:
+            yield
+        except av.FFmpegError as error:
+            if error.errno == errno.ENOSPC:
+                raise OSError(errno.ENOSPC, "the disk is full: make room, and save again") from error
+            raise ValueError(
+                f"this clip cannot be written as {self._codec} ({error.strerror}): "
+                "choose another format or codec"
+            ) from error
 
     def discard(self) -> None:
         """Stops, and removes what was written."""
