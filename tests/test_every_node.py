@@ -205,6 +205,9 @@ def test_words_for_people(node_id):
     assert cls.DESCRIPTION.strip().endswith((".", ")"))
     assert cls.SEARCH_ALIASES
     assert len(cls.OUTPUT_TOOLTIPS) == len(cls.RETURN_TYPES)
+    if cls.RETURN_TYPES:  # words, not the front end's fallback, which is the type's id
+        assert len(cls.RETURN_NAMES) == len(cls.RETURN_TYPES)
+        assert all(name == name.lower() for name in cls.RETURN_NAMES)
     assert all(cls.OUTPUT_TOOLTIPS)
     assert len(getattr(cls, "RETURN_NAMES", cls.RETURN_TYPES)) == len(cls.RETURN_TYPES)
     for name, (_, options) in declared(cls).items():

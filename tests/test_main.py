@@ -91,7 +91,7 @@ def test_render_of_a_missing_file_is_one_sentence(home, capsys):
 def test_nodes_are_listed(capsys):
     assert command.main(["nodes"]) == 0
     shown = capsys.readouterr().out
-    assert "ReelBrushTrimVideo  (Trim Video)" in shown and "every_nth INT = 1" in shown
+    assert "ReelBrushTrimVideo  (Trim Video (Streaming))" in shown and "every_nth INT = 1" in shown
     assert command.main(["nodes", "--all", "--json"]) == 0
     listed = {row["id"]: row for row in json.loads(capsys.readouterr().out)}
     assert listed["LoadVideo"]["outputs"] == ["VIDEO"]

@@ -135,6 +135,7 @@ class AttnStyleApply:
     DESCRIPTION = "Applies a trained text style to pictures of any size, with one network pass per picture."
     SEARCH_ALIASES = ("apply text style", "attnstyle inference")
     RETURN_TYPES = ("IMAGE",)
+    RETURN_NAMES = ("images",)
     OUTPUT_TOOLTIPS = ("The stylized pictures.",)
     FUNCTION = "run"
 
@@ -152,6 +153,7 @@ class AttnStyleApplyVideo:
     DESCRIPTION = "Applies a trained text style to a clip, frame by frame while it is saved."
     SEARCH_ALIASES = ("apply text style to video", "video style")
     RETURN_TYPES = ("VIDEO",)
+    RETURN_NAMES = ("video",)
     OUTPUT_TOOLTIPS = ("The stylized clip. It is computed when it is saved or previewed.",)
     FUNCTION = "run"
 

@@ -1,7 +1,7 @@
 """The check of IMAGE, MASK and LATENT at the entry of every node: what other nodes give is not trusted."""
 
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from inspect import getattr_static
 from typing import Any
 
@@ -17,10 +17,12 @@ def checked(node: type) -> type:
     def checks() -> dict[str, Callable[[str, Any], Any]]:
         declared = node.INPUT_TYPES()
         return {
-            name: _CHECKS[kind]
+            name: _CHECKS[kind] if kinds == kind else partial(_if_tensor, _CHECKS[kind])
             for group in ("required", "optional")
-            for name, (kind, *_) in declared.get(group, {}).items()
-            if isinstance(kind, str) and kind in _CHECKS
+            for name, (kinds, *_) in declared.get(group, {}).items()
+            if isinstance(kinds, str)
+            for kind in kinds.split(",")
+            if kind in _CHECKS
         }
 
     @wraps(function)
@@ -33,6 +35,11 @@ def checked(node: type) -> type:
     is_static = isinstance(getattr_static(node, node.FUNCTION), staticmethod)
     setattr(node, node.FUNCTION, staticmethod(call) if is_static else call)
     return node
+
+
+def _if_tensor(check: Callable[[str, Any], Any], name: str, value: Any) -> Any:
+    """The check of an input that also takes another type, which is no tensor."""
+    return check(name, value) if isinstance(value, Tensor) else value
 
 
 def image(name: str, value: Any) -> Tensor:

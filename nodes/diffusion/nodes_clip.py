@@ -32,6 +32,7 @@ class TemporalAttention:
     )
     SEARCH_ALIASES = ("cross-frame attention", "temporal consistency", "flicker", "video consistency")
     RETURN_TYPES = ("MODEL",)
+    RETURN_NAMES = ("model",)
     OUTPUT_TOOLTIPS = ("A copy of the model in which frames attend to each other.",)
     FUNCTION = "patch"
 
@@ -74,6 +75,7 @@ class FramesPerCall:
     )
     SEARCH_ALIASES = ("video batch", "chunk", "out of memory", "batch size", "controlnet video")
     RETURN_TYPES = ("MODEL",)
+    RETURN_NAMES = ("model",)
     OUTPUT_TOOLTIPS = ("A copy of the model that samples a clip in parts.",)
     FUNCTION = "patch"
 

@@ -36,6 +36,7 @@ class ApplyStyleLoRA:
     )
     SEARCH_ALIASES = ("regional lora", "lora mask", "diffstyler", "local style transfer", "attention couple")
     RETURN_TYPES = ("MODEL",)
+    RETURN_NAMES = ("model",)
     OUTPUT_TOOLTIPS = ("A copy of the model with one more region; the input model is unchanged.",)
     FUNCTION = "patch"
 
@@ -80,6 +81,7 @@ class Inject:
     )
     SEARCH_ALIASES = ("plug and play", "pnp", "diffstyler", "feature injection", "attention injection")
     RETURN_TYPES = ("MODEL",)
+    RETURN_NAMES = ("model",)
     OUTPUT_TOOLTIPS = (
         "A copy of the model that follows the content's layout; the input model is unchanged.",
     )

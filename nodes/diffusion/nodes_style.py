@@ -45,6 +45,7 @@ class ZStar:
     )
     SEARCH_ALIASES = ("zstar", "style transfer", "attention reweighting", "training-free style")
     RETURN_TYPES = ("MODEL",)
+    RETURN_NAMES = ("model",)
     OUTPUT_TOOLTIPS = _PATCHED
     FUNCTION = "patch"
 
@@ -128,6 +129,7 @@ class ReferenceAttention:
     )
     SEARCH_ALIASES = ("reference only", "styleid", "style injection", "attention swap", "consistent style")
     RETURN_TYPES = ("MODEL",)
+    RETURN_NAMES = ("model",)
     OUTPUT_TOOLTIPS = _PATCHED
     FUNCTION = "patch"
 
@@ -174,6 +176,7 @@ class ReferenceNoise:
     )
     SEARCH_ALIASES = ("reference only", "noised reference", "style reference")
     RETURN_TYPES = ("REELBRUSH_TRAJECTORY",)
+    RETURN_NAMES = ("trajectory",)
     OUTPUT_TOOLTIPS = ("The picture at every noise level, for Reference Attention and Z*.",)
     FUNCTION = "make"
 
@@ -205,6 +208,7 @@ class MatchLatent:
     )
     SEARCH_ALIASES = ("adain", "styleid", "latent color match")
     RETURN_TYPES = ("LATENT",)
+    RETURN_NAMES = ("latent",)
     OUTPUT_TOOLTIPS = ("The latent with the reference's statistics.",)
     FUNCTION = "match"
 

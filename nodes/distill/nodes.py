@@ -105,6 +105,7 @@ class ADSampler:
     )
     SEARCH_ALIASES = ("attention distillation", "style guidance", "guided sampling", "style reference", "AD")
     RETURN_TYPES = ("SAMPLER",)
+    RETURN_NAMES = ("sampler",)
     OUTPUT_TOOLTIPS = (
         "For SamplerCustom or SamplerCustomAdvanced; the paper uses ddim_uniform with 50 steps.",
     )

@@ -56,6 +56,7 @@ class TextureExpand:
     )
     SEARCH_ALIASES = ("texture expansion", "multidiffusion", "panorama", "seamless texture", "tileable")
     RETURN_TYPES = ("LATENT",)
+    RETURN_NAMES = ("latent",)
     OUTPUT_TOOLTIPS = ("The canvas; decode it with the VAE (from Seamless Tiling if it should tile).",)
     FUNCTION = "expand"
 
@@ -102,6 +103,7 @@ class Seamless:
     )
     SEARCH_ALIASES = ("tileable", "circular padding", "seamless texture", "tiling", "asymmetric tiling")
     RETURN_TYPES = ("MODEL", "VAE")
+    RETURN_NAMES = ("model", "vae")
     OUTPUT_TOOLTIPS = ("The model for pictures that tile.", "The VAE for them; encoding is unchanged.")
     FUNCTION = "wrap"
 

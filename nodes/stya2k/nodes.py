@@ -10,12 +10,16 @@ from ..video.lazy_video import LazyVideo
 from . import library
 from .attention import KINDS, MODES
 from .recipe import AUTOMATIC, EQUATIONS
-from .style import PRECISIONS, load_model, make_style, mix_styles
+from .style import PRECISIONS, load_model, make_style, mix_styles, style_of
 from .stylize import Look, stylize, stylize_video
 from .train_in_graph import train
 
 CATEGORY = "ReelBrush/StyA2K"
 STYA2K, STYLE = "REELBRUSH_STYA2K", "REELBRUSH_STYLE"
+STYLE_INPUT = connection(
+    f"{STYLE},IMAGE",
+    "From StyA2K Style or Mix StyA2K Styles. A picture is encoded with the model of the pack.",
+)
 STRENGTH = strength("1 is the method, 0 gives the input back. Values between interpolate features.")
 KEEP_COLOR = switch(False, "Keep the colours of the content and stylize only the lightness.")
 
@@ -119,7 +123,7 @@ class StyA2KApply:
         attention = "The method, or only a part of it, to see what the parts do."
         return {
             "required": {
-                "style": connection(STYLE, "From StyA2K Style or Mix StyA2K Styles."),
+                "style": STYLE_INPUT,
                 "images": connection("IMAGE", "The frames to stylize, of any size."),
                 "strength": STRENGTH,
                 "keep_color": KEEP_COLOR,
@@ -130,7 +134,7 @@ class StyA2KApply:
 
     def apply(self, style, images, strength, keep_color, attention, chunk):
         mode = None if attention == "all-to-key" else attention
-        return (stylize(style, images, Look(strength, keep_color, mode), chunk),)
+        return (stylize(style_of(style), images, Look(strength, keep_color, mode), chunk),)
 
 
 class StyA2KApplyVideo:
@@ -150,7 +154,7 @@ class StyA2KApplyVideo:
         side = "Shrink the clip so that its longer side has at most this many pixels. 0 keeps the size."
         return {
             "required": {
-                "style": connection(STYLE, "From StyA2K Style or Mix StyA2K Styles."),
+                "style": STYLE_INPUT,
                 "video": connection("VIDEO", "The clip to stylize."),
                 "strength": STRENGTH,
                 "keep_color": KEEP_COLOR,
@@ -160,7 +164,7 @@ class StyA2KApplyVideo:
 
     def apply(self, style, video, strength, keep_color, max_side):
         clip = LazyVideo.of(video).fit(max_side)
-        return (stylize_video(style, clip, Look(strength, keep_color)),)
+        return (stylize_video(style_of(style), clip, Look(strength, keep_color)),)
 
 
 class StylizeVideo:

@@ -19,7 +19,7 @@ from torch.nn import functional
 from .. import host
 from ..common.files import fingerprint
 from ..video.operation import tensor_digest
-from . import checkpoint
+from . import checkpoint, library
 
 log = logging.getLogger("reelbrush")
 PRECISIONS = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -153,6 +153,13 @@ def make_style(model: Model, pictures: Tensor, weights: str = "", size: int = 51
             if share > 0
         ),
     )
+
+
+def style_of(style: Style | Tensor) -> Style:
+    """A style; a picture is encoded with the first model of the pack."""
+    if not isinstance(style, Tensor):
+        return style
+    return make_style(load_model(library.path(library.embedded()[0])), style)
 
 
 def mix_styles(a: Style, b: Style, amount: float, mask: Tensor | None = None) -> Style:

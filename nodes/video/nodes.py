@@ -97,6 +97,7 @@ class TrimVideo:
     )
     SEARCH_ALIASES = ("cut video", "skip frames", "select every nth", "frame load cap", "resize video")
     RETURN_TYPES = ("VIDEO",)
+    RETURN_NAMES = ("video",)
     OUTPUT_TOOLTIPS = ("The shorter or smaller clip, with its part of the sound.",)
     FUNCTION = "trim"
 
@@ -147,6 +148,7 @@ class EncodeVideo:
     DESCRIPTION = "Encodes the frames of a clip to latents, a few at a time. Only the latents stay in memory."
     SEARCH_ALIASES = ("vae encode video", "video to latent")
     RETURN_TYPES = ("LATENT",)
+    RETURN_NAMES = ("latent",)
     OUTPUT_TOOLTIPS = ("One latent per frame.",)
     FUNCTION = "encode"
 
@@ -171,6 +173,7 @@ class DecodeVideo:
     DESCRIPTION = "Makes a clip from latents. Each frame is decoded when it is saved, so memory stays small."
     SEARCH_ALIASES = ("vae decode video", "latent to video")
     RETURN_TYPES = ("VIDEO",)
+    RETURN_NAMES = ("video",)
     OUTPUT_TOOLTIPS = ("The clip. It is decoded while it is saved or previewed.",)
     FUNCTION = "decode"
 
@@ -193,7 +196,7 @@ class DecodeVideo:
 
 NODES = {
     "ReelBrushSaveVideo": (SaveVideo, "Save Video (Streaming)"),
-    "ReelBrushTrimVideo": (TrimVideo, "Trim Video"),
+    "ReelBrushTrimVideo": (TrimVideo, "Trim Video (Streaming)"),
     "ReelBrushPreviewVideo": (PreviewVideo, "Preview Frames"),
     "ReelBrushEncodeVideo": (EncodeVideo, "Encode Video (VAE)"),
     "ReelBrushDecodeVideo": (DecodeVideo, "Decode Video (VAE)"),

@@ -5,6 +5,7 @@ from fractions import Fraction
 import pytest
 import torch
 
+from reelbrush import nodes
 from reelbrush.nodes.stya2k import library
 from reelbrush.nodes.stya2k import stylize as stylize_module
 from reelbrush.nodes.stya2k.attention import A2K
@@ -332,3 +333,15 @@ def test_half_precision_is_close(frames):
 def test_an_unknown_precision_is_said(small_file):
     with pytest.raises(ValueError, match="float16"):
         load_model(small_file, "int3")
+
+
+def test_picture_connected_to_a_style_input_is_encoded_with_the_model_of_the_pack():
+    classes = nodes.NODE_CLASS_MAPPINGS
+    picture, frames = torch.rand(1, 64, 64, 3), torch.rand(1, 32, 32, 3)
+    look = {"strength": 1.0, "keep_color": False, "attention": "all-to-key", "chunk": 0}
+    model = classes["ReelBrushLoadStyA2K"]().load(model=library.embedded()[0], precision="auto")[0]
+    style = classes["ReelBrushStyA2KStyle"]().encode(model=model, style=picture, weights="", size=512)[0]
+    apply = classes["ReelBrushStyA2KApply"]().apply
+    assert torch.equal(
+        apply(style=picture, images=frames, **look)[0], apply(style=style, images=frames, **look)[0]
+    )

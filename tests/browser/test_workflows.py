@@ -1,0 +1,182 @@
+"""Every workflow in ComfyUI's browser page, in the classic design and in Nodes 2.0.
+
+Needs COMFYUI_PATH, the package playwright and Debian's chromium. ComfyUI runs with a new base folder, as
+after its installation: nothing is in `input/` but what this pack puts there.
+"""
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+COMFYUI, CHROMIUM = os.environ.get("COMFYUI_PATH"), shutil.which("chromium")
+DESIGNS = {"classic": False, "nodes 2.0": True}
+WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+PORT = 8377
+
+pytestmark = [
+    pytest.mark.comfyui,
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM, reason="needs chromium"),
+]
+playwright = pytest.importorskip("playwright.sync_api")
+
+BOXES = """() => app.graph._nodes.map(node => {
+  const dom = document.querySelector(`[data-node-id="${node.id}"]`);
+  const size = dom ? [dom.offsetWidth, dom.offsetHeight] : [node.size[0], node.size[1] + 30];
+  return [node.title, node.pos[0], node.pos[1] - 30, ...size];
+})"""
+UNKNOWN = "() => app.graph._nodes.filter(n => !LiteGraph.registered_node_types[n.type]).map(n => n.type)"
+PLAYERS = """() => [...document.querySelectorAll('video')].filter(v => v.readyState >= 2 && v.duration > 1)
+  .map(v => v.currentSrc).filter(src => src.includes('type=output') || src.includes('type=temp'))"""
+
+
+def without_checkpoint(name):
+    text = (ROOT / "workflows" / f"{name}.json").read_text()
+    return '"models"' not in text and name != "stya2k_train"
+
+
+class ComfyUI:
+    """A running server, and a page that shows it."""
+
+    url = f"http://127.0.0.1:{PORT}"
+
+    def __init__(self, page):
+        self.page, self.errors = page, []
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+
+    def get(self, path):
+        return json.load(urllib.request.urlopen(self.url + path))
+
+    def set(self, name, value):
+        kind = {"Content-Type": "application/json"}
+        urllib.request.urlopen(
+            urllib.request.Request(f"{self.url}/settings/{name}", json.dumps(value).encode(), kind)
+        )
+
+    def open(self, name, nodes2):
+        """Load a workflow into a new page."""
+        self.set("Comfy.VueNodes.Enabled", nodes2)
+        self.set("Comfy.TutorialCompleted", True)
+        self.page.goto(self.url, timeout=120_000)
+        self.page.wait_for_function("window.app?.graph && window.app.extensionManager", timeout=120_000)
+        self.page.wait_for_timeout(2500)
+        graph = json.loads((ROOT / "workflows" / f"{name}.json").read_text())
+        self.page.evaluate("g => app.loadGraphData(g, true, true)", graph)
+        self.page.wait_for_timeout(3000)
+
+    def run(self, seconds=300):
+        """Press Run, wait for the end. Gives the status of the run."""
+        before = set(self.get("/history"))
+        self.page.evaluate("() => app.queuePrompt(0, 1)")
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            new = [entry for key, entry in self.get("/history").items() if key not in before]
+            if new:
+                self.page.wait_for_timeout(3000)
+                return new[0]["status"]
+            self.page.wait_for_timeout(500)
+        raise TimeoutError("the run did not end")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    base = tmp_path_factory.mktemp("comfyui")
+    for name in ("custom_nodes", "input", "output", "models", "user", "temp"):
+        (base / name).mkdir()
+    (base / "custom_nodes" / "ReelBrush").symlink_to(ROOT)
+    log = (base / "log.txt").open("w")
+    command = [sys.executable, "main.py", "--cpu", "--port", str(PORT), "--base-directory", str(base)]
+    process = subprocess.Popen(command, cwd=COMFYUI, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        for _ in range(120):
+            time.sleep(1)
+            assert process.poll() is None, (base / "log.txt").read_text()[-2000:]
+            try:
+                urllib.request.urlopen(f"{ComfyUI.url}/queue")
+                break
+            except OSError:
+                continue
+        yield base
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    with playwright.sync_playwright() as play:
+        yield play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+
+
+@pytest.fixture
+def comfyui(server, browser):
+    page = browser.new_page(viewport={"width": 1800, "height": 1100})
+    yield ComfyUI(page)
+    page.close()
+
+
+def overlaps(boxes):
+    return [
+        (a[0], b[0])
+        for a, b in itertools.combinations(boxes, 2)
+        if a[1] < b[1] + b[3] and b[1] < a[1] + a[3] and a[2] < b[2] + b[4] and b[2] < a[2] + a[4]
+    ]
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_opens_without_missing_nodes_overlaps_and_errors(comfyui, name, design):
+    comfyui.open(name, DESIGNS[design])
+    assert comfyui.page.evaluate(UNKNOWN) == []
+    assert overlaps(comfyui.page.evaluate(BOXES)) == []
+    assert comfyui.errors == []
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("name", [w for w in WORKFLOWS if without_checkpoint(w)])
+def test_first_run_ends_with_a_playing_result(comfyui, name, design):
+    comfyui.open(name, DESIGNS[design])
+    status = comfyui.run()
+    assert status["status_str"] == "success", status
+    assert comfyui.page.evaluate(PLAYERS)
+    assert comfyui.errors == []
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_result_is_shown_again_after_a_reload(comfyui, design):
+    comfyui.open("stylize_video", DESIGNS[design])
+    comfyui.run()
+    shown = comfyui.page.evaluate(PLAYERS)
+    comfyui.page.reload()
+    comfyui.page.wait_for_function("window.app?.graph", timeout=120_000)
+    comfyui.page.wait_for_timeout(6000)
+    again = comfyui.page.evaluate(PLAYERS)
+    assert [url.split("&rand")[0] for url in again] == [url.split("&rand")[0] for url in shown] != []
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_divider_and_play_button_of_compare_videos(comfyui, design):
+    comfyui.open("compare_stabilized", DESIGNS[design])
+    assert comfyui.run()["status_str"] == "success"
+    page = comfyui.page
+    page.evaluate(
+        "() => app.canvas.centerOnNode(app.graph._nodes.find(n => n.type === 'ReelBrushCompareVideo'))"
+    )
+    page.wait_for_timeout(1000)
+    box = page.locator(".rb-stage").bounding_box()
+    page.mouse.click(box["x"] + box["width"] * 0.25, box["y"] + box["height"] / 2)
+    clip = page.evaluate("() => document.querySelectorAll('.rb-stage video')[1].style.clipPath")
+    assert 20 < float(clip.split()[-1].rstrip("%)")) < 30
+    page.locator(".rb-bar button").click()
+    page.wait_for_timeout(1500)
+    times = page.evaluate("() => [...document.querySelectorAll('.rb-stage video')].map(v => v.currentTime)")
+    assert min(times) > 0 and abs(times[0] - times[1]) < 0.2
