@@ -1,4 +1,4 @@
-"""Compares stylizers on the held-out pictures of pack.py: distances in one table, and sheets for blind judging.
+"""Compares stylizers on the held-out pictures of pack.py: a table of distances, and sheets for blind judging.
 
     python lab/stylizer/judge.py ~/judged --packed ~/stylizer --alex alex_shift_tolerant.pth \
         --model new=average.safetensors --model shipped=nodes/stya2k/weights/stya2k-small.safetensors \
