@@ -168,7 +168,8 @@ class ShiftTolerantVGG(Perceptual):
     """VGG-16 of the ST-LPIPS metric, whose pools are anti-aliased, seen twice: fine texture at full size, and
     all deeper layers at half size, where they cost a quarter and see objects at the size that they know."""
 
-    plan = ("1_1", "1_2", "P", "2_1", "2_2", "P", "3_1", "3_2", "3_3", "P", "4_1")
+    plan = ("1_1", "1_2", "P", "2_1", "2_2", "P", "3_1", "3_2", "3_3", "P", "4_1", "4_2", "4_3")
+    plan += ("P", "5_1", "5_2", "5_3")
     fine = ("1_2", "2_1")
     coarse = ("2_2", "3_3", "4_1")
     style = ("fine1_2", "fine2_1", "coarse2_2", "coarse3_3", "coarse4_1")

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
 
 def _axis_label(report: Report) -> str:
-    norm = {"mse": "mean squared", "rmse": "root mean squared", "l1": "mean absolute"}[report.convention.norm]
-    return f"{norm} error, range 0-{report.convention.scale:g}"
+    rule = report.convention
+    if rule.norm == "lpips":
+        return "LPIPS (ST-LPIPS, VGG-16)"
+    norm = {"mse": "mean squared", "rmse": "root mean squared", "l1": "mean absolute"}[rule.norm]
+    return f"{norm} error, range 0-{rule.scale:g}"
 
 
 def _convention_line(report: Report) -> str:

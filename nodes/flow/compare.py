@@ -19,7 +19,7 @@ def playable(video: LazyVideo) -> dict[str, str]:
     return {"filename": path.name, "subfolder": "", "type": "temp"}
 
 
-def comparison_player(a: LazyVideo, b: LazyVideo, content: LazyVideo | None, mode: str) -> dict[str, Any]:
+def comparison_player(a: LazyVideo, b: LazyVideo, content: Any, mode: str) -> dict[str, Any]:
     """What the player shows. `curves` has an error per frame; None for the first frame and after a cut."""
     if a.frame_count != b.frame_count:
         counts = f"a has {a.frame_count} frames and b has {b.frame_count}"

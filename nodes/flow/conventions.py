@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv1d, pad
 
-from ...kernels.flow import NORMS, energy, inside, motion_edges, returns, warp
+from ...kernels.flow import NORMS as COLOUR_NORMS
+from ...kernels.flow import difference, energy, inside, motion_edges, returns, warp
+from . import lpips
 from .estimate import Flow
 
 DIRECTIONS = ("previous to next", "next to previous")
+NORMS = (*COLOUR_NORMS, "lpips")
 RANGES = ("0-255", "0-1")
 MASKS = ("valid only", "all pixels")
 NORMALISERS = ("counted pixels", "all pixels")
@@ -92,6 +95,7 @@ class Convention:
     preset: str = "custom"
     rule: Rule | None = None  # None: the masks of the flow
     scale_override: float = 0.0
+    method: str = ""  # how the motion is estimated; empty: as the node says
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -128,13 +132,25 @@ class Convention:
             return forth, None
         return forth, valid.float() if self.rule is None else self.rule(forth, back)
 
+    def flow_method(self, chosen: str) -> str:
+        """The chosen method, unless the preset demands another one."""
+        return chosen if chosen.startswith(self.method.partition("-")[0]) else self.method
+
+    def per_pixel(self, warped: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
+        """The error of each pixel [N, H, W] of pictures [N, 3, H, W]."""
+        if self.norm != "lpips":
+            return difference(warped, target, norm=self.norm, scale=self.scale)
+        if weights is not None:  # features see neighbours too: what does not count must be equal
+            warped = target.lerp(warped, weights[:, None])
+        return lpips.distance(warped, target)
+
     def description(self) -> dict[str, str]:
         """The convention as text, for the table and the plot."""
         return {
             "preset": self.preset,
             "direction": self.direction,
             "norm": self.norm,
-            "range": f"0-{self.scale:g}",
+            "range": "0-1" if self.norm == "lpips" else f"0-{self.scale:g}",
             "mask": self.mask if self.mask == "all pixels" else f"{self.mask} ({_RULES[self.rule]})",
             "normaliser": self.normaliser,
             "strides": ",".join(map(str, self.strides)),
@@ -172,7 +188,14 @@ _PRESETS = {
         "normaliser": "all pixels",
         "rule": rerender_mask,
     },
+    "ReReVST": {
+        "direction": "previous to next",
+        "norm": "rmse",
+        "range": "0-1",
+        "normaliser": "all pixels",
+    },
 }
+_PRESETS["CAP-VSTNet"] = {**_PRESETS["ReReVST"], "method": "raft-large", "strides": (1, 10)}
 
 PRESETS = ("custom", *_PRESETS)
 
@@ -197,10 +220,10 @@ def convention(
     mask: str = MASKS[0],
     normaliser: str = NORMALISERS[0],
 ) -> Convention:
-    """A convention from a node's inputs. A preset overrides all of them except the strides."""
+    """A convention from a node's inputs. A preset overrides them, the strides only where it has its own."""
     if preset not in PRESETS:
         raise ValueError(f"the preset {preset!r} is unknown: choose one of {', '.join(PRESETS)}")
     far = parse_strides(strides)
     if preset != "custom":
-        return Convention(strides=far, preset=preset, **_PRESETS[preset])
+        return Convention(**{"strides": far, "preset": preset, **_PRESETS[preset]})
     return Convention(direction, norm, range, mask, normaliser, far)

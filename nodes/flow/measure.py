@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -33,33 +34,32 @@ def versions(clips: dict[str, Tensor], content: Tensor, rule: Convention, method
                 f"{name} has {len(frames)} frames, the content {len(content)}: give clips of one length"
             )
     rule.check_frames(len(content))
-    reports = [Report(rule, f"{method} on the content", name) for name in clips]
-    meter = Meter(reports, method)
+    meter = Meter(rule, clips, method, content)
     with host.progress(len(content), "Optical-flow error") as bar:
         for t, shown in enumerate(content):
             meter.push([frames[t] for frames in clips.values()], shown)
             bar.step()
-    return reports
+    return meter.reports
 
 
-def stream(stylized: LazyVideo, content: LazyVideo, rule: Convention, method: str) -> Report:
+def stream(stylized: LazyVideo, content: Any, rule: Convention, method: str) -> Report:
     """The error of a lazy clip."""
     return streams({"stylized": stylized}, content, rule, method)[0]
 
 
-def streams(clips: dict[str, LazyVideo], content: LazyVideo, rule: Convention, method: str) -> list[Report]:
-    """The errors of lazy versions of one clip. Only as many frames are kept as the longest stride needs."""
-    reports = [Report(rule, f"{method} on the content", name) for name in clips]
-    meter = Meter(reports, method)
-    if content.clip.exact:
-        rule.check_frames(content.frame_count)
-    with host.progress(content.frame_count, "Optical-flow error") as bar:
-        for batches in in_step([*clips.values(), content], CHUNK):
+def streams(clips: dict[str, LazyVideo], content: Any, rule: Convention, method: str) -> list[Report]:
+    """The errors of lazy versions of a VIDEO. Only as many frames are kept as the longest stride needs."""
+    original = LazyVideo.of(content)
+    meter = Meter(rule, clips, method, content)
+    if original.clip.exact:
+        rule.check_frames(original.frame_count)
+    with host.progress(original.frame_count, "Optical-flow error") as bar:
+        for batches in in_step([*clips.values(), original], CHUNK):
             for *frames, shown in zip(*batches, strict=True):
                 meter.push(frames, shown)
                 bar.step()
-    rule.check_frames(reports[0].frames)
-    return reports
+    rule.check_frames(meter.reports[0].frames)
+    return meter.reports
 
 
 def named(clips: Sequence[Tensor | None], names: str) -> dict[str, Tensor]:

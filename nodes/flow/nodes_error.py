@@ -14,12 +14,16 @@ CATEGORY = "ReelBrush/Flow"
 def _convention_inputs() -> dict:
     tooltips = {
         "direction": "Which frame is warped onto which before they are compared.",
-        "norm": "mse: mean of squares. rmse: its root, per pair. l1: mean of absolute differences.",
+        "norm": "mse: mean of squares. rmse: its root, per pair. l1: mean of absolute differences. lpips: "
+        "perceptual distance; needs `pip install stlpips-pytorch`.",
         "range": "The range of the colours, which scales the error.",
         "mask": "Compare only pixels that exist in both frames, or all pixels.",
         "normaliser": "Divide the sum of errors by the number of compared pixels, or of all pixels.",
     }
-    preset = "Use the settings of a published code. They replace direction, norm, range, mask and normaliser."
+    preset = (
+        "Use the settings of a published code. They replace direction, norm, range, mask and normaliser; "
+        "CAP-VSTNet's also strides and method (RAFT)."
+    )
     method = "How the content's motion is estimated, if no flow is connected."
     strides = "The distances between compared frames: 1 for flicker, 1,8 also for slow changes."
     return {
@@ -74,19 +78,23 @@ class FlowErrorVideo:
 
     @classmethod
     def INPUT_TYPES(cls):
+        other = "Another version, such as the clip before it was stabilized. The plot shows both on one axis."
         return {
             "required": {
                 "stylized": connection("VIDEO", "The clip to measure."),
                 "content": connection("VIDEO", "The clip before it was stylized, for its motion."),
                 **_convention_inputs(),
-            }
+            },
+            "optional": {"other": connection("VIDEO", other)},
         }
 
-    def measure(self, stylized, content, method, **rule):
-        clips = LazyVideo.of(stylized), LazyVideo.of(content)
-        report = measure.stream(*clips, convention(**rule), method)
-        heatmap = error_heatmap(report, clips[0].height, clips[0].width)
-        return report.error, error_plot(report), heatmap, report.table()
+    def measure(self, stylized, content, method, other=None, **rule):
+        named = {"stylized": stylized} if other is None else {"stylized": stylized, "other": other}
+        clips = {name: LazyVideo.of(video) for name, video in named.items()}
+        reports = measure.streams(clips, content, convention(**rule), method)
+        plot = error_plot(reports[0]) if other is None else comparison(reports)
+        heatmap = error_heatmap(reports[0], clips["stylized"].height, clips["stylized"].width)
+        return reports[0].error, plot, heatmap, "\n".join(report.table() for report in reports)
 
 
 class StabilityReport:
@@ -149,8 +157,7 @@ class CompareVideo:
         }
 
     def compare(self, a, b, mode, content=None):
-        original = None if content is None else LazyVideo.of(content)
-        shown = comparison_player(LazyVideo.of(a), LazyVideo.of(b), original, mode)
+        shown = comparison_player(LazyVideo.of(a), LazyVideo.of(b), content, mode)
         return {"ui": {"reelbrush_compare": [shown]}, "result": ()}
 
 

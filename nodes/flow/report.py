@@ -2,14 +2,15 @@
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
-from ...kernels.flow import difference, warp, warping_error
+from ...kernels.flow import warp, warping_error
 from .conventions import Convention
 from .cuts import CutDetector
 from .estimate import Flow, estimator
@@ -54,7 +55,7 @@ class Report:
         names = rule.direction.split(" to ")
         source, target = (frames[name][None, ..., :3].permute(0, 3, 1, 2).float() for name in names)
         along, weights = rule.flows(flow.at(h, w))
-        per_pixel = difference(warp(source, along), target, norm=rule.norm, scale=rule.scale)
+        per_pixel = rule.per_pixel(warp(source, along), target, weights)
         error = warping_error(per_pixel, weights, norm=rule.norm, over_all=rule.over_all).item()
         valid = 1.0 if weights is None else weights.mean().item()
         pair = Pair(first, flow.stride, error, valid, cut)
@@ -112,16 +113,23 @@ class Report:
         return heat.sqrt() if self.convention.norm == "rmse" else heat
 
 
-class Meter:
-    """Measures one or more clips against one content clip, frame by frame."""
+KEPT = 256 << 20  # bytes of a content's flows that are kept for another error node
+_flows = WeakIdKeyDictionary()  # content -> method -> flows
 
-    def __init__(self, reports: Sequence[Report], method: str):
-        self.reports = reports
+
+class Meter:
+    """Measures one or more clips against one content clip, frame by frame. As long as `content` exists, its
+    flows are kept: another node that measures against the same content does not estimate them again."""
+
+    def __init__(self, rule: Convention, names: Iterable[str], method: str, content: Any):
+        method = rule.flow_method(method)
+        self.reports = [Report(rule, f"{method} on the content", name) for name in names]
+        self._known: dict[tuple[int, int], Flow] = _flows.setdefault(content, {}).setdefault(method, {})
         self._flow = estimator(method)
         self._method = method
-        self._strides = reports[0].convention.strides
+        self._strides = rule.strides
         self._content: deque[Any] = deque(maxlen=max(self._strides) + 1)
-        self._stylized: list[deque[Tensor]] = [deque(maxlen=max(self._strides) + 1) for _ in reports]
+        self._stylized: list[deque[Tensor]] = [deque(maxlen=max(self._strides) + 1) for _ in self.reports]
         self._detector, self._cuts, self._t = CutDetector(), [], 0
 
     def push(self, stylized: Sequence[Tensor], content: Tensor) -> None:
@@ -138,8 +146,12 @@ class Meter:
                 self._measure(t, stride)
 
     def _measure(self, t: int, stride: int) -> None:
-        both = self._flow.both(self._content[-1 - stride], self._content[-1])
-        flow = Flow.of(*both, stride=stride, method=self._method)
+        flow = self._known.get((t, stride))
+        if flow is None:
+            both = self._flow.both(self._content[-1 - stride], self._content[-1])
+            flow = Flow.of(*both, stride=stride, method=self._method)
+            if len(self._known) * 18 * flow.height * flow.width < KEPT:  # 16 bytes and two masks per pixel
+                self._known[t, stride] = flow
         cut = any(t - stride < c <= t for c in self._cuts)
         for kept, report in zip(self._stylized, self.reports, strict=True):
             report.add(t - stride, kept[-1 - stride], kept[-1], flow, cut=cut)
