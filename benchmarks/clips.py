@@ -23,13 +23,12 @@ from reelbrush.nodes.stya2k.style import Style, StylePart, load_model
 from reelbrush.nodes.stya2k.stylize import Look, stylize_video
 from reelbrush.nodes.video import codec
 from reelbrush.nodes.video.lazy_video import LazyVideo
-from reelbrush.nodes.video.operation import Operation, Worker, operation
+from reelbrush.nodes.video.operation import Operation, Worker
 
 LOOP = 48  # frames after which the test clip repeats
 
 
-@operation("benchmark.soften")
-class Soften(Operation):
+class Soften(Operation, name="benchmark.soften"):
     """A Gaussian blur of 9 x 9 pixels and a curve: arithmetic on every pixel, without state."""
 
     source: Operation

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import host
 from ..common.files import replacing
-from ..video.operation import Operation, Worker, operation
+from ..video.operation import Operation, Worker
 from .network import AttnStyleNet
 
 KIND = "attnstyle"
@@ -104,8 +104,7 @@ def apply(style: TextStyle, images: Tensor, strength: float = 1.0) -> Tensor:
     return torch.cat(parts)
 
 
-@operation("attnstyle.apply")
-class ApplyTextStyle(Operation):
+class ApplyTextStyle(Operation, name="attnstyle.apply"):
     """A text style on every frame, each frame by itself."""
 
     source: Operation

@@ -5,7 +5,7 @@ from typing import Any
 
 from .. import host
 from ..video.lazy_video import LazyVideo
-from ..video.save import Format, save
+from ..video.save import save
 from . import measure
 from .conventions import convention
 from .estimate import METHODS
@@ -15,7 +15,7 @@ def playable(video: LazyVideo) -> dict[str, str]:
     """A clip as an mp4 file in ComfyUI's temp folder. The same clip is written once."""
     path = host.folder("temp") / f"reelbrush_{video.operation.fingerprint[:24]}.mp4"
     if not path.is_file():
-        save(video.operation, path, Format("mp4", "h264", 18), label="Preparing the player")
+        save(video.operation, path, codec="h264", quality=18, label="Preparing the player")
     return {"filename": path.name, "subfolder": "", "type": "temp"}
 
 

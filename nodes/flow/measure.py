@@ -51,8 +51,7 @@ def streams(clips: dict[str, LazyVideo], content: Any, rule: Convention, method:
     """The errors of lazy versions of a VIDEO. Only as many frames are kept as the longest stride needs."""
     original = LazyVideo.of(content)
     meter = Meter(rule, clips, method, content)
-    if original.clip.exact:
-        rule.check_frames(original.frame_count)
+    rule.check_frames(original.frame_count)
     with host.progress(original.frame_count, "Optical-flow error") as bar:
         for batches in in_step([*clips.values(), original], CHUNK):
             for *frames, shown in zip(*batches, strict=True):

@@ -16,6 +16,7 @@ of a pixel and the content matches as well without motion, nothing is moved.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from torch.nn.functional import avg_pool2d
 from ...kernels.flow import energy, resize_flow, resize_weights, validity, warp
 from .. import host
 from ..video.lazy_video import LazyVideo
-from ..video.operation import Operation, Window, Worker, operation
+from ..video.operation import Operation, Worker
 from .cuts import CutDetector
 from .estimate import Flow, estimator, method_files
 
@@ -88,7 +89,7 @@ class Stabilizer(Worker):
         self._content: Tensor | None = None
         self._ready: object = None
 
-    def __call__(self, stylized: Tensor, content: Tensor, *, window: Window) -> Tensor:
+    def __call__(self, stylized: Tensor, content: Tensor, **_: Any) -> Tensor:
         return torch.stack([self.push(*pair) for pair in zip(stylized, content, strict=True)])
 
     def push(self, stylized: Tensor, content: Tensor) -> Tensor:
@@ -157,8 +158,7 @@ def stabilize_with_flow(stylized: Tensor, flow: Flow, content: Tensor | None, st
     return torch.cat([out, stylized[..., 3:]], -1)
 
 
-@operation("flow.stabilize")
-class StabilizeFrames(Operation):
+class StabilizeFrames(Operation, name="flow.stabilize"):
     """A stylized clip, stabilized by the motion of its content."""
 
     stylized: Operation

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from .. import host
 from ..common.files import fingerprint
-from ..video.operation import tensor_digest
+from ..video.operation import digest
 from . import checkpoint, library
 
 log = logging.getLogger("reelbrush")
@@ -95,7 +95,7 @@ _ENCODED = 16  # pictures kept per model
 
 def encoded(model: Model, network: torch.nn.Module, picture: Tensor) -> Any:
     """A style picture [1, h, w, 3] as the network needs it. Encoded once, for all clips and mixes."""
-    kept, key = _encoded.setdefault(model, {}), tensor_digest(picture)
+    kept, key = _encoded.setdefault(model, {}), digest(picture)
     if key not in kept:
         planes = picture.permute(0, 3, 1, 2).to(host.device(), model.dtype)
         kept[key] = network.encode_style(planes.contiguous(memory_format=torch.channels_last))

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from .. import host
 from ..video.lazy_video import LazyVideo
-from ..video.operation import Operation, Window, Worker, operation
+from ..video.operation import Operation, Worker
 from . import tiles
 from .attention import MODES
 from .mixing import Mix
@@ -53,8 +53,8 @@ class Stylizer(Worker):
         need = self.network.bytes_per_pixel * element * self.size[0] * self.size[1]
         return int(max(1, min(2 if where.type == "cpu" else 16, host.free_memory(where) * 0.6 // need)))
 
-    def __call__(self, frames: Tensor, *, window: Window) -> Tensor:
-        return self.run(frames, window.index)
+    def __call__(self, frames: Tensor, *, index: int, inner: slice) -> Tensor:
+        return self.run(frames, index)
 
     def run(self, frames: Tensor, index: int = 0) -> Tensor:
         """Frames [n, H, W, 3] from number `index` of the clip on; fewer at once when memory is short."""
@@ -186,8 +186,7 @@ def stylize(style: Style, images: Tensor, look: Look, chunk: int = 0) -> Tensor:
     return out
 
 
-@operation("stya2k.stylize")
-class StylizeFrames(Operation):
+class StylizeFrames(Operation, name="stya2k.stylize"):
     """A clip in a style. Frames are independent of each other."""
 
     source: Operation

@@ -1,7 +1,7 @@
 """Batches of frames, and the buffer that holds them between operations."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -37,7 +37,7 @@ class Batch:
         return cls(frames[..., :3], times, frames[..., 3:] if frames.shape[-1] == 4 else None)
 
     @classmethod
-    def join(cls, batches: list["Batch"]) -> "Batch":
+    def join(cls, batches: Sequence["Batch"]) -> "Batch":
         if len(batches) == 1:
             return batches[0]
         alpha = None if batches[0].alpha is None else torch.cat([b.alpha for b in batches])
@@ -54,10 +54,9 @@ class Batch:
 
     def as_pixels(self, bit_depth: int) -> "Batch":
         """This batch as integers on the CPU: what is saved, cached and measured."""
-        frames = _pixels(self.frames, bit_depth)
-        if self.alpha is not None:
-            frames = torch.cat([frames, _pixels(self.alpha, bit_depth)], -1)
-        return Batch(frames, self.times)
+        channels = [self.frames] if self.alpha is None else [self.frames, self.alpha]
+        pixels = [(codec.from_float(c, bit_depth) if c.is_floating_point() else c).cpu() for c in channels]
+        return Batch(torch.cat(pixels, -1) if len(pixels) > 1 else pixels[0], self.times)
 
 
 def as_floats(
@@ -68,53 +67,74 @@ def as_floats(
     return (frames if frames.is_floating_point() else codec.to_float(frames)).to(dtype)
 
 
-def _pixels(frames: Tensor, bit_depth: int) -> Tensor:
-    return (codec.from_float(frames, bit_depth) if frames.is_floating_point() else frames).cpu()
+class Stream:
+    """The batches of one operation, from frame `end` on, for any number of readers."""
+
+    def __init__(self, batches: Iterator[Batch], end: int):
+        self.batches, self.end, self.ended = batches, end, False
+        self._readers: list[FrameBuffer] = []
+
+    def read(self, start: int) -> "FrameBuffer":
+        """A reader of the frames from `start` on. All readers must be there before the first batch."""
+        self._readers.append(FrameBuffer(self, start))
+        return self._readers[-1]
+
+    def advance(self) -> bool:
+        """Give the next batch to all readers."""
+        batch = next(self.batches, None)
+        if batch is None:
+            self.ended = True
+            return False
+        for reader in self._readers:
+            skipped = max(0, reader.start - self.end)
+            if skipped < len(batch):
+                reader.held.append(batch[skipped:])
+        self.end += len(batch)
+        return True
 
 
 class FrameBuffer:
-    """The frames of one input from number `start` on, taken in ranges. `batches` begins with frame `at`."""
+    """What one reader has not dropped yet of a stream's frames: those from number `start` on."""
 
-    def __init__(self, batches: Iterator[Batch], at: int, start: int):
-        self.start, self.end, self.ended = start, at, False
-        self._batches = batches
-        self._held: deque[Batch] = deque()
+    def __init__(self, stream: Stream, start: int):
+        self.stream, self.start = stream, start
+        self.held: deque[Batch] = deque()
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches as they come."""
+        while self.held or self.stream.advance():
+            yield self.held.popleft()
 
     def fill(self, end: int) -> None:
-        """Read on until frame `end` - 1 is here, or the input ends."""
-        while self.end < end and not self.ended:
-            batch = next(self._batches, None)
-            if batch is None:
-                self.ended = True
-                return
-            skipped = max(0, self.start - self.end)
-            self.end += len(batch)
-            if skipped < len(batch):
-                self._held.append(batch[skipped:] if skipped else batch)
+        """Read on until frame `end` - 1 is here, or the stream ends."""
+        while self.stream.end < end and self.stream.advance():
+            pass
 
     def take(self, first: int, last: int) -> Batch:
         """Frames `first` to `last` - 1, which must have been filled and not dropped."""
         parts, at = [], self.start
-        for batch in self._held:
+        for batch in self.held:
             low, high = max(first - at, 0), min(last - at, len(batch))
             if low < high:
-                parts.append(batch if (low, high) == (0, len(batch)) else batch[low:high])
+                parts.append(batch[low:high])
             at += len(batch)
         return Batch.join(parts)
 
     def drop(self, before: int) -> None:
         """Remove the batches that lie completely before frame `before`."""
-        while self._held and self.start + len(self._held[0]) <= before:
-            self.start += len(self._held.popleft())
+        while self.held and self.start + len(self.held[0]) <= before:
+            self.start += len(self.held.popleft())
 
-    def batches(self, border: int = 0) -> Iterator[Batch]:
-        """All frames in the batches in which they come, split at the multiples of `border`."""
-        at = self.start
-        while True:
-            self.fill(at + 1)
-            if self.end <= at:
-                return
-            last = min(self.end, (at // border + 1) * border) if border else self.end
-            yield self.take(at, last)
-            at = last
-            self.drop(at)
+
+def filled(label: str, inputs: Sequence[FrameBuffer], end: int) -> int:
+    """Read all inputs up to frame `end` - 1. Gives where they end if that is earlier."""
+    for source in inputs:
+        source.fill(end)
+    ended = [source.stream.end for source in inputs if source.stream.ended]
+    longest = max(source.stream.end for source in inputs)
+    if ended and longest > min(ended):
+        raise ValueError(
+            f"{label}: one clip ends after {min(ended)} frames, another has {longest} or more: "
+            "give clips of one length (Trim Video cuts)"
+        )
+    return min(end, longest)

@@ -7,24 +7,23 @@ at the last chunk border. They are stored as integers. Readers get integers also
 the cache, so the result is the same with and without a cache.
 """
 
-import json
+import hashlib
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from itertools import count
 from pathlib import Path
-
-from torch import Tensor
 
 from .. import host
 from ..common.files import replacing
 from . import codec
 from .batch import Batch, FrameBuffer
-from .operation import Operation, tensor_digest
+from .operation import Operation
 from .run import Run, States
 
-_CHUNK_BYTES = 8 << 20
-_FORMAT = 3  # of the folder's content
+CHUNK = 8  # frames per file
+_FORMAT = 4  # of the folder's content
 
 
 def root() -> Path:
@@ -34,101 +33,82 @@ def root() -> Path:
 
 def limit() -> float:
     """Bytes that all caches may take. The oldest are removed first."""
-    return host.limit_from("REELBRUSH_SPOOL_GB", 8) * (1 << 30)
+    former = host.limit_from("REELBRUSH_SPOOL_GB", 8)  # the name in version 0.1
+    return host.limit_from("REELBRUSH_CACHE_GB", former) * (1 << 30)
 
 
-def pixel_batches(op: Operation, *, resume: bool = True) -> Iterator[Batch]:
-    """The frames of a graph as integers; through the cache when they are costly and `resume` is on."""
-    if resume and op.cached:
-        yield from FrameCache(op).batches()
-    else:
-        with Run({op: 0}) as run:
-            for batch in run.outputs[0].batches():
-                host.check_interrupt()
-                yield batch.as_pixels(op.clip.bit_depth)
+@contextmanager
+def pixels(
+    operations: Sequence[Operation], *, batch: int = 0, resume: bool = True
+) -> Iterator[list[Iterator[Batch]]]:
+    """The frames of clips as integers, computed in one pass; with `resume` through their caches."""
+    caches = {op: FrameCache(op) for op in operations if resume and op.cached}
+    fresh = [op for op in operations if op not in caches or not caches[op].kept()]
+    border = CHUNK if any(op in caches for op in fresh) else 0
+    with ExitStack() as stack:
+        run = stack.enter_context(closing(Run(fresh, batch=batch, border=border)))
+        computed = dict(zip(fresh, run.outputs, strict=True))
+        streams = [
+            caches[op].batches(run, computed.get(op)) if op in caches else _as_pixels(op, computed[op])
+            for op in operations
+        ]
+        yield [stack.enter_context(closing(stream)) for stream in streams]
+
+
+def _as_pixels(op: Operation, batches: FrameBuffer) -> Iterator[Batch]:
+    for batch in batches:
+        host.check_interrupt()
+        yield batch.as_pixels(op.clip.bit_depth)
 
 
 class FrameCache:
     """The cached frames of one graph."""
 
     def __init__(self, op: Operation):
-        self.op, clip = op, op.clip
-        frame = clip.width * clip.height * 3 * (1 + (clip.bit_depth > 8))
-        self.chunk = max(4, min(64, _CHUNK_BYTES // frame))  # frames
+        self.op = op
         self.path = root() / f"{op.fingerprint[:32]}-{_FORMAT}"
-        self._writing: Future | None = None
         self._keeping = limit() > 0
-
-    def total(self) -> int | None:
-        """The number of frames, once a run has reached the end."""
-        try:
-            return int(json.loads((self.path / "done.json").read_text())["frames"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def has(self, number: int) -> bool:
-        """Whether a chunk is there."""
-        return self._file(number, "mkv").exists()
 
     def kept(self) -> int:
         """The number of frames that need not be computed again, from the first one on."""
-        return next(number for number in count() if not self.has(number)) * self.chunk
+        return next(number for number in count() if not self._file(number, "mkv").exists()) * CHUNK
 
-    def batches(self, run: Run | None = None, output: FrameBuffer | None = None) -> Iterator[Batch]:
-        """All frames: chunks that are there are read, the others are computed and kept.
+    def batches(self, run: Run | None, output: FrameBuffer | None) -> Iterator[Batch]:
+        """All frames: from the chunks that are there, then computed, and kept in further chunks.
 
         `output` of a `run` from frame 0 is used to compute when the first chunk is absent.
         """
-        total, number = self.total(), 0
+        number, size = 0, CHUNK
+        while size == CHUNK and (batch := self._read(number)) is not None:
+            yield batch
+            number, size = number + 1, len(batch)
+        if size < CHUNK or number * CHUNK >= self.op.clip.frame_count:
+            return
+        if number == 0 and output is not None:
+            yield from self._compute(run, output, 0)
+            return
+        states = self._read_states(number)
+        with closing(Run([self.op], number * CHUNK, border=CHUNK, states=states)) as own:
+            yield from self._compute(own, own.outputs[0], number)
+
+    def _compute(self, run: Run, output: FrameBuffer, number: int) -> Iterator[Batch]:
+        """The output from chunk `number` on. A thread writes the chunks, at most one of them waits."""
+        held: list[Batch] = []
+        writing: list[Future] = []
         with ThreadPoolExecutor(1, "reelbrush frame cache") as pool:
-            while number is not None and (total is None or number * self.chunk < total):
-                batch = self._read(number)
-                if batch is not None:
-                    yield batch
-                    number = number + 1 if len(batch) == self.chunk else None
-                elif number == 0 and output is not None:
-                    number = yield from self._compute(0, run, output, pool)
-                else:
-                    states = self._read_states(number)
-                    with Run({self.op: number * self.chunk}, border=self.chunk, states=states) as own:
-                        number = yield from self._compute(number, own, own.outputs[0], pool)
-
-    def _compute(
-        self, number: int, run: Run, output: FrameBuffer, pool: ThreadPoolExecutor
-    ) -> Generator[Batch, None, int | None]:
-        """Compute from chunk `number` on. Gives the next chunk that is there already, or None at the end."""
-        pending: list[Batch] = []
-
-        def keep(states: States) -> None:
-            self._wait()
-            if self._keeping:
-                self._writing = pool.submit(self._write, number, Batch.join(pending), states)
-
-        for batch in output.batches(self.chunk):
-            pending.append(batch.as_pixels(self.op.clip.bit_depth))
-            yield pending[-1]
-            if sum(map(len, pending)) == self.chunk:
-                keep(run.states_before((number + 1) * self.chunk))
-                number, pending = number + 1, []
-                if self.has(number):
-                    return number
-        if pending:
-            keep({})
-        self._wait()
-        if self._keeping:
-            with replacing(self.path / "done.json") as temporary:
-                temporary.write_text(json.dumps({"frames": output.end}))
-        return None
-
-    def _wait(self) -> None:
-        """Wait for the chunk that is being written. A render goes on when its frames cannot be kept."""
-        writing, self._writing = self._writing, None
-        try:
-            if writing is not None:
-                writing.result()
-        except (OSError, RuntimeError, ValueError) as error:
-            host.log.warning("frames are no longer kept for resuming: %s", error)
-            self._keeping = False
+            for batch in _as_pixels(self.op, output):
+                yield batch
+                held.append(batch)
+                while sum(map(len, held)) >= CHUNK:
+                    joined = Batch.join(held)
+                    held = [joined[CHUNK:]]
+                    for earlier in writing:
+                        earlier.result()
+                    states = run.states_before((number + 1) * CHUNK)
+                    writing = [pool.submit(self._write, number, joined[:CHUNK], states)]
+                    number += 1
+            if sum(map(len, held)):
+                pool.submit(self._write, number, Batch.join(held), {})
 
     # -- files
 
@@ -137,55 +117,56 @@ class FrameCache:
 
     def _read(self, number: int) -> Batch | None:
         """A chunk; None when it is absent or damaged, so that it is computed again."""
+        path = self._file(number, "mkv")
         try:
-            return Batch(*codec.read_lossless(self._file(number, "mkv"))) if self.has(number) else None
+            return Batch(*codec.read_lossless(path)) if path.exists() else None
         except (OSError, ValueError) as error:
-            host.log.warning("a cached chunk is computed again: %s", error)
+            host.log.warning("cached frames are computed again: %s", error)
             return None
 
     def _read_states(self, number: int) -> States:
         """The states before a chunk; without them computing begins at frame 0."""
-        from safetensors import SafetensorError, safe_open
+        from safetensors.torch import load
 
-        path, states = self._file(number, "safetensors"), {}
-        if not path.exists():
-            return {}
+        path, states = self._file(number, "states"), {}
         try:
-            with safe_open(path, "pt") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-                if (file.metadata() or {}).get("checksum") != _checksum(tensors):
-                    raise ValueError("its checksum differs")
-        except (OSError, ValueError, SafetensorError) as error:
-            host.log.warning("a cached state cannot be read, computing begins at frame 0: %s", error)
+            data = path.read_bytes()
+        except OSError:
             return {}
-        for key, tensor in tensors.items():
+        if data[:32] != hashlib.sha256(data[32:]).digest():
+            host.log.warning("the cached state %s is damaged: computing begins at frame 0", path.name)
+            return {}
+        for key, tensor in load(data[32:]).items():
             fingerprint, index, name = key.split("/", 2)
-            states.setdefault(fingerprint, {}).setdefault(int(index), {})[name] = tensor
+            states.setdefault((fingerprint, int(index)), {})[name] = tensor
         return states
 
     def _write(self, number: int, batch: Batch, states: States) -> None:
-        from safetensors.torch import save_file
+        """Write a chunk, and the states before the next one. A render goes on when that fails."""
+        from safetensors.torch import save
 
+        if not self._keeping:
+            return
         tensors = {
             f"{fingerprint}/{index}/{name}": tensor.contiguous()
-            for fingerprint, kept in states.items()
-            for index, state in kept.items()
+            for (fingerprint, index), state in states.items()
             for name, tensor in state.items()
         }
-        if tensors:
-            with replacing(self._file(number + 1, "safetensors")) as temporary:
-                save_file(tensors, temporary, metadata={"checksum": _checksum(tensors)})
-            for old in self.path.glob("*.safetensors"):
-                if old < self._file(number, "safetensors"):
-                    old.unlink(missing_ok=True)
-        with replacing(self._file(number, "mkv")) as temporary:
-            codec.write_lossless(temporary, batch.frames, batch.times)
-        if prune(keep=self.path) < 0:
-            raise OSError(f"this clip needs more than {limit() / 2**30:.3g} GB (REELBRUSH_SPOOL_GB)")
-
-
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    return " ".join(f"{key} {tensor_digest(tensor)}" for key, tensor in sorted(tensors.items()))
+        try:
+            if tensors:
+                data = save(tensors)
+                with replacing(self._file(number + 1, "states")) as temporary:
+                    temporary.write_bytes(hashlib.sha256(data).digest() + data)
+                for old in self.path.glob("*.states"):
+                    if old < self._file(number, "states"):
+                        old.unlink(missing_ok=True)
+            with replacing(self._file(number, "mkv")) as temporary:
+                codec.write_lossless(temporary, batch.frames, batch.times)
+            if prune(keep=self.path) < 0:
+                raise OSError(f"this clip needs more than {limit() / 2**30:.3g} GB (REELBRUSH_CACHE_GB)")
+        except (OSError, RuntimeError, ValueError) as error:
+            host.log.warning("frames are no longer kept for resuming: %s", error)
+            self._keeping = False
 
 
 def prune(keep: Path) -> float:

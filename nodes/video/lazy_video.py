@@ -7,8 +7,9 @@ ComfyUI call (trim, crop, resize, bit depth, more options of `save_to`), so core
 import io
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from fractions import Fraction
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ from torch import Tensor
 from .. import host
 from ..common import checks
 from . import codec
-from .batch import FrameBuffer, as_floats
-from .frame_cache import FrameCache, pixel_batches
-from .operation import Clip, Operation
-from .run import Run, batches_of
-from .save import Format, Sound, Target, save
-from .sources import Crop, FileSource, FrameSource, Resize, Trim
+from .batch import Stream, as_floats, filled
+from .frame_cache import pixels
+from .operation import Operation
+from .run import Run
+from .save import Target, save, sound
+from .sources import FileSource, FrameSource, Resize, Trim
 
 
 class LazyVideo(host.video_base()):
@@ -41,9 +42,8 @@ class LazyVideo(host.video_base()):
             return video
         file = host.video_file(video)
         if file is not None:
-            lazy = cls.from_file(file)
             start, duration = getattr(video, "get_active_trim_window", lambda: (0.0, 0.0))()
-            trimmed = lazy.as_trimmed(start, duration) if start or duration else lazy
+            trimmed = cls.from_file(file).as_trimmed(start, duration)
             if trimmed is None:
                 raise ValueError(f"the trim begins at {start:g} s, after the end of the clip: begin earlier")
             return trimmed
@@ -96,33 +96,15 @@ class LazyVideo(host.video_base()):
         longer = max(self.width, self.height)
         if not max_side or longer <= max_side:
             return self
-        width, height = (
-            max(2, round(side * max_side / longer / 2) * 2) for side in (self.width, self.height)
-        )
-        return self.resize(width, height)
+        return self.resize(*(max(2, round(s * max_side / longer / 2) * 2) for s in self.get_dimensions()))
 
     # -- properties
 
-    @property
-    def clip(self) -> Clip:
-        return self.operation.clip
-
-    @property
-    def width(self) -> int:
-        return self.clip.width
-
-    @property
-    def height(self) -> int:
-        return self.clip.height
-
-    @property
-    def fps(self) -> Fraction:
-        return self.clip.fps
-
-    @property
-    def frame_count(self) -> int:
-        """The number of frames; an estimate where the file does not give it."""
-        return self.clip.frame_count
+    clip: codec.VideoInfo = property(attrgetter("operation.clip"))
+    width: int = property(attrgetter("clip.width"))
+    height: int = property(attrgetter("clip.height"))
+    fps: Fraction = property(attrgetter("clip.fps"))
+    frame_count: int = property(attrgetter("clip.frame_count"))
 
     # -- frames
 
@@ -134,15 +116,14 @@ class LazyVideo(host.video_base()):
     def frames_at(self, numbers: list[int]) -> Tensor:
         """Chosen frames [len(numbers), H, W, 3], in one pass up to the last of them."""
         wanted, frames = set(numbers), {}
-        for at, frame in enumerate(f for batch in pixel_batches(self.operation) for f in batch.frames):
-            if at in wanted:
-                frames[at] = codec.to_float(frame[..., :3])
-            if len(frames) == len(wanted):
-                break
-        if not frames:
-            raise ValueError("the clip has no frames")
-        last = max(frames)
-        return torch.stack([frames.get(n, frames[last]) for n in numbers])
+        with pixels([self.operation]) as (batches,):
+            for at, frame in enumerate(f for batch in batches for f in batch.frames):
+                if at in wanted:
+                    frames[at] = codec.to_float(frame[..., :3])
+                if len(frames) == len(wanted):
+                    break
+        last = codec.to_float(frame[..., :3])  # a damaged clip ends before its time
+        return torch.stack([frames.get(n, last) for n in numbers])
 
     # -- the host's VIDEO methods
 
@@ -156,26 +137,15 @@ class LazyVideo(host.video_base()):
                 "images, more than is free: shorten it with Trim Video, or keep it a VIDEO and save that"
             )
         frames, times = [], []
-        with Run({self.operation: 0}) as run, host.progress(clip.frame_count, "Reading frames") as bar:
-            for batch in run.outputs[0].batches():
+        with closing(Run([self.operation])) as run, host.progress(clip.frame_count, "Reading frames") as bar:
+            for batch in run.outputs[0]:
                 frames.append(as_floats(batch.frames))
                 times.extend(batch.times)
                 bar.step(len(batch))
-        if not frames:
-            raise ValueError("the clip has no frames")
-        audio = self._audio(times[0], times[-1] + 1 / clip.fps)
+        file, audio, begin = sound(self.operation, times[0], end := times[-1] + 1 / clip.fps)
+        if file is not None:
+            audio = codec.read_audio(file, begin or 0, None if begin is None else end - begin)
         return host.video_components(torch.cat(frames), clip.fps, audio)
-
-    def _audio(self, first: Fraction, end: Fraction) -> dict | None:
-        sound = Sound(self.operation)
-        begin = sound.begin(first)
-        if sound.file is None:
-            return sound.waveform(begin, end)
-        return (
-            codec.read_audio(sound.file)
-            if begin is None
-            else codec.read_audio(sound.file, begin, end - begin)
-        )
 
     def save_to(
         self,
@@ -194,8 +164,8 @@ class LazyVideo(host.video_base()):
         if container == "auto":
             suffix = "" if isinstance(path, io.BytesIO) else Path(path).suffix.lstrip(".")
             container = suffix.lower() or "mp4"
-        form = Format(container, _name(codec), crf, preset, bit_depth)
-        save(self.operation, path, form, metadata=metadata, label="Saving video")
+        encoding = {"codec": _name(codec), "quality": crf, "preset": preset, "metadata": metadata}
+        save(self.operation, path, container, bit_depth=bit_depth, **encoding)
 
     def get_stream_source(self) -> str | io.BytesIO:
         """A file without operations is its own stream. Anything else is rendered."""
@@ -253,7 +223,7 @@ class LazyVideo(host.video_base()):
         right, bottom = min(left + width, self.width), min(top + height, self.height)
         if right <= left or bottom <= top or (right - left, bottom - top) == (self.width, self.height):
             return self
-        return self.then(Crop, left, top, right, bottom, node="Crop")
+        return self.then(Resize, right - left, bottom - top, "area", (left, top, right, bottom), node="Crop")
 
     def as_resized(self, width: int, height: int, method: str = "area", *_: Any, **__: Any) -> "LazyVideo":
         return self.resize(width, height, method)
@@ -266,23 +236,15 @@ def _name(choice: Any) -> str:
 def in_step(videos: list[LazyVideo], size: int = 16) -> Iterator[tuple[Tensor, ...]]:
     """Frames of several clips, `size` at a time, in one pass: what they share is computed once."""
     operations = {video.operation.fingerprint: video.operation for video in videos}
-    caches = {key: FrameCache(op) for key, op in operations.items() if op.cached}
-    computed = {key: op for key, op in operations.items() if key not in caches or not caches[key].has(0)}
-    border = next((caches[key].chunk for key in computed if key in caches), 0)
-    with ExitStack() as stack:
-        run = stack.enter_context(Run(dict.fromkeys(computed.values(), 0), batch=size, border=border))
-        outputs = dict(zip(computed, run.outputs, strict=True))
-        buffers: dict[str, FrameBuffer] = {}
-        for key, op in operations.items():
-            if key in outputs and (key not in caches or caches[key].chunk != border):
-                depth = op.clip.bit_depth
-                batches = (batch.as_pixels(depth) for batch in outputs[key].batches())
-            else:
-                batches = caches[key].batches(run, outputs.get(key))
-            buffers[key] = FrameBuffer(stack.enter_context(closing(batches)), 0, 0)
-        for row in batches_of(list(buffers.values()), size):
+    with pixels(list(operations.values()), batch=size) as streams:
+        buffers = {key: Stream(batches, 0).read(0) for key, batches in zip(operations, streams, strict=True)}
+        at = 0
+        while (last := filled("the clips", list(buffers.values()), at + size)) > at:
             host.check_interrupt()
             frames = {
-                key: codec.to_float(batch.frames[..., :3]) for key, batch in zip(buffers, row, strict=True)
+                key: codec.to_float(buffer.take(at, last).frames[..., :3]) for key, buffer in buffers.items()
             }
+            for buffer in buffers.values():
+                buffer.drop(last)
+            at = last
             yield tuple(frames[video.operation.fingerprint] for video in videos)

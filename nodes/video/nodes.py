@@ -5,7 +5,7 @@ from ..common.contact_sheet import contact_sheet, spread
 from ..common.inputs import choice, connection, decimal, integer, max_side, switch, text
 from . import codec
 from .lazy_video import LazyVideo
-from .save import Format, save
+from .save import save
 from .vae import decode, encode
 
 CATEGORY = "ReelBrush/Video"
@@ -43,47 +43,37 @@ class SaveVideo:
             "vp9 and av1. PNG and GIF have none."
         )
         damaged = "What happens when a file of the clip cannot be read to its end."
-        audio = connection("VIDEO", "Use the sound of this clip instead, from its beginning.")
         return {
             "required": {
                 "video": connection("VIDEO", "The clip. Its sound is saved too."),
                 "filename_prefix": text("video/ReelBrush", prefix),
-                "format": choice(
-                    _containers(), "The file type. 'png frames' is a folder of pictures.", "mp4"
-                ),
+                "format": choice(_containers(), "'png frames' is a folder of pictures.", "mp4"),
                 "codec": choice(_codecs(), "How frames are compressed. auto: the usual codec of the format."),
                 "quality": integer(20, 0, 63, quality),
                 "resume": switch(True, "Keep finished frames on disk, to continue a cancelled save."),
             },
-            "optional": {"audio_from": audio, "damaged_clip": choice(("warn", "stop"), damaged)},
+            "optional": {
+                "audio_from": connection("VIDEO", "Use the sound of this clip instead, from its beginning."),
+                "damaged_clip": choice(("warn", "stop"), damaged),
+            },
             "hidden": {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"},
         }
 
-    def save(
-        self,
-        video,
-        filename_prefix,
-        format,
-        codec,
-        quality,
-        resume,
-        audio_from=None,
-        damaged_clip="warn",
-        **hidden,
-    ):
+    def save(self, video, filename_prefix, format, codec, quality, resume, audio_from=None, **options):
         clip = LazyVideo.of(video)
         container = _containers()[format]
         suffix = "" if container == "png" else f".{container}"
         target, subfolder = host.numbered(filename_prefix, suffix, (clip.width, clip.height))
-        with host.strict(damaged_clip == "stop"):
+        with host.strict(options.pop("damaged_clip", "warn") == "stop"):
             save(
                 clip.operation,
                 target,
-                Format(container, codec, quality),
-                metadata=host.workflow_metadata(**hidden),
+                container,
+                codec=codec,
+                quality=quality,
+                metadata=host.workflow_metadata(**options),
                 audio_from=None if audio_from is None else LazyVideo.of(audio_from).operation,
                 resume=resume,
-                label="Saving video",
             )
         shown = {"filename": target.name, "subfolder": subfolder, "type": "output"}
         preview = {"images": [shown], "animated": (True,)} if suffix else {}
@@ -110,9 +100,7 @@ class TrimVideo:
                 "start": integer(0, 0, _MAX, "The first frame, counted from 0."),
                 "frames": integer(0, 0, _MAX, "The largest number of frames; 0 takes all."),
                 "every_nth": integer(1, 1, 1000, every),
-                "max_side": max_side(
-                    "Shrink so that the longer side has this many pixels; 0 keeps the size."
-                ),
+                "max_side": max_side("Shrink the longer side to this many pixels; 0 keeps the size."),
             }
         }
 
@@ -158,9 +146,7 @@ class EncodeVideo:
             "required": {
                 "video": connection("VIDEO", "The clip to encode."),
                 "vae": connection("VAE", "The VAE of the model that will use the latents."),
-                "max_side": max_side(
-                    "First shrink so that the longer side has this many pixels; 0 keeps it."
-                ),
+                "max_side": max_side("First shrink the longer side to this many pixels; 0 keeps it."),
             }
         }
 

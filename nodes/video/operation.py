@@ -22,36 +22,14 @@ import torch
 from torch import Tensor
 
 from ..common import files
+from . import codec
 from .batch import Batch, FrameBuffer
 
 _MAX_DEPTH = 150
 
 
-@dataclass(frozen=True)
-class Clip:
-    """The properties of a clip, known before any frame is computed."""
-
-    width: int
-    height: int
-    fps: Fraction
-    frame_count: int
-    exact: bool = True  # False: frame_count is an estimate
-    bit_depth: int = 8
-    alpha: bool = False
-
-
-@dataclass(frozen=True)
-class Window:
-    """Which frames a worker computes: `count` from clip frame `index` on, with neighbours around them."""
-
-    index: int
-    count: int
-    before: int = 0
-    after: int = 0
-
-
 class Worker:
-    """An operation while it runs. Made when a run begins, closed when it ends."""
+    """An operation while it runs. Made when a run begins, dropped when it ends."""
 
     batch: int = 0
     """Frames wanted per call; 0: any number."""
@@ -61,8 +39,11 @@ class Worker:
     def __init__(self, function: Callable[..., Tensor] | None = None):
         self._function = function
 
-    def __call__(self, *frames: Tensor, window: Window) -> Tensor:
-        """Frames [before + count + after, H, W, 3] of every input to the `count` frames of the output."""
+    def __call__(self, *frames: Tensor, index: int, inner: slice) -> Tensor:
+        """The frames of the output from frame `index` on, from frames [n, H, W, 3] of every input.
+
+        `inner` is their place among the frames of the input, which have neighbours around them.
+        """
         return self._function(*frames)
 
     def state(self) -> dict[str, Tensor]:
@@ -72,21 +53,17 @@ class Worker:
     def restore(self, state: dict[str, Tensor]) -> None:
         """Sequential operations: continue from a state."""
 
-    def close(self) -> None:
-        """Release device memory. Also called after an error."""
 
-
-@dataclass(frozen=True)
-class LiveObject:
-    """An object that is not data, such as a VAE. `mark` is a hash of its content."""
-
-    value: Any
-    mark: str
+_registry: dict[str, type["Operation"]] = {}
 
 
 @dataclass(frozen=True, eq=False)
 class Operation:
-    """One step of a clip's graph. Subclass it and register it with `@operation("package.name")`."""
+    """One step of a clip's graph.
+
+    `class Sharpen(Operation, name="package.sharpen")` becomes a frozen dataclass, and is registered under
+    the name that serialized graphs use.
+    """
 
     name: ClassVar[str]
     sequential: ClassVar[bool] = False  # frames are computed in order; the worker has a state
@@ -94,8 +71,14 @@ class Operation:
 
     label: str = field(default="", compare=False, kw_only=True)  # names the node in error messages
 
+    def __init_subclass__(cls, name: str) -> None:
+        if name in _registry and _registry[name].__qualname__ != cls.__qualname__:
+            raise ValueError(f"two operations are named {name!r}: give each its own name")
+        cls.name = name
+        _registry[name] = dataclass(frozen=True, eq=False)(cls)
+
     def __post_init__(self) -> None:
-        self.clip, self.cached  # noqa: B018  (wrong inputs give an error now)
+        self.clip, self.cached, self.fingerprint  # noqa: B018  (wrong inputs give an error now)
         if self.depth > _MAX_DEPTH:
             raise ValueError(
                 f"{self.label or self.name}: more than {_MAX_DEPTH} operations in a row: save the clip "
@@ -113,6 +96,11 @@ class Operation:
         return tuple(v for f, v in self.values() if f.compare and isinstance(v, Operation))
 
     @property
+    def sound_from(self) -> "Operation | None":
+        """The operation whose sound belongs to the frames."""
+        return self.inputs[0] if self.inputs else None
+
+    @property
     def neighbours(self) -> tuple[int, int]:
         """How many frames before and after each frame are read."""
         return 0, 0
@@ -122,18 +110,17 @@ class Operation:
         return self.costly or any(i.cached for i in self.inputs)
 
     @cached_property
-    def clip(self) -> Clip:
-        """The properties of the output. Rate, times, sound and alpha are those of the first input."""
+    def clip(self) -> codec.VideoInfo:
+        """The properties of the output. All but the size are those of the first input."""
         clips = [i.clip for i in self.inputs]
-        counts = {c.frame_count for c in clips if c.exact}
+        counts = {c.frame_count for c in clips}
         if len(counts) > 1:
             raise ValueError(
                 f"{self.label or self.name}: the clips have {' and '.join(map(str, sorted(counts)))} frames: "
                 "give clips of one length (Trim Video cuts)"
             )
         width, height = self.size(clips[0].width, clips[0].height)
-        exact = next((c for c in clips if c.exact), clips[0])
-        return replace(clips[0], width=width, height=height, frame_count=exact.frame_count, exact=exact.exact)
+        return replace(clips[0], width=width, height=height)
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """The output's size for the first input's."""
@@ -159,36 +146,15 @@ class Operation:
         """The fields and their values."""
         return ((f, getattr(self, f.name)) for f in fields(self))
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Equal for equal computations on equal sources."""
-        if "_digest" not in self.__dict__:
-            known = all("_digest" in i.__dict__ for i in self.inputs)
-            for op in [self] if known else ordered([self]):  # inputs first: a long chain does not recurse
-                if "_digest" not in op.__dict__:
-                    parts = {f.name: _plain(value, _fingerprint) for f, value in op.values() if f.compare}
-                    op.__dict__["_digest"] = _digest(_code(), op.name, parts)
-        return self.__dict__["_digest"]
+        return digest(_code(), self.name, {f.name: value for f, value in self.values() if f.compare})
 
 
-_registry: dict[str, type[Operation]] = {}
-
-
-def operation(name: str) -> Callable[[type], type]:
-    """Make a class a frozen dataclass, and register it under the name that serialized graphs use."""
-
-    def register(cls: type) -> type:
-        if name in _registry and _registry[name].__qualname__ != cls.__qualname__:
-            raise ValueError(f"two operations are named {name!r}: give each its own name")
-        made = dataclass(frozen=True, eq=False)(cls)
-        made.name = name
-        _registry[name] = made
-        return made
-
-    return register
-
-
-def ordered(sinks: Iterable[Operation]) -> list[Operation]:
+def ordered(
+    sinks: Iterable[Operation], inputs: Callable[[Operation], Iterable[Operation]] = lambda op: op.inputs
+) -> list[Operation]:
     """Every operation that the sinks need, inputs before what reads them. Equal objects may repeat."""
     graph: dict[int, list[int]] = {}
     by_id: dict[int, Operation] = {}
@@ -196,51 +162,36 @@ def ordered(sinks: Iterable[Operation]) -> list[Operation]:
     while todo:
         op = todo.pop()
         if id(op) not in by_id:
-            by_id[id(op)], graph[id(op)] = op, [id(i) for i in op.inputs]
-            todo.extend(op.inputs)
+            by_id[id(op)], graph[id(op)] = op, [id(i) for i in inputs(op)]
+            todo.extend(inputs(op))
     return [by_id[key] for key in TopologicalSorter(graph).static_order()]
 
 
-# -- fields as plain data --------------------------------------------------------------------------
+# -- fields as JSON: the fingerprint and the serialized form -----------------------------------------
 
 
-def _plain(value: Any, leaf: Callable[[Any], Any]) -> Any:
-    """A field's value as JSON data. `leaf` converts operations, tensors, files and objects."""
-    if isinstance(value, (Operation, Tensor, Path, io.BytesIO, LiveObject)):
-        return leaf(value)
-    if isinstance(value, Fraction):
-        return {"fraction": str(value)}
-    if isinstance(value, (tuple, list)):
-        return [_plain(v, leaf) for v in value]
-    if isinstance(value, dict):
-        return {"dict": {key: _plain(v, leaf) for key, v in value.items()}}
-    return value
-
-
-def _fingerprint(value: Any) -> Any:
+def _fingerprint(value: Any) -> str:
+    """What stands for a value in a fingerprint that JSON has no form for."""
     match value:
         case Operation():
             return value.fingerprint
         case Tensor():
-            return tensor_digest(value)
+            plain = value.detach().cpu().contiguous()
+            values = plain.reshape(-1).view(torch.uint8).numpy() if plain.numel() else b""
+            return f"{plain.dtype}{tuple(plain.shape)}{hashlib.sha256(values).hexdigest()}"
         case Path():
             return files.fingerprint(value)
         case io.BytesIO():
             return hashlib.sha256(value.getbuffer()).hexdigest()
-        case LiveObject():
-            return value.mark
+        case Fraction():
+            return str(value)
+    raise TypeError(f"an operation cannot have a {type(value).__name__} among its fields")
 
 
-def _digest(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def tensor_digest(tensor: Tensor) -> str:
-    """A digest of a tensor's type, shape and values."""
-    plain = tensor.detach().to("cpu").contiguous()
-    digest = hashlib.sha256(f"{plain.dtype}{tuple(plain.shape)}".encode())
-    digest.update(plain.reshape(-1).view(torch.uint8).numpy() if plain.numel() else b"")
-    return digest.hexdigest()
+def digest(*parts: Any) -> str:
+    """A hash of plain data, tensors and whatever else fields may hold."""
+    text = json.dumps(parts, sort_keys=True, default=_fingerprint)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @cache
@@ -248,75 +199,58 @@ def _code() -> str:
     """The pack's code: after an update, frames that older code computed are not reused."""
     pack = Path(__file__).parent.parent.parent
     files = sorted(p for folder in ("kernels", "nodes") for p in (pack / folder).rglob("*.py"))
-    return _digest([hashlib.sha256(p.read_bytes()).hexdigest() for p in files])
+    return digest([hashlib.sha256(p.read_bytes()).hexdigest() for p in files])
 
 
-def to_data(sink: Operation) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-    """A graph as JSON rows (inputs by row number) and tensors; `from_data` rebuilds it."""
-    rows: list[dict[str, Any]] = []
+def to_data(sink: Operation) -> tuple[str, dict[str, Tensor]]:
+    """A graph as JSON (a list of operations, inputs by their number in it) and tensors, for `from_data`."""
+    operations = ordered([sink], lambda op: [v for _, v in op.values() if isinstance(v, Operation)])
+    number_of = {id(op): number for number, op in enumerate(operations)}
     tensors: dict[str, Tensor] = {}
-    row_of: dict[int, int] = {}
 
-    def store(tensor: Tensor) -> str:
-        tensors[str(len(tensors))] = tensor
-        return str(len(tensors) - 1)
-
-    def leaf(value: Any) -> Any:
+    def tagged(value: Any) -> dict[str, Any]:
         match value:
             case Operation():
-                return {"row": add(value)}
+                return {"$operation": number_of[id(value)]}
             case Tensor():
-                return {"tensor": store(value)}
+                tensors[str(len(tensors))] = value
+                return {"$tensor": str(len(tensors) - 1)}
             case Path():
-                return {"file": str(value)}
+                return {"$file": str(value)}
             case io.BytesIO():
-                return {"bytes": store(torch.frombuffer(bytearray(value.getbuffer()), dtype=torch.uint8))}
-            case LiveObject():
-                raise ValueError(
-                    f"a {type(value.value).__name__} cannot be sent to another process: "
-                    "render this clip in one process"
-                )
+                return {"$bytes": torch.frombuffer(bytearray(value.getbuffer()), dtype=torch.uint8)}
+            case Fraction():
+                return {"$fraction": str(value)}
+        raise ValueError(
+            f"a {type(value).__name__} cannot be sent to another process: render this clip in one process"
+        )
 
-    def add(op: Operation) -> int:
-        if id(op) not in row_of:
-            row = {f.name: _plain(value, leaf) for f, value in op.values()}
-            row_of[id(op)] = len(rows)
-            rows.append({"operation": op.name, "fields": row})
-        return row_of[id(op)]
-
-    for op in ordered([sink]):
-        add(op)
-    return rows, tensors
+    rows = [{"$name": op.name, "fields": {f.name: v for f, v in op.values()}} for op in operations]
+    return json.dumps(rows, default=tagged), tensors
 
 
-def from_data(rows: list[dict[str, Any]], tensors: dict[str, Tensor]) -> Operation:
+def from_data(text: str, tensors: dict[str, Tensor]) -> Operation:
     """The graph that `to_data` described."""
     made: list[Operation] = []
 
-    def value(plain: Any) -> Any:
-        if isinstance(plain, list):
-            return tuple(value(p) for p in plain)
-        if not isinstance(plain, dict):
-            return plain
-        ((kind, inner),) = plain.items()
-        match kind:
-            case "row":
-                return made[inner]
-            case "tensor":
-                return tensors[inner]
-            case "file":
-                return Path(inner)
-            case "bytes":
-                return io.BytesIO(tensors[inner].numpy().tobytes())
-            case "fraction":
-                return Fraction(inner)
-            case "dict":
-                return {key: value(v) for key, v in inner.items()}
-        raise ValueError(f"{kind!r} is not a kind of value in a serialized graph")
+    def value(data: dict[str, Any]) -> Any:
+        match data:
+            case {"$operation": number}:
+                return made[number]
+            case {"$tensor": key}:
+                return tensors[key]
+            case {"$file": path}:
+                return Path(path)
+            case {"$bytes": tensor}:
+                return io.BytesIO(tensor.numpy().tobytes())
+            case {"$fraction": ratio}:
+                return Fraction(ratio)
+            case {"$name": name, "fields": fields}:
+                if name not in _registry:
+                    raise ValueError(f"no operation is named {name!r}: import the package that defines it")
+                lists_as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+                made.append(_registry[name](**lists_as_tuples))
+        return data
 
-    for row in rows:
-        name = row["operation"]
-        if name not in _registry:
-            raise ValueError(f"no operation is registered as {name!r}: import the package that defines it")
-        made.append(_registry[name](**{key: value(v) for key, v in row["fields"].items()}))
+    json.loads(text, object_hook=value)  # the innermost objects come first
     return made[-1]

@@ -8,8 +8,8 @@ from contextvars import copy_context
 from dataclasses import field, replace
 from fractions import Fraction
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,32 +17,29 @@ from torch.nn.functional import interpolate
 
 from . import codec
 from .batch import Batch, FrameBuffer
-from .operation import Clip, Operation, Worker, operation
-
-_Item = TypeVar("_Item")
+from .operation import Operation, Worker
 
 
-def read_ahead(items: Iterator[_Item], depth: int) -> Iterator[_Item]:
-    """The same items, computed by a thread that is at most `depth` of them ahead."""
+def read_ahead(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
+    """The same batches, computed by a thread that is at most `depth` of them ahead."""
 
-    def compute() -> _Item | None:
+    def compute() -> Batch | None:
         with torch.inference_mode():  # the mode is thread-local
-            return next(items, None)
+            return next(batches, None)
 
     pool = ThreadPoolExecutor(1, "reelbrush decode")
     node = copy_context()  # for warnings
     try:
         waiting = deque(pool.submit(node.run, compute) for _ in range(depth))
-        while (item := waiting.popleft().result()) is not None:
+        while (batch := waiting.popleft().result()) is not None:
             waiting.append(pool.submit(node.run, compute))
-            yield item
+            yield batch
     finally:
         pool.shutdown(cancel_futures=True)
-        items.close()
+        batches.close()
 
 
-@operation("file")
-class FileSource(Operation):
+class FileSource(Operation, name="file"):
     """A video file, a folder of PNG frames, or the bytes of a file."""
 
     source: Path | io.BytesIO
@@ -50,36 +47,22 @@ class FileSource(Operation):
     costly = False
 
     @cached_property
-    def info(self) -> codec.VideoInfo:
+    def clip(self) -> codec.VideoInfo:
         info = codec.probe(self.source)
         return info if info.exact else codec.probe(self.source, count=True)
 
-    @cached_property
-    def clip(self) -> Clip:
-        i = self.info
-        return Clip(i.width, i.height, i.fps, i.frame_count, i.exact, i.bit_depth, i.alpha)
-
     def frames(self, inputs: list[FrameBuffer], start: int, batch: int) -> Iterator[Batch]:
-        if self.clip.exact and start >= self.clip.frame_count:
-            return
-        yield from read_ahead(self._decode(start, batch), max(2, 4 // batch))
+        return read_ahead(self._decode(start, batch), max(2, 4 // batch))
 
     def _decode(self, start: int, batch: int) -> Iterator[Batch]:
-        frames: list[Tensor] = []
-        times: list[Fraction] = []
-        with codec.Reader(self.source, start=start, info=self.info) as reader:
-            for frame, time in reader:
-                frames.append(frame)
-                times.append(time)
-                if len(frames) == batch:
-                    yield Batch.of(torch.stack(frames), tuple(times))
-                    frames, times = [], []
-        if frames:
-            yield Batch.of(torch.stack(frames), tuple(times))
+        with codec.Reader(self.source, start=start, info=self.clip) as reader:
+            decoded = iter(reader)
+            while group := list(islice(decoded, batch)):
+                frames, times = zip(*group, strict=True)
+                yield Batch.of(torch.stack(frames), times)
 
 
-@operation("frames")
-class FrameSource(Operation):
+class FrameSource(Operation, name="frames"):
     """Frames [N, H, W, 3 or 4] in memory."""
 
     images: Tensor
@@ -90,9 +73,9 @@ class FrameSource(Operation):
     costly = False
 
     @cached_property
-    def clip(self) -> Clip:
+    def clip(self) -> codec.VideoInfo:
         n, h, w, c = self.images.shape
-        return Clip(w, h, self.fps, n, True, self.bit_depth, c == 4)
+        return codec.VideoInfo(w, h, self.fps, n, True, self.bit_depth, alpha=c == 4)
 
     def frames(self, inputs: list[FrameBuffer], start: int, batch: int) -> Iterator[Batch]:
         for at in range(start, len(self.images), batch):
@@ -100,20 +83,19 @@ class FrameSource(Operation):
             yield Batch.of(part, tuple((at + i) / self.fps for i in range(len(part))))
 
 
-@operation("latents")
-class LatentSource(Operation):
-    """Latents [N, C, h, w] as frames [n, h, w, C] for a decoder. The sound is that of `like`."""
+class LatentSource(Operation, name="latents"):
+    """Latents [N, C, h, w] as frames [n, h, w, C] for a decoder."""
 
     latents: Tensor
     fps: Fraction
-    like: Operation | None = field(default=None, compare=False)
+    sound_from: Operation | None = field(default=None, compare=False)
 
     costly = False
 
     @cached_property
-    def clip(self) -> Clip:
+    def clip(self) -> codec.VideoInfo:
         n, _, h, w = self.latents.shape
-        return Clip(w, h, self.fps, n)
+        return codec.VideoInfo(w, h, self.fps, n)
 
     def frames(self, inputs: list[FrameBuffer], start: int, batch: int) -> Iterator[Batch]:
         for at in range(start, len(self.latents), batch):
@@ -121,8 +103,7 @@ class LatentSource(Operation):
             yield Batch(part, tuple((at + i) / self.fps for i in range(len(part))))
 
 
-@operation("trim")
-class Trim(Operation):
+class Trim(Operation, name="trim"):
     """Frames first, first + every, ... of the source; at most `count` of them (0: to the end)."""
 
     source: Operation
@@ -133,45 +114,43 @@ class Trim(Operation):
     costly = False
 
     @cached_property
-    def clip(self) -> Clip:
+    def clip(self) -> codec.VideoInfo:
         source = self.source.clip
-        if source.exact and self.first >= source.frame_count:
+        if self.first >= source.frame_count:
             raise ValueError(
                 f"the clip has {source.frame_count} frames: it cannot start at frame {self.first}"
             )
-        count = max(1, -(-(source.frame_count - self.first) // self.every))
-        if self.count and self.count <= count:
-            count = self.count
+        count = -(-(source.frame_count - self.first) // self.every)
+        if self.count:
+            count = min(count, self.count)
         return replace(source, fps=source.fps / self.every, frame_count=count)
 
     def input_frame(self, index: int) -> int:
         return self.first + index * self.every
 
     def frames(self, inputs: list[FrameBuffer], start: int, batch: int) -> Iterator[Batch]:
-        (source,), at = inputs, start
-        while not self.count or at < self.count:
-            low, wanted = self.input_frame(at), min(batch, self.count - at) if self.count else batch
-            source.fill(low + (wanted - 1) * self.every + 1)
-            if source.end <= low:
+        (source,), count = inputs, self.clip.frame_count
+        for at in range(start, count, batch):
+            low, high = self.input_frame(at), self.input_frame(min(at + batch, count) - 1) + 1
+            source.fill(high)
+            if source.stream.end <= low:
                 if at == 0:
                     raise ValueError(
                         f"the clip ends before frame {self.first}: nothing is left after the trim"
                     )
                 return
-            chosen = source.take(low, source.end)[:: self.every]
-            yield chosen[:wanted]
-            at += min(wanted, len(chosen))
-            source.drop(self.input_frame(at))
+            yield source.take(low, high)[:: self.every]
+            source.drop(high)
 
 
-@operation("video.resize")
-class Resize(Operation):
-    """Frames at another size. Shrinking averages."""
+class Resize(Operation, name="video.resize"):
+    """A rectangle of every frame at another size. Shrinking averages."""
 
     source: Operation
     width: int
     height: int
     method: str = "area"
+    box: tuple[int, int, int, int] | None = None  # left, top, right, bottom; None: the whole frame
 
     costly = False
 
@@ -182,32 +161,14 @@ class Resize(Operation):
         return Worker(self._resize)
 
     def _resize(self, frames: Tensor) -> Tensor:
-        planes, size = frames.permute(0, 3, 1, 2), (self.height, self.width)
+        left, top, right, bottom = self.box or (0, 0, frames.shape[2], frames.shape[1])
+        size, frames = (self.height, self.width), frames[:, top:bottom, left:right]
+        if frames.shape[1:3] == size:
+            return frames.contiguous()
+        planes = frames.permute(0, 3, 1, 2)
         if self.method in ("nearest", "nearest-exact"):
             out = interpolate(planes, size, mode="nearest-exact")
         else:
             mode = "bicubic" if self.method in ("bicubic", "lanczos") else "bilinear"
             out = interpolate(planes, size, mode=mode, antialias=True).clamp(0, 1)
         return out.permute(0, 2, 3, 1).contiguous()
-
-
-@operation("video.crop")
-class Crop(Operation):
-    """A rectangle of every frame, in pixels."""
-
-    source: Operation
-    left: int
-    top: int
-    right: int
-    bottom: int
-
-    costly = False
-
-    def size(self, width: int, height: int) -> tuple[int, int]:
-        return self.right - self.left, self.bottom - self.top
-
-    def start(self) -> Worker:
-        return Worker(self._crop)
-
-    def _crop(self, frames: Tensor) -> Tensor:
-        return frames[:, self.top : self.bottom, self.left : self.right].contiguous()

@@ -1,6 +1,6 @@
 """A VAE over a clip: frames are encoded in a stream, latents are decoded as they are saved."""
 
-import hashlib
+from dataclasses import field
 from fractions import Fraction
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import host
 from .lazy_video import LazyVideo
-from .operation import LiveObject, Operation, Worker, operation, tensor_digest
+from .operation import Operation, Worker, digest
 from .sources import LatentSource
 
 
@@ -34,8 +34,8 @@ def decode(latents: Tensor, vae: Any, fps: float, like: LazyVideo | None) -> Laz
         raise ValueError(f"latents of frames are [N, C, h, w], these are {tuple(latents.shape)}")
     rate = Fraction(fps).limit_denominator(100_000) if like is None else like.fps
     source = LatentSource(latents.detach().to("cpu"), rate, None if like is None else like.operation)
-    held = LiveObject(vae, _digest(vae))
-    return LazyVideo(source).then(DecodeLatents, held, _scale(vae), node="Decode Video (VAE)")
+    weights = digest(vae.get_sd())
+    return LazyVideo(source).then(DecodeLatents, vae, weights, _scale(vae), node="Decode Video (VAE)")
 
 
 def _per_call(width: int, height: int) -> int:
@@ -49,20 +49,12 @@ def _scale(vae: Any) -> int:
         return 8
 
 
-def _digest(vae: Any) -> str:
-    """Names a VAE's content, so that frames that another one decoded are not reused."""
-    digest = hashlib.sha256()
-    for key, weight in sorted(vae.get_sd().items()):
-        digest.update(f"{key} {tensor_digest(weight)}".encode())
-    return digest.hexdigest()
-
-
-@operation("video.vae_decode")
-class DecodeLatents(Operation):
+class DecodeLatents(Operation, name="video.vae_decode"):
     """Latents [n, h, w, C] to frames."""
 
     source: Operation
-    vae: LiveObject
+    vae: Any = field(compare=False)
+    weights: str  # their hash, so that frames that another VAE decoded are not reused
     scale: int
 
     def size(self, width: int, height: int) -> tuple[int, int]:
@@ -74,5 +66,5 @@ class DecodeLatents(Operation):
         return worker
 
     def _decode(self, latents: Tensor) -> Tensor:
-        images = self.vae.value.decode(latents.permute(0, 3, 1, 2).contiguous())
+        images = self.vae.decode(latents.permute(0, 3, 1, 2).contiguous())
         return images.reshape(-1, *images.shape[-3:])[..., :3].clamp(0, 1)

@@ -7,4 +7,4 @@ from reelbrush.nodes.video import frame_cache, run
 def small_batches(monkeypatch):
     """Borders within short clips of small frames: three frames per batch, four per cached chunk."""
     monkeypatch.setattr(run, "_BATCH_BYTES", 3 * 6 * 10 * 12)
-    monkeypatch.setattr(frame_cache, "_CHUNK_BYTES", 0)
+    monkeypatch.setattr(frame_cache, "CHUNK", 4)

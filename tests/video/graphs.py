@@ -4,11 +4,10 @@ import torch
 
 from reelbrush.nodes.video import codec
 from reelbrush.nodes.video.lazy_video import LazyVideo
-from reelbrush.nodes.video.operation import Operation, Worker, operation
+from reelbrush.nodes.video.operation import Operation, Worker
 
 
-@operation("test.blur")
-class Blur(Operation):
+class Blur(Operation, name="test.blur"):
     """The mean over a window of frames, which is wrong at once if a neighbour is missing."""
 
     source: Operation
@@ -29,17 +28,16 @@ class BlurWorker(Worker):
     def __init__(self, before, after):
         self.before, self.after = before, after
 
-    def __call__(self, frames, *, window):
+    def __call__(self, frames, *, index, inner):
         return torch.stack(
             [
                 frames[max(0, i - self.before) : i + self.after + 1].mean(0)
-                for i in range(window.before, window.before + window.count)
+                for i in range(inner.start, inner.stop)
             ]
         )
 
 
-@operation("test.trail")
-class Trail(Operation):
+class Trail(Operation, name="test.trail"):
     """A running mean that remembers all earlier frames, of a clip and optionally another one."""
 
     source: Operation
@@ -58,7 +56,7 @@ class TrailWorker(Worker):
     def __init__(self):
         self.memory = None
 
-    def __call__(self, *clips, window):
+    def __call__(self, *clips, **_):
         out = []
         for pictures in zip(*clips, strict=True):
             TrailWorker.calls += 1

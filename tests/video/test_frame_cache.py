@@ -29,7 +29,6 @@ def test_a_trim_after_a_sequential_operation_shows_the_frames_of_the_whole_clip(
     read = torch.cat([row[0] for row in in_step(readers, 6)])
     torch.testing.assert_close(read, pixels(expected))
     interrupted = FrameCache(cut.operation)
-    (interrupted.path / "done.json").unlink()
     for lost in sorted(interrupted.path.glob("0*.mkv"))[2:]:
         lost.unlink()
     torch.testing.assert_close(torch.cat(list(cut.chunks(6))), pixels(expected))
@@ -57,12 +56,12 @@ def test_a_cancelled_save_leaves_nothing_and_continues_exactly(home, monkeypatch
             costly(video).save_to(target)
     assert [p.name for p in (home / "output").iterdir()] in ([], [".reelbrush"])
     cache = FrameCache(costly(video).operation)
-    kept = len(list(cache.path.glob("*.mkv"))) * cache.chunk
-    message = f": {kept} frames are kept, run it again to continue" if kept else "of 40 frames"
+    kept = len(list(cache.path.glob("*.mkv"))) * 4
+    message = f": {kept} of 40 frames are kept, run it again to continue" if kept else "of 40 frames"
     assert caplog.messages[-1].endswith(message)
     TrailWorker.calls = 0
     costly(video).save_to(target)
-    assert TrailWorker.calls <= 40 - kept + cache.chunk, "what was finished is not computed again"
+    assert TrailWorker.calls <= 40 - kept + 4, "what was finished is not computed again"
     assert len(saved(target)) == 40
     assert torch.equal(torch.cat(list(costly(video).chunks(7))), expected)
 
@@ -101,7 +100,7 @@ def test_a_damaged_state_is_not_used(home, monkeypatch, damage):
         interrupt_at(patch, 20)
         with pytest.raises(KeyboardInterrupt):
             costly(video).save_to(home / "output" / "a.mkv")
-    states = list(FrameCache(costly(video).operation).path.glob("*.safetensors"))
+    states = list(FrameCache(costly(video).operation).path.glob("*.states"))
     assert states
     for state in states:
         state.write_bytes(damage(state.read_bytes()))
@@ -109,14 +108,22 @@ def test_a_damaged_state_is_not_used(home, monkeypatch, damage):
     assert torch.equal(torch.cat(list(costly(video).chunks(7))), pixels(all_of(costly(video))))
 
 
-def test_a_run_that_ended_just_before_its_mark_is_complete(home):
+@pytest.mark.parametrize("count", [38, 40])
+def test_the_end_of_the_cached_frames_is_known(home, count):
     path = home / "clip.mkv"
-    lazy(40, (16, 16)).save_to(path)
+    lazy(count, (16, 16)).save_to(path)
     video = LazyVideo.from_file(path)
     expected = torch.cat(list(costly(video).chunks(7)))
-    (FrameCache(costly(video).operation).path / "done.json").unlink()
+    TrailWorker.calls = 0
     assert torch.equal(torch.cat(list(costly(video).chunks(7))), expected)
-    assert FrameCache(costly(video).operation).total() == 40
+    assert TrailWorker.calls == 0 and len(expected) == count
+
+
+def test_the_former_name_of_the_limit_is_read(monkeypatch):
+    monkeypatch.setenv("REELBRUSH_SPOOL_GB", "2")
+    assert frame_cache.limit() == 2 << 30
+    monkeypatch.setenv("REELBRUSH_CACHE_GB", "3")
+    assert frame_cache.limit() == 3 << 30
 
 
 def test_a_render_goes_on_when_its_frames_cannot_be_kept(home, monkeypatch):
@@ -131,7 +138,7 @@ def test_a_render_goes_on_when_its_frames_cannot_be_kept(home, monkeypatch):
 def test_results_do_not_depend_on_what_the_cache_holds(home):
     video = lazy()
     first = [torch.cat(part) for part in zip(*in_step([costly(video), video], 7), strict=True)]
-    assert FrameCache(costly(video).operation).total() == 40, "a second consumer fills the cache as well"
+    assert FrameCache(costly(video).operation).kept() == 40, "a second consumer fills the cache as well"
     TrailWorker.calls = 0
     second = [torch.cat(part) for part in zip(*in_step([costly(video), video], 7), strict=True)]
     assert TrailWorker.calls == 0
@@ -142,18 +149,18 @@ def test_the_oldest_caches_are_removed_at_the_limit(home, monkeypatch):
     a, b = costly(lazy()), costly(lazy(seed=1))
     a.save_to(home / "output" / "a.mkv")
     size = sum(f.stat().st_size for f in FrameCache(a.operation).path.iterdir())
-    monkeypatch.setenv("REELBRUSH_SPOOL_GB", str(1.5 * size / 2**30))
+    monkeypatch.setenv("REELBRUSH_CACHE_GB", str(1.5 * size / 2**30))
     b.save_to(home / "output" / "b.mkv")
     assert not FrameCache(a.operation).path.exists()
-    assert FrameCache(b.operation).total() == 40
-    monkeypatch.setenv("REELBRUSH_SPOOL_GB", str(0.5 * size / 2**30))
+    assert FrameCache(b.operation).kept() == 40
+    monkeypatch.setenv("REELBRUSH_CACHE_GB", str(0.5 * size / 2**30))
     a.save_to(home / "output" / "c.mkv")
     assert sum(f.stat().st_size for f in frame_cache.root().rglob("*") if f.is_file()) < 0.8 * size
-    monkeypatch.setenv("REELBRUSH_SPOOL_GB", "0")
+    monkeypatch.setenv("REELBRUSH_CACHE_GB", "0")
     c = costly(lazy(seed=2))
     c.save_to(home / "output" / "d.mkv")
     assert not FrameCache(c.operation).path.exists()
-    monkeypatch.setenv("REELBRUSH_SPOOL_GB", "8GB")
+    monkeypatch.setenv("REELBRUSH_CACHE_GB", "8GB")
     with pytest.raises(ValueError, match=r"8GB.*give a number"):
         c.save_to(home / "output" / "e.mkv")
 
@@ -163,7 +170,7 @@ import sys
 sys.path[:0] = {paths!r}
 from tests_video.graphs import costly, lazy
 from reelbrush.nodes.video import frame_cache
-frame_cache._CHUNK_BYTES = 0
+frame_cache.CHUNK = 4
 costly(lazy(40, (48, 64))).save_to(sys.argv[1])
 """
 
@@ -177,10 +184,8 @@ def test_two_processes_use_one_cache(home, tmp_path):
     assert [process.wait() for process in running] == [0, 0]
     op = costly(lazy(40, (48, 64))).operation
     assert torch.equal(saved(targets[0]), saved(targets[1]))
-    assert FrameCache(op).total() == 40
-    cached, computed = (
-        torch.cat([batch.frames for batch in frame_cache.pixel_batches(op, resume=resume)])
-        for resume in (True, False)
-    )
+    assert FrameCache(op).kept() == 40
+    with frame_cache.pixels([op]) as (cached,), frame_cache.pixels([op], resume=False) as (computed,):
+        cached, computed = (torch.cat([batch.frames for batch in batches]) for batches in (cached, computed))
     assert torch.equal(cached, computed)
     assert not [p for p in (home / "output").rglob("*") if p.name.endswith(".part")]

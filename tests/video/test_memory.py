@@ -10,13 +10,12 @@ from reelbrush.nodes import host
 from reelbrush.nodes.host import memory
 from reelbrush.nodes.video import run as run_module
 from reelbrush.nodes.video.lazy_video import LazyVideo
-from reelbrush.nodes.video.operation import Operation, Worker, operation
+from reelbrush.nodes.video.operation import Operation, Worker
 
 STATM = Path("/proc/self/statm")
 
 
-@operation("test.unchanged")
-class Unchanged(Operation):
+class Unchanged(Operation, name="test.unchanged"):
     source: Operation
     costly = False
 

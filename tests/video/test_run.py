@@ -2,6 +2,7 @@
 
 import threading
 import weakref
+from contextlib import closing
 from fractions import Fraction
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from reelbrush.nodes import host
 from reelbrush.nodes.video import codec
 from reelbrush.nodes.video.lazy_video import LazyVideo, in_step
-from reelbrush.nodes.video.operation import Operation, Worker, operation
+from reelbrush.nodes.video.operation import Operation, Worker
 from reelbrush.nodes.video.run import Run
 
 from .graphs import Blur, Trail, all_of, frames, lazy, pixels, trailed
@@ -68,17 +69,16 @@ class Recorder(Worker):
     def __init__(self, batch, calls):
         self.batch, self.calls = batch, calls
 
-    def __call__(self, *clips, window):
-        assert all(len(clip) == window.before + window.count + window.after for clip in clips)
-        self.calls.append(window.count)
-        return clips[0][window.before : window.before + window.count]
+    def __call__(self, *clips, index, inner):
+        assert index == sum(self.calls) and inner == slice(0, len(clips[0]))
+        self.calls.append(len(clips[0]))
+        return clips[0]
 
 
 CALLS: dict[str, list[int]] = {}
 
 
-@operation("test.record")
-class Record(Operation):
+class Record(Operation, name="test.record"):
     source: Operation
     wanted: int
     name_of_calls: str = "calls"
@@ -109,8 +109,8 @@ def test_an_operation_gets_as_many_frames_as_it_asks_for(large_clips, size, want
     video = LazyVideo.from_file(large_clips[size])
     before = video.then(Record, 0, "before")  # takes what the next operation asks for
     after = before.then(Record, wanted, "wanted").then(Record, 0, "after")
-    with Run({after.operation: 0}) as run:
-        count = sum(len(batch) for batch in run.outputs[0].batches())
+    with closing(Run([after.operation])) as run:
+        count = sum(len(batch) for batch in run.outputs[0])
     assert count == 40
     full, rest = divmod(40, wanted)
     expected = [wanted] * full + [rest] * (rest > 0)
@@ -124,14 +124,13 @@ def test_frames_are_converted_once_where_consecutive_operations_run_on_one_devic
     class Half(Worker):
         dtype = torch.float16
 
-        def __call__(self, frames, *, window):
+        def __call__(self, frames, **_):
             seen.append((frames.dtype, frames.data_ptr()))
             out = frames + 0
             seen.append((out.dtype, out.data_ptr()))
             return out
 
-    @operation("test.half")
-    class HalfPrecision(Operation):
+    class HalfPrecision(Operation, name="test.half"):
         source: Operation
         number: int
 
@@ -139,8 +138,8 @@ def test_frames_are_converted_once_where_consecutive_operations_run_on_one_devic
             return Half()
 
     video = lazy(4).then(HalfPrecision, 0).then(HalfPrecision, 1)
-    with Run({video.operation: 0}, batch=4) as run:
-        (batch,) = run.outputs[0].batches()
+    with closing(Run([video.operation], batch=4)) as run:
+        (batch,) = run.outputs[0]
     assert {dtype for dtype, _ in seen} == {torch.float16}
     assert seen[1][1] == seen[2][1], "the second operation reads the tensor that the first one made"
     assert batch.frames.dtype == torch.float16
@@ -149,8 +148,8 @@ def test_frames_are_converted_once_where_consecutive_operations_run_on_one_devic
 
 def test_frames_that_nothing_computes_with_stay_integers(large_clips):
     video = LazyVideo.from_file(large_clips[512, 288]).trim(3, 9)
-    with Run({video.operation: 0}) as run:
-        assert {batch.frames.dtype for batch in run.outputs[0].batches()} == {torch.uint8}
+    with closing(Run([video.operation])) as run:
+        assert {batch.frames.dtype for batch in run.outputs[0]} == {torch.uint8}
 
 
 # -- one source, many readers
@@ -182,15 +181,14 @@ def test_what_two_outputs_share_is_computed_once():
 
 
 def test_clips_of_different_lengths_are_rejected_while_they_run(home):
-    @operation("test.unknown_length")
-    class UnknownLength(Operation):
+    class UnknownLength(Operation, name="test.unknown_length"):
         source: Operation
         missing: int = 3
         costly = False
 
         @property
         def clip(self):
-            return type(self.source.clip)(10, 6, self.source.clip.fps, 40, exact=False)
+            return codec.VideoInfo(10, 6, self.source.clip.fps, 40)
 
         def frames(self, inputs, start, batch):
             (source,) = inputs
@@ -211,8 +209,7 @@ def test_clips_of_different_lengths_are_rejected_while_they_run(home):
 @pytest.mark.parametrize("error", [KeyError("weights"), ValueError("too small")])
 @pytest.mark.parametrize("where", ["start", "call"])
 def test_a_late_error_names_its_node(error, where):
-    @operation("test.broken")
-    class Broken(Operation):
+    class Broken(Operation, name="test.broken"):
         source: Operation
 
         def start(self):
@@ -229,31 +226,15 @@ def test_a_late_error_names_its_node(error, where):
         all_of(lazy().then(Broken, node="Stylize Video"))
 
 
-def test_threads_end_with_the_run_and_workers_are_closed(home):
-    closed = []
-
-    class Closing(Worker):
-        def close(self):
-            closed.append(True)
-
-    @operation("test.closing")
-    class ClosingOperation(Operation):
-        source: Operation
-        costly = False
-
-        def start(self):
-            return Closing(lambda frames: frames)
-
+def test_threads_end_with_the_run(home):
     before = threading.active_count()
     path = home / "clip.mkv"
     lazy(60, (16, 16)).save_to(path)
     for _ in range(3):
-        LazyVideo.from_file(path).then(ClosingOperation).frames_at([0])
-    assert len(closed) == 3
-    reading = in_step([LazyVideo.from_file(path).then(ClosingOperation)], 4)
+        LazyVideo.from_file(path).then(Blur).frames_at([0])
+    reading = in_step([LazyVideo.from_file(path).then(Blur)], 4)
     next(reading)
     reading.close()
-    assert len(closed) == 4
     assert threading.active_count() <= before
 
 
@@ -262,8 +243,7 @@ def test_a_run_holds_few_frames_however_long_the_clip_is():
     """Frames alive at once, counted by the tensors that the source made."""
     alive: weakref.WeakSet = weakref.WeakSet()
 
-    @operation("test.source")
-    class Counting(Operation):
+    class Counting(Operation, name="test.source"):
         source: Operation
         costly = False
 
@@ -280,8 +260,8 @@ def test_a_run_holds_few_frames_however_long_the_clip_is():
         video = lazy(count).then(Counting)
         made = video.then(Blur, 4, 4).then(Trail, video.operation)
         most[count] = 0
-        with Run({made.operation: 0}) as run:
-            for _ in run.outputs[0].batches():
+        with closing(Run([made.operation])) as run:
+            for _ in run.outputs[0]:
                 most[count] = max(most[count], len(alive))
     assert most[300] <= most[60] < 12
 

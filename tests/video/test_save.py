@@ -8,7 +8,7 @@ import torch
 
 from reelbrush.nodes.video import codec
 from reelbrush.nodes.video.lazy_video import LazyVideo
-from reelbrush.nodes.video.save import Format, save
+from reelbrush.nodes.video.save import save
 
 from .graphs import Blur, frames, lazy
 
@@ -92,7 +92,7 @@ def test_the_right_part_of_the_sound_is_heard(tmp_path):
             assert pitches(part.get_components().audio) == heard
             part.save_to(tmp_path / "part.mkv")
             assert pitches(LazyVideo.from_file(tmp_path / "part.mkv").get_components().audio) == heard
-        save(silent.operation, tmp_path / "from.mkv", Format("mkv"), audio_from=source.trim(12).operation)
+        save(silent.operation, tmp_path / "from.mkv", "mkv", audio_from=source.trim(12).operation)
         assert pitches(LazyVideo.from_file(tmp_path / "from.mkv").get_components().audio) == [400, 600]
 
 
