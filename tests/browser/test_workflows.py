@@ -62,14 +62,15 @@ class ComfyUI:
             urllib.request.Request(f"{self.url}/settings/{name}", json.dumps(value).encode(), kind)
         )
 
-    def open(self, name, nodes2):
-        """Load a workflow into a new page."""
+    def open(self, workflow, nodes2):
+        """Load a workflow, a name or a file, into a new page."""
         self.set("Comfy.VueNodes.Enabled", nodes2)
         self.set("Comfy.TutorialCompleted", True)
         self.page.goto(self.url, timeout=120_000)
         self.page.wait_for_function("window.app?.graph && window.app.extensionManager", timeout=120_000)
         self.page.wait_for_timeout(2500)
-        graph = json.loads((ROOT / "workflows" / f"{name}.json").read_text())
+        path = workflow if isinstance(workflow, Path) else ROOT / "workflows" / f"{workflow}.json"
+        graph = json.loads(path.read_text())
         self.page.evaluate("g => app.loadGraphData(g, true, true)", graph)
         self.page.wait_for_timeout(3000)
 
@@ -180,3 +181,17 @@ def test_divider_and_play_button_of_compare_videos(comfyui, design):
     page.wait_for_timeout(1500)
     times = page.evaluate("() => [...document.querySelectorAll('.rb-stage video')].map(v => v.currentTime)")
     assert min(times) > 0 and abs(times[0] - times[1]) < 0.2
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "subgraphs").glob("*.json")), ids=lambda path: path.stem)
+def test_blueprint_is_offered_and_has_no_missing_node(comfyui, path):
+    offered = comfyui.get("/global_subgraphs").values()
+    assert path.stem in {entry["name"] for entry in offered}
+    comfyui.open(path, False)
+    inner = "() => [...app.rootGraph.subgraphs.values()].flatMap(s => s.nodes).map(n => n.type)"
+    types = comfyui.page.evaluate(inner)
+    known = set(comfyui.get("/object_info"))
+    assert len(types) > 3 and set(types) <= known
+    prompt = comfyui.page.evaluate("async () => (await app.graphToPrompt()).output")
+    assert sorted(node["class_type"] for node in prompt.values()) == sorted(types)
+    assert comfyui.errors == []
