@@ -19,7 +19,8 @@ def spread(total: int, count: int) -> list[int]:
 def contact_sheet(frames: Tensor, *, columns: int = 0, width: int = 320, gap: int = 4) -> Tensor:
     """Frames [N, H, W, 3] on a grid, each at most `width` wide, as IMAGE [1, h, w, 3]."""
     n, h, w, _ = frames.shape
-    columns = columns or min(n, max(1, round(math.sqrt(n * 1.5))))
+    wide = math.sqrt(n * 1.5)  # a good number of columns; another one leaves fewer cells empty
+    columns = columns or min(range(1, n + 1), key=lambda count: abs(count - wide) + -n % count)
     if w > width:
         size = (max(1, round(h * width / w)), width)
         planes = interpolate(frames.permute(0, 3, 1, 2), size, mode="bilinear", antialias=True)

@@ -124,6 +124,10 @@ class Style:
 def fit_picture(picture: Tensor, size: int) -> Tensor:
     """A picture [1, h, w, 3] resized to a short side of `size`, cropped to at most twice that length."""
     h, w = picture.shape[1:3]
+    if min(h, w) < 16:
+        raise ValueError(
+            f"the style picture has {w} x {h} pixels, too few for a style: give 16 or more each way"
+        )
     scale = size / min(h, w)
     shape = (max(size, round(h * scale)), max(size, round(w * scale)))
     planes = picture[..., :3].permute(0, 3, 1, 2)

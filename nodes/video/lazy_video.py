@@ -96,6 +96,8 @@ class LazyVideo(host.video_base()):
         longer = max(self.width, self.height)
         if not max_side or longer <= max_side:
             return self
+        if max_side < 16:
+            raise ValueError(f"max_side {max_side} leaves no picture: give 16 or more, or 0 to keep the size")
         return self.resize(*(max(2, round(s * max_side / longer / 2) * 2) for s in self.get_dimensions()))
 
     # -- properties

@@ -115,7 +115,11 @@ RECIPES = {
     ),
     "ReelBrushStyA2KStyle": Recipe(
         lambda n, size: dict(model=load_model(file()), style=picture(n, size), weights="", size=64),
-        wrong=[(dict(weights="1, 2"), "2 weights for 3"), (dict(weights="much"), "not numbers")],
+        wrong=[
+            (dict(weights="1, 2"), "2 weights for 3"),
+            (dict(weights="much"), "not numbers"),
+            (dict(style=torch.zeros(1, 1, 1, 3)), "1 x 1 pixels"),
+        ],
     ),
     "ReelBrushStyA2KMix": Recipe(
         lambda n, size: dict(a=style(), b=style(2), amount=0.5),
@@ -136,7 +140,7 @@ RECIPES = {
         same_size=True,
         alone="video",
         off=(dict(strength=0.0), "video", 0),
-        wrong=[(dict(video="no clip"), "VIDEO is needed")],
+        wrong=[(dict(video="no clip"), "VIDEO is needed"), (dict(max_side=1), "leaves no picture")],
     ),
     "ReelBrushTrainStyA2K": Recipe(
         training,

@@ -52,10 +52,10 @@ def through_json(video):
 
 def test_a_graph_is_rebuilt_from_its_data(tmp_path):
     path = tmp_path / "clip.mkv"
-    lazy(12, (16, 16)).save_to(path)
+    lazy(12, (32, 32)).save_to(path)
     source = LazyVideo.from_file(path)
     part = source.trim(1, 9)
-    made = part.then(Blur, 1, 1, (torch.arange(4),)).then(Trail, part.operation, node="Trail").fit(8)
+    made = part.then(Blur, 1, 1, (torch.arange(4),)).then(Trail, part.operation, node="Trail").fit(16)
     rebuilt = through_json(made)
     assert rebuilt.operation.fingerprint == made.operation.fingerprint
     assert torch.equal(all_of(rebuilt), all_of(made))
