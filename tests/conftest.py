@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has one core, also in the processes that it starts
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 COMFYUI = os.environ.get("COMFYUI_PATH")
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
