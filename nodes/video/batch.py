@@ -1,14 +1,16 @@
-"""Batches of frames, and the buffer that holds them between operations."""
+"""Batches of frames, and the streams that hold them between operations."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from .. import host
 from . import codec
 
 
@@ -59,79 +61,70 @@ class Batch:
         return Batch(torch.cat(pixels, -1) if len(pixels) > 1 else pixels[0], self.times)
 
 
-def as_floats(
-    frames: Tensor, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> Tensor:
+def as_floats(frames: Tensor, device: str | torch.device = "cpu", dtype=torch.float32) -> Tensor:
     """Frames as floats in 0..1. Integers are converted on the device: they are quicker to move there."""
     frames = frames.to(device)
     return (frames if frames.is_floating_point() else codec.to_float(frames)).to(dtype)
 
 
 class Stream:
-    """The batches of one operation, from frame `end` on, for any number of readers."""
+    """The frames of one operation from number `start` on, held until no reader needs them any more."""
 
-    def __init__(self, batches: Iterator[Batch], end: int):
-        self.batches, self.end, self.ended = batches, end, False
-        self._readers: list[FrameBuffer] = []
+    def __init__(self, batches: Iterator[Batch], start: int):
+        self.batches = batches
+        self.start, self.end, self.ended = start, start, False
+        self._held: deque[Batch] = deque()
+        self._needed: dict[Any, int] = {}
 
-    def read(self, start: int) -> "FrameBuffer":
-        """A reader of the frames from `start` on. All readers must be there before the first batch."""
-        self._readers.append(FrameBuffer(self, start))
-        return self._readers[-1]
+    def need(self, start: int, reader: Any = None) -> None:
+        """From now on, this reader needs frame `start` and those after it."""
+        self._needed[reader] = start
+        self._drop()
 
-    def advance(self) -> bool:
-        """Give the next batch to all readers."""
-        batch = next(self.batches, None)
-        if batch is None:
-            self.ended = True
-            return False
-        for reader in self._readers:
-            skipped = max(0, reader.start - self.end)
-            if skipped < len(batch):
-                reader.held.append(batch[skipped:])
-        self.end += len(batch)
-        return True
-
-
-class FrameBuffer:
-    """What one reader has not dropped yet of a stream's frames: those from number `start` on."""
-
-    def __init__(self, stream: Stream, start: int):
-        self.stream, self.start = stream, start
-        self.held: deque[Batch] = deque()
-
-    def __iter__(self) -> Iterator[Batch]:
-        """The batches as they come."""
-        while self.held or self.stream.advance():
-            yield self.held.popleft()
+    def _drop(self) -> None:
+        while self._held and self.start + len(self._held[0]) <= min(self._needed.values(), default=0):
+            self.start += len(self._held.popleft())
 
     def fill(self, end: int) -> None:
-        """Read on until frame `end` - 1 is here, or the stream ends."""
-        while self.stream.end < end and self.stream.advance():
-            pass
+        """Read on until frame `end` - 1 is here, or the operation ends."""
+        while self.end < end and not self.ended:
+            host.check_interrupt()
+            batch = next(self.batches, None)
+            if batch is None:
+                self.ended = True
+            else:
+                self._held.append(batch)
+                self.end += len(batch)
+                self._drop()
 
     def take(self, first: int, last: int) -> Batch:
-        """Frames `first` to `last` - 1, which must have been filled and not dropped."""
+        """Frames `first` to `last` - 1, which must be here."""
         parts, at = [], self.start
-        for batch in self.held:
+        for batch in self._held:
             low, high = max(first - at, 0), min(last - at, len(batch))
             if low < high:
                 parts.append(batch[low:high])
             at += len(batch)
         return Batch.join(parts)
 
-    def drop(self, before: int) -> None:
-        """Remove the batches that lie completely before frame `before`."""
-        while self.held and self.start + len(self.held[0]) <= before:
-            self.start += len(self.held.popleft())
+    def __iter__(self) -> Iterator[Batch]:
+        """All frames that reader None needs, as they come."""
+        while True:
+            at = self._needed[None]
+            self.fill(at + 1)
+            if self.end <= at:
+                return
+            batch = self.take(at, self.end)
+            self.need(self.end)
+            yield batch
 
 
-def filled(label: str, inputs: Sequence[FrameBuffer], end: int) -> int:
+def filled(label: str, inputs: Sequence[Stream], end: int) -> int:
     """Read all inputs up to frame `end` - 1. Gives where they end if that is earlier."""
     for source in inputs:
         source.fill(end)
-    ended = [source.stream.end for source in inputs if source.stream.ended]
-    longest = max(source.stream.end for source in inputs)
+    ended = [source.end for source in inputs if source.ended]
+    longest = max(source.end for source in inputs)
     if ended and longest > min(ended):
         raise ValueError(
             f"{label}: one clip ends after {min(ended)} frames, another has {longest} or more: "

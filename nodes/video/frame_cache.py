@@ -9,7 +9,7 @@ the cache, so the result is the same with and without a cache.
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from itertools import count
@@ -18,7 +18,7 @@ from pathlib import Path
 from .. import host
 from ..common.files import replacing
 from . import codec
-from .batch import Batch, FrameBuffer
+from .batch import Batch, Stream
 from .operation import Operation
 from .run import Run, States
 
@@ -55,10 +55,8 @@ def pixels(
         yield [stack.enter_context(closing(stream)) for stream in streams]
 
 
-def _as_pixels(op: Operation, batches: FrameBuffer) -> Iterator[Batch]:
-    for batch in batches:
-        host.check_interrupt()
-        yield batch.as_pixels(op.clip.bit_depth)
+def _as_pixels(op: Operation, batches: Iterable[Batch]) -> Iterator[Batch]:
+    return (batch.as_pixels(op.clip.bit_depth) for batch in batches)
 
 
 class FrameCache:
@@ -73,7 +71,7 @@ class FrameCache:
         """The number of frames that need not be computed again, from the first one on."""
         return next(number for number in count() if not self._file(number, "mkv").exists()) * CHUNK
 
-    def batches(self, run: Run | None, output: FrameBuffer | None) -> Iterator[Batch]:
+    def batches(self, run: Run | None, output: Stream | None) -> Iterator[Batch]:
         """All frames: from the chunks that are there, then computed, and kept in further chunks.
 
         `output` of a `run` from frame 0 is used to compute when the first chunk is absent.
@@ -82,16 +80,14 @@ class FrameCache:
         while size == CHUNK and (batch := self._read(number)) is not None:
             yield batch
             number, size = number + 1, len(batch)
-        if size < CHUNK or number * CHUNK >= self.op.clip.frame_count:
-            return
         if number == 0 and output is not None:
             yield from self._compute(run, output, 0)
-            return
-        states = self._read_states(number)
-        with closing(Run([self.op], number * CHUNK, border=CHUNK, states=states)) as own:
-            yield from self._compute(own, own.outputs[0], number)
+        elif size == CHUNK and number * CHUNK < self.op.clip.frame_count:
+            states = self._read_states(number)
+            with closing(Run([self.op], number * CHUNK, border=CHUNK, states=states)) as own:
+                yield from self._compute(own, own.outputs[0], number)
 
-    def _compute(self, run: Run, output: FrameBuffer, number: int) -> Iterator[Batch]:
+    def _compute(self, run: Run, output: Stream, number: int) -> Iterator[Batch]:
         """The output from chunk `number` on. A thread writes the chunks, at most one of them waits."""
         held: list[Batch] = []
         writing: list[Future] = []

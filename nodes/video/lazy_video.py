@@ -48,9 +48,7 @@ class LazyVideo(host.video_base()):
                 raise ValueError(f"the trim begins at {start:g} s, after the end of the clip: begin earlier")
             return trimmed
         if not hasattr(video, "get_components"):
-            raise ValueError(
-                f"a VIDEO is needed, not {type(video).__name__}: connect Load Video or Create Video"
-            )
+            raise ValueError(f"a VIDEO is needed, not {type(video).__name__}: connect Load Video to it")
         components = video.get_components()
         return cls.from_frames(components.images, Fraction(components.frame_rate), components.audio)
 
@@ -69,9 +67,7 @@ class LazyVideo(host.video_base()):
 
     def then(self, operation: type[Operation], *fields: Any, node: str = "", **named: Any) -> "LazyVideo":
         """This clip through an operation. `node` is the node's name, for errors during a save."""
-        context = host.executing_node()
-        label = f"{node} (node {context.node_id})" if node and context is not None else node
-        return LazyVideo(operation(self.operation, *fields, **named, label=label))
+        return LazyVideo(operation(self.operation, *fields, **named, label=running_node(node)))
 
     def trim(self, start: int = 0, frames: int = 0, every: int = 1) -> "LazyVideo":
         """Frames start, start + every, ...; at most `frames` of them (0: all)."""
@@ -85,8 +81,8 @@ class LazyVideo(host.video_base()):
             return LazyVideo(before.source).then(Trim, first, frames, before.every * every)
         return self.then(Trim, start, frames, every)
 
-    def resize(self, width: int, height: int, method: str = "area") -> "LazyVideo":
-        """Another size. The same size gives this clip back."""
+    def resize(self, width: int, height: int, method: str = "area", *_: Any, **__: Any) -> "LazyVideo":
+        """Another size. The same size gives this clip back. Options of newer hosts are ignored."""
         if (width, height) == (self.width, self.height):
             return self
         return self.then(Resize, width, height, method, node="Resize")
@@ -227,26 +223,28 @@ class LazyVideo(host.video_base()):
             return self
         return self.then(Resize, right - left, bottom - top, "area", (left, top, right, bottom), node="Crop")
 
-    def as_resized(self, width: int, height: int, method: str = "area", *_: Any, **__: Any) -> "LazyVideo":
-        return self.resize(width, height, method)
+    as_resized = resize
 
 
 def _name(choice: Any) -> str:
     return str(getattr(choice, "value", choice)).lower()
 
 
+def running_node(name: str) -> str:
+    """The name of the node that runs, with its id in ComfyUI."""
+    context = host.executing_node()
+    return f"{name} (node {context.node_id})" if name and context is not None else name
+
+
 def in_step(videos: list[LazyVideo], size: int = 16) -> Iterator[tuple[Tensor, ...]]:
     """Frames of several clips, `size` at a time, in one pass: what they share is computed once."""
     operations = {video.operation.fingerprint: video.operation for video in videos}
     with pixels(list(operations.values()), batch=size) as streams:
-        buffers = {key: Stream(batches, 0).read(0) for key, batches in zip(operations, streams, strict=True)}
-        at = 0
+        buffers = {key: Stream(batches, 0) for key, batches in zip(operations, streams, strict=True)}
+        at, frames = 0, {}
         while (last := filled("the clips", list(buffers.values()), at + size)) > at:
-            host.check_interrupt()
-            frames = {
-                key: codec.to_float(buffer.take(at, last).frames[..., :3]) for key, buffer in buffers.items()
-            }
-            for buffer in buffers.values():
-                buffer.drop(last)
+            for key, buffer in buffers.items():
+                frames[key] = codec.to_float(buffer.take(at, last).frames[..., :3])
+                buffer.need(last)
             at = last
             yield tuple(frames[video.operation.fingerprint] for video in videos)

@@ -42,7 +42,6 @@ class SaveVideo:
             "The codec's constant rate factor: smaller is better and larger. 18-23 for h264, about 30 for "
             "vp9 and av1. PNG and GIF have none."
         )
-        damaged = "What happens when a file of the clip cannot be read to its end."
         return {
             "required": {
                 "video": connection("VIDEO", "The clip. Its sound is saved too."),
@@ -54,7 +53,9 @@ class SaveVideo:
             },
             "optional": {
                 "audio_from": connection("VIDEO", "Use the sound of this clip instead, from its beginning."),
-                "damaged_clip": choice(("warn", "stop"), damaged),
+                "damaged_clip": choice(
+                    ("warn", "stop"), "What happens when a file cannot be read to its end."
+                ),
             },
             "hidden": {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"},
         }

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from functools import cache, cached_property
 from graphlib import TopologicalSorter
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..common import files
 from . import codec
-from .batch import Batch, FrameBuffer
+from .batch import Batch, Stream
 
 _MAX_DEPTH = 150
 
@@ -111,7 +111,7 @@ class Operation:
 
     @cached_property
     def clip(self) -> codec.VideoInfo:
-        """The properties of the output. All but the size are those of the first input."""
+        """The properties of the output: those of the first input."""
         clips = [i.clip for i in self.inputs]
         counts = {c.frame_count for c in clips}
         if len(counts) > 1:
@@ -119,12 +119,7 @@ class Operation:
                 f"{self.label or self.name}: the clips have {' and '.join(map(str, sorted(counts)))} frames: "
                 "give clips of one length (Trim Video cuts)"
             )
-        width, height = self.size(clips[0].width, clips[0].height)
-        return replace(clips[0], width=width, height=height)
-
-    def size(self, width: int, height: int) -> tuple[int, int]:
-        """The output's size for the first input's."""
-        return width, height
+        return clips[0]
 
     def input_frame(self, index: int) -> int:
         """The input frame that output frame `index` shows."""
@@ -138,7 +133,7 @@ class Operation:
         """Load what the operation computes with. Its inputs' sizes are in `self.inputs[i].clip`."""
         return Worker()
 
-    def frames(self, inputs: list[FrameBuffer], start: int, batch: int) -> Iterator[Batch] | None:
+    def frames(self, inputs: list[Stream], start: int, batch: int) -> Iterator[Batch] | None:
         """Batches of about `batch` frames from frame `start` on. None: the worker computes them."""
         return None
 
@@ -152,19 +147,16 @@ class Operation:
         return digest(_code(), self.name, {f.name: value for f, value in self.values() if f.compare})
 
 
-def ordered(
-    sinks: Iterable[Operation], inputs: Callable[[Operation], Iterable[Operation]] = lambda op: op.inputs
-) -> list[Operation]:
+def ordered(sinks: Iterable[Operation]) -> list[Operation]:
     """Every operation that the sinks need, inputs before what reads them. Equal objects may repeat."""
-    graph: dict[int, list[int]] = {}
-    by_id: dict[int, Operation] = {}
+    graph: dict[Operation, tuple[Operation, ...]] = {}
     todo = list(sinks)
     while todo:
         op = todo.pop()
-        if id(op) not in by_id:
-            by_id[id(op)], graph[id(op)] = op, [id(i) for i in inputs(op)]
-            todo.extend(inputs(op))
-    return [by_id[key] for key in TopologicalSorter(graph).static_order()]
+        if op not in graph:
+            graph[op] = op.inputs
+            todo.extend(op.inputs)
+    return list(TopologicalSorter(graph).static_order())
 
 
 # -- fields as JSON: the fingerprint and the serialized form -----------------------------------------
@@ -203,15 +195,21 @@ def _code() -> str:
 
 
 def to_data(sink: Operation) -> tuple[str, dict[str, Tensor]]:
-    """A graph as JSON (a list of operations, inputs by their number in it) and tensors, for `from_data`."""
-    operations = ordered([sink], lambda op: [v for _, v in op.values() if isinstance(v, Operation)])
-    number_of = {id(op): number for number, op in enumerate(operations)}
+    """A graph as JSON and tensors, for `from_data`."""
+    number_of: dict[Operation, int] = {}
     tensors: dict[str, Tensor] = {}
 
     def tagged(value: Any) -> dict[str, Any]:
         match value:
+            case Operation() if value in number_of:
+                return {"$operation": number_of[value]}
             case Operation():
-                return {"$operation": number_of[id(value)]}
+                number_of[value] = number = len(number_of)
+                return {
+                    "$new": value.name,
+                    "number": number,
+                    "fields": {f.name: v for f, v in value.values()},
+                }
             case Tensor():
                 tensors[str(len(tensors))] = value
                 return {"$tensor": str(len(tensors) - 1)}
@@ -225,17 +223,22 @@ def to_data(sink: Operation) -> tuple[str, dict[str, Tensor]]:
             f"a {type(value).__name__} cannot be sent to another process: render this clip in one process"
         )
 
-    rows = [{"$name": op.name, "fields": {f.name: v for f, v in op.values()}} for op in operations]
-    return json.dumps(rows, default=tagged), tensors
+    return json.dumps(sink, default=tagged), tensors
 
 
 def from_data(text: str, tensors: dict[str, Tensor]) -> Operation:
     """The graph that `to_data` described."""
-    made: list[Operation] = []
+    made: dict[int, Operation] = {}
 
     def value(data: dict[str, Any]) -> Any:
         match data:
             case {"$operation": number}:
+                return made[number]
+            case {"$new": name, "number": number, "fields": fields}:
+                if name not in _registry:
+                    raise ValueError(f"no operation is named {name!r}: import the package that defines it")
+                lists_as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+                made[number] = _registry[name](**lists_as_tuples)
                 return made[number]
             case {"$tensor": key}:
                 return tensors[key]
@@ -245,12 +248,6 @@ def from_data(text: str, tensors: dict[str, Tensor]) -> Operation:
                 return io.BytesIO(tensor.numpy().tobytes())
             case {"$fraction": ratio}:
                 return Fraction(ratio)
-            case {"$name": name, "fields": fields}:
-                if name not in _registry:
-                    raise ValueError(f"no operation is named {name!r}: import the package that defines it")
-                lists_as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-                made.append(_registry[name](**lists_as_tuples))
         return data
 
-    json.loads(text, object_hook=value)  # the innermost objects come first
-    return made[-1]
+    return json.loads(text, object_hook=value)  # the innermost objects come first

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import host
-from .batch import Batch, FrameBuffer, Stream, as_floats, filled
+from .batch import Batch, Stream, as_floats, filled
 from .operation import Operation, Worker, ordered
 
 States = dict[tuple[str, int], dict[str, Tensor]]
@@ -61,36 +61,37 @@ class Run:
         begin = starts(sinks, start, states)
         workers: dict[str, Worker] = {}
         for key, op in operations.items():
-            with _errors_named(op):
+            with errors_named(op):
                 workers[key] = worker = op.start()
                 if (key, begin[key]) in states:
                     worker.restore(states[key, begin[key]])
         batches = self._batches(operations, workers, batch)
         for key, op in operations.items():
-            first = op.first_input(begin[key])
-            inputs = [self._streams[source.fingerprint].read(first) for source in op.inputs]
+            inputs = [self._streams[source.fingerprint] for source in op.inputs]
+            for source in inputs:
+                source.need(op.first_input(begin[key]), op)
             frames = op.frames(inputs, begin[key], batches[key])
             if frames is None:
                 frames = self._compute(op, workers[key], inputs, begin[key], batches[key])
             self._streams[key] = Stream(frames, begin[key])
-        self.outputs = [self._streams[sink.fingerprint].read(start) for sink in sinks]
+        self.outputs = [self._streams[sink.fingerprint] for sink in sinks]
+        for output in self.outputs:
+            output.need(start)
 
-    def _batches(
-        self, operations: dict[str, Operation], workers: dict[str, Worker], batch: int
-    ) -> dict[str, int]:
+    def _batches(self, ops: dict[str, Operation], workers: dict[str, Worker], batch: int) -> dict[str, int]:
         """Frames per call of each operation: what it asks for, else what its readers ask for."""
-        wanted = dict.fromkeys(operations, 0)
+        wanted = dict.fromkeys(ops, 0)
         for sink in self._sinks:
             few = _BATCH_BYTES // (sink.clip.width * sink.clip.height * 12)
             wanted[sink.fingerprint] = batch or max(1, min(16, few))
-        for key, op in reversed(operations.items()):
+        for key, op in reversed(ops.items()):
             wanted[key] = workers[key].batch or wanted[key]
             for source in op.inputs:
                 wanted[source.fingerprint] = max(wanted[source.fingerprint], wanted[key])
         return wanted
 
     def _compute(
-        self, op: Operation, worker: Worker, inputs: Sequence[FrameBuffer], at: int, batch: int
+        self, op: Operation, worker: Worker, inputs: Sequence[Stream], at: int, batch: int
     ) -> Iterator[Batch]:
         """The operation's worker on its inputs, `batch` frames at a time from frame `at` on."""
         key, (before, after) = op.fingerprint, op.neighbours
@@ -104,8 +105,7 @@ class Run:
             low = max(0, at - before)
             taken = [source.take(low, end) for source in inputs]
             inner = slice(at - low, last - low)
-            host.check_interrupt()
-            with _errors_named(op), torch.inference_mode():
+            with errors_named(op), torch.inference_mode():
                 floats = (as_floats(t.frames, worker.device, worker.dtype) for t in taken)
                 frames = worker(*floats, index=at, inner=inner)
                 if len(frames) != last - at:
@@ -117,7 +117,7 @@ class Run:
             at = last
             del taken, frames
             for source in inputs:
-                source.drop(at - before)
+                source.need(at - before, op)
             host.trim_heap(pause=_HEAP_TRIM_PAUSE)
             yield made
 
@@ -134,7 +134,7 @@ class Run:
 
 
 @contextmanager
-def _errors_named(op: Operation) -> Iterator[None]:
+def errors_named(op: Operation) -> Iterator[None]:
     """Adds the name of the operation's node to an error, because it occurs in the node that saves."""
     label = op.label or op.name
     try:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from . import codec
-from .batch import Batch, FrameBuffer
+from .batch import Batch, Stream
 from .operation import Operation, Worker
 
 
@@ -51,7 +51,7 @@ class FileSource(Operation, name="file"):
         info = codec.probe(self.source)
         return info if info.exact else codec.probe(self.source, count=True)
 
-    def frames(self, inputs: list[FrameBuffer], start: int, batch: int) -> Iterator[Batch]:
+    def frames(self, inputs: list[Stream], start: int, batch: int) -> Iterator[Batch]:
         return read_ahead(self._decode(start, batch), max(2, 4 // batch))
 
     def _decode(self, start: int, batch: int) -> Iterator[Batch]:
@@ -77,30 +77,10 @@ class FrameSource(Operation, name="frames"):
         n, h, w, c = self.images.shape
         return codec.VideoInfo(w, h, self.fps, n, True, self.bit_depth, alpha=c == 4)
 
-    def frames(self, inputs: list[FrameBuffer], start: int, batch: int) -> Iterator[Batch]:
+    def frames(self, inputs: list[Stream], start: int, batch: int) -> Iterator[Batch]:
         for at in range(start, len(self.images), batch):
             part = self.images[at : at + batch]
             yield Batch.of(part, tuple((at + i) / self.fps for i in range(len(part))))
-
-
-class LatentSource(Operation, name="latents"):
-    """Latents [N, C, h, w] as frames [n, h, w, C] for a decoder."""
-
-    latents: Tensor
-    fps: Fraction
-    sound_from: Operation | None = field(default=None, compare=False)
-
-    costly = False
-
-    @cached_property
-    def clip(self) -> codec.VideoInfo:
-        n, _, h, w = self.latents.shape
-        return codec.VideoInfo(w, h, self.fps, n)
-
-    def frames(self, inputs: list[FrameBuffer], start: int, batch: int) -> Iterator[Batch]:
-        for at in range(start, len(self.latents), batch):
-            part = self.latents[at : at + batch].permute(0, 2, 3, 1)
-            yield Batch(part, tuple((at + i) / self.fps for i in range(len(part))))
 
 
 class Trim(Operation, name="trim"):
@@ -128,19 +108,17 @@ class Trim(Operation, name="trim"):
     def input_frame(self, index: int) -> int:
         return self.first + index * self.every
 
-    def frames(self, inputs: list[FrameBuffer], start: int, batch: int) -> Iterator[Batch]:
+    def frames(self, inputs: list[Stream], start: int, batch: int) -> Iterator[Batch]:
         (source,), count = inputs, self.clip.frame_count
         for at in range(start, count, batch):
             low, high = self.input_frame(at), self.input_frame(min(at + batch, count) - 1) + 1
             source.fill(high)
-            if source.stream.end <= low:
+            if source.end <= low:
                 if at == 0:
-                    raise ValueError(
-                        f"the clip ends before frame {self.first}: nothing is left after the trim"
-                    )
+                    raise ValueError(f"the clip ends before frame {self.first}: nothing is left of it")
                 return
             yield source.take(low, high)[:: self.every]
-            source.drop(high)
+            source.need(high, self)
 
 
 class Resize(Operation, name="video.resize"):
@@ -154,8 +132,9 @@ class Resize(Operation, name="video.resize"):
 
     costly = False
 
-    def size(self, width: int, height: int) -> tuple[int, int]:
-        return self.width, self.height
+    @cached_property
+    def clip(self) -> codec.VideoInfo:
+        return replace(self.source.clip, width=self.width, height=self.height)
 
     def start(self) -> Worker:
         return Worker(self._resize)

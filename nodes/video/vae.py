@@ -1,16 +1,20 @@
 """A VAE over a clip: frames are encoded in a stream, latents are decoded as they are saved."""
 
+from collections.abc import Iterator
 from dataclasses import field
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import host
-from .lazy_video import LazyVideo
-from .operation import Operation, Worker, digest
-from .sources import LatentSource
+from . import codec
+from .batch import Batch, Stream
+from .lazy_video import LazyVideo, running_node
+from .operation import Operation, digest
+from .run import errors_named
 
 
 def encode(video: LazyVideo, vae: Any) -> Tensor:
@@ -20,9 +24,7 @@ def encode(video: LazyVideo, vae: Any) -> Tensor:
         for frames in video.chunks(_per_call(video.width, video.height)):
             latent = vae.encode(frames)
             if latent.ndim != 4:
-                raise ValueError(
-                    "this VAE belongs to a video model and compresses time: use core VAE Encode instead"
-                )
+                raise ValueError("a video model's VAE compresses time: use core VAE Encode instead")
             parts.append(latent.to("cpu"))
             bar.step(len(frames), frames[-1])
     return torch.cat(parts)
@@ -32,39 +34,36 @@ def decode(latents: Tensor, vae: Any, fps: float, like: LazyVideo | None) -> Laz
     """A lazy clip whose frames are decoded when they are needed."""
     if latents.ndim != 4:
         raise ValueError(f"latents of frames are [N, C, h, w], these are {tuple(latents.shape)}")
+    sound_from = None if like is None else like.operation
     rate = Fraction(fps).limit_denominator(100_000) if like is None else like.fps
-    source = LatentSource(latents.detach().to("cpu"), rate, None if like is None else like.operation)
-    weights = digest(vae.get_sd())
-    return LazyVideo(source).then(DecodeLatents, vae, weights, _scale(vae), node="Decode Video (VAE)")
+    scale = int(getattr(vae, "spacial_compression_decode", lambda: 8)())
+    fields = (latents.detach().to("cpu"), vae, digest(vae.get_sd()), scale, rate, sound_from)
+    return LazyVideo(DecodeLatents(*fields, label=running_node("Decode Video (VAE)")))
 
 
 def _per_call(width: int, height: int) -> int:
     return max(1, min(8, (1024 * 1024 * 2) // (width * height)))
 
 
-def _scale(vae: Any) -> int:
-    try:
-        return int(vae.spacial_compression_decode())
-    except (AttributeError, TypeError):
-        return 8
-
-
 class DecodeLatents(Operation, name="video.vae_decode"):
-    """Latents [n, h, w, C] to frames."""
+    """The frames of latents [N, C, h, w]."""
 
-    source: Operation
+    latents: Tensor
     vae: Any = field(compare=False)
     weights: str  # their hash, so that frames that another VAE decoded are not reused
     scale: int
+    fps: Fraction
+    sound_from: Operation | None = field(default=None, compare=False)
 
-    def size(self, width: int, height: int) -> tuple[int, int]:
-        return width * self.scale, height * self.scale
+    @cached_property
+    def clip(self) -> codec.VideoInfo:
+        n, _, h, w = self.latents.shape
+        return codec.VideoInfo(w * self.scale, h * self.scale, self.fps, n, True)
 
-    def start(self) -> Worker:
-        worker = Worker(self._decode)
-        worker.batch = _per_call(self.clip.width, self.clip.height)
-        return worker
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        images = self.vae.decode(latents.permute(0, 3, 1, 2).contiguous())
-        return images.reshape(-1, *images.shape[-3:])[..., :3].clamp(0, 1)
+    def frames(self, inputs: list[Stream], start: int, batch: int) -> Iterator[Batch]:
+        for part in self.latents[start:].split(_per_call(self.clip.width, self.clip.height)):
+            with errors_named(self), torch.inference_mode():
+                images = self.vae.decode(part)
+            times = tuple((start + i) / self.fps for i in range(len(part)))
+            yield Batch(images.reshape(-1, *images.shape[-3:])[..., :3].clamp(0, 1), times)
+            start += len(part)

@@ -44,9 +44,8 @@ def render(name, *settings, capsys):
     return [Path(line) for line in captured.out.splitlines() if line.endswith((".mp4", ".png"))]
 
 
-def test_the_first_command_of_the_readme(clip, home, capsys):
-    name = re.search(r"^reelbrush render (\S+)$", (ROOT / "README.md").read_text(), re.MULTILINE)[1]
-    files = render(name, f"Content.file={clip}", "StyA2K Style.size=128", capsys=capsys)
+def test_the_steps_of_a_stylization(clip, home, capsys):
+    files = render("stya2k_video", f"Content.file={clip}", "StyA2K Style.size=128", capsys=capsys)
     (video,) = (file for file in files if file.suffix == ".mp4")
     info = codec.probe(video, count=True)
     assert (info.width, info.height, info.frame_count) == (128, 72, FRAMES)
@@ -64,8 +63,10 @@ def test_several_styles(clip, home, capsys):
     assert (sheets[0] - sheets[2]).abs().mean() > 0.02  # the two styles differ
 
 
-def test_the_basic_job_in_one_node(clip, home, capsys):
-    *_, video = render("stylize_video", f"Clip.file={clip}", "Stylize Video.stroke_size=96", capsys=capsys)
+def test_the_first_command_of_the_readme(clip, home, capsys):
+    """The basic job, in one node."""
+    name = re.search(r"^reelbrush render (\S+)$", (ROOT / "README.md").read_text(), re.MULTILINE)[1]
+    *_, video = render(name, f"Clip.file={clip}", "Stylize Video.stroke_size=96", capsys=capsys)
     stylized, content = (torch.cat(list(LazyVideo.from_file(p).chunks(FRAMES))) for p in (video, clip))
     assert stylized.shape == content.shape and (stylized - content).abs().mean() > 0.05
 

@@ -1,7 +1,6 @@
 """Operations as data: fingerprints, serialized graphs, clips that do not fit together."""
 
 import io
-import json
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from reelbrush.nodes.stya2k.stylize import StylizeFrames
 from reelbrush.nodes.video import operation
 from reelbrush.nodes.video.lazy_video import LazyVideo
 from reelbrush.nodes.video.operation import from_data, to_data
-from reelbrush.nodes.video.sources import LatentSource
 from reelbrush.nodes.video.vae import DecodeLatents
 
 from .graphs import Blur, Trail, all_of, frames, lazy
@@ -88,10 +86,9 @@ def test_the_pack_s_own_operations_are_rebuilt_field_by_field(tmp_path):
 
 
 def test_a_graph_with_an_object_that_is_not_data_says_that_it_cannot_be_sent():
-    latents = LatentSource(torch.zeros(2, 4, 3, 3), lazy().fps)
-    decoded = LazyVideo(latents).then(DecodeLatents, object(), "hash of its weights", 8)
+    decoded = DecodeLatents(torch.zeros(2, 4, 3, 3), object(), "hash of its weights", 8, lazy().fps)
     with pytest.raises(ValueError, match="cannot be sent to another process"):
-        to_data(decoded.operation)
+        to_data(decoded)
 
 
 def test_two_operations_cannot_have_one_name():
@@ -117,7 +114,7 @@ def test_the_longest_chain_runs_within_pythons_stack(home):
     video = lazy(2)
     for _ in range(149):
         video = video.then(Blur, 0, 0)
-    assert len(json.loads(to_data(video.operation)[0])) == 150
+    assert from_data(*to_data(video.operation)).fingerprint == video.operation.fingerprint
     video.save_to(io.BytesIO())
     with pytest.raises(ValueError, match="more than 150 operations in a row"):
         video.then(Blur, 0, 0).then(Blur, 0, 0)
