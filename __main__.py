@@ -6,8 +6,10 @@ Exit codes: 0 success; 1 an error, with a message of one sentence; 130 interrupt
 import argparse
 import importlib
 import logging
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 COMMANDS = {
@@ -54,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     debug = "--debug" in argv
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(message)s")
+    with suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         command = load_command(top.command)
         parser = argparse.ArgumentParser(f"reelbrush {top.command}", description=COMMANDS[top.command])

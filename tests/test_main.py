@@ -57,6 +57,30 @@ def test_an_error_is_one_sentence_and_an_exit_code(subcommand, capsys, error, co
     assert capsys.readouterr().err == message
 
 
+TERMINATED = """
+import os, signal, sys, types
+from reelbrush import __main__ as command
+from reelbrush.nodes.common.files import replacing
+
+def run(args):
+    with replacing(args.file) as temporary:
+        temporary.write_text("half")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+parse = lambda parser: parser.add_argument("file")
+command.load_command = lambda name: types.SimpleNamespace(add_arguments=parse, run=run)
+sys.exit(command.main(["render", sys.argv[1]]))
+"""
+
+
+def test_sigterm_is_handled_like_ctrl_c(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", TERMINATED, str(tmp_path / "a.txt")], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (130, "\ninterrupted\n")
+    assert not list(tmp_path.iterdir())
+
+
 def test_debug_shows_the_traceback(subcommand):
     def run(args):
         raise ValueError("here")

@@ -20,6 +20,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    host.remove_leftovers(path.parent)
     temporary = host.temporary_path(path)
     if not _is_empty(temporary):
         _remove(temporary)

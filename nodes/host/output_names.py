@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from .folders import folder, inside, output_path
 
 _MACHINE = re.sub(r"[^A-Za-z0-9]", "", platform.node())[:20]
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)@(?P<machine>[A-Za-z0-9]*)\.part")
+_FORGOTTEN = 7 * 24 * 3600  # seconds
 _LOCK = ".reelbrush/lock"  # beside the frame cache
 
 
@@ -33,8 +35,10 @@ def numbered(prefix: str, suffix: str, size: tuple[int, int] = (0, 0)) -> tuple[
     first = output_path(prefix, "filename_prefix")
     stem = first.name + "_"
     with _locked(folder("output")):
-        names = (_number_name(p) for p in list(first.parent.iterdir()))
-        numbers = (n.removeprefix(stem).split("_")[0] for n in names if n and n.startswith(stem))
+        remove_leftovers(first.parent)
+        written = ((_TEMPORARY.fullmatch(p.name), p.name) for p in first.parent.iterdir())
+        names = (match["name"] if match else name for match, name in written)
+        numbers = (n.removeprefix(stem).split("_")[0] for n in names if n.startswith(stem))
         number = max((int(n) for n in numbers if n.isdecimal()), default=0) + 1
         path = first.parent / f"{stem}{number:05}_{suffix}"
         reserved = inside(path.parent, temporary_path(path).name, "filename_prefix")
@@ -65,22 +69,25 @@ def _with_values(prefix: str, size: tuple[int, int]) -> str:
     return prefix
 
 
-def _number_name(path: Path) -> str | None:
-    """The final name of a file or of a file that is being written; None for what a dead process left.
-
-    Its reservations are removed.
-    """
-    match = _TEMPORARY.fullmatch(path.name)
-    if match is None:
-        return path.name
-    if match["machine"] == _MACHINE and not psutil.pid_exists(int(match["process"])):
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed have left in a folder under temporary names."""
+    for path in folder.glob(".*.part"):
+        match = _TEMPORARY.fullmatch(path.name)
         with suppress(OSError):
-            if path.is_dir():
-                path.rmdir()  # only when it is empty
-            elif not path.stat().st_size:
-                path.unlink()
-        return None
-    return match["name"]
+            if match and _is_left(path.stat().st_mtime, int(match["process"]), match["machine"]):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _is_left(changed: float, process: int, machine: str) -> bool:
+    """Whether nobody writes a file any more that was changed at that time."""
+    if machine != _MACHINE:  # the folder is on a shared disk, or this is a new container
+        return changed < time.time() - _FORGOTTEN
+    try:
+        return psutil.Process(process).create_time() > changed + 1  # another process with the same number
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.Error:
+        return False
 
 
 @contextmanager

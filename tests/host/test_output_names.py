@@ -1,12 +1,15 @@
 """Numbers of output files: each is used once, and only by a file that was finished."""
 
+import os
 import subprocess
 import sys
+import time
 
 import pytest
 
 from reelbrush.nodes import host
 from reelbrush.nodes.common.files import replacing
+from reelbrush.nodes.host import output_names
 
 
 def write(path, text="x"):
@@ -77,6 +80,35 @@ def test_a_killed_save_does_not_use_up_its_number(home):
     for path in (home / "output").glob(".a_00002*"):
         path.unlink()
     assert host.numbered("a", ".txt")[0].name == "a_00001_.txt"
+
+
+def temporary(folder, process, machine=output_names._MACHINE):
+    path = folder / f".a_00009_.txt.{process}@{machine}.part"
+    path.mkdir(parents=True)
+    (path / "half").write_text("half of a result")
+    return path
+
+
+def test_what_killed_processes_left_is_removed_by_the_next_save_in_the_folder(home):
+    with reserve(0) as other:
+        dead = subprocess.Popen([sys.executable, "-c", ""])
+        dead.wait()
+        folder = home / "output" / "b"
+        week_ago = (time.time() - 8 * 24 * 3600,) * 2
+        kept = [temporary(folder, other.pid), temporary(folder, 1, "elsewhere")]
+        gone = [
+            temporary(folder, dead.pid),
+            temporary(folder, os.getpid()),
+            temporary(folder, 2, "elsewhere"),
+        ]
+        for path in gone[1:]:  # the number of a process that began later; a machine that is away
+            os.utime(path, week_ago)
+        write(folder / "result.txt")
+        assert not [p for p in gone if p.exists()] and all(p.exists() for p in kept)
+        dead = temporary(folder, dead.pid)
+        host.numbered("b/c", ".txt")
+        assert not dead.exists()
+        other.kill()
 
 
 def test_processes_that_number_at_once_never_take_one_name(home):

@@ -12,6 +12,7 @@ from typing import Any
 import av
 import numpy as np
 
+from ... import host
 from .formats import CONTAINERS, EncoderSettings
 from .media import ColorTags, VideoInfo
 from .muxer import FileSink
@@ -30,7 +31,8 @@ class GifSink(FileSink):
     def __init__(self, target: str | os.PathLike | io.BytesIO, info: VideoInfo, recipe: EncoderSettings):
         super().__init__(target, info, recipe)
         beside = None if isinstance(target, io.BytesIO) else Path(target).parent
-        self._folder = Path(tempfile.mkdtemp(prefix=".palette-", dir=beside))
+        suffix = host.temporary_path(Path("frames")).name  # a later save removes it if this one is killed
+        self._folder = Path(tempfile.mkdtemp(prefix=".palette-", suffix=suffix, dir=beside))
         plain = replace(info, bit_depth=8)
         waiting = replace(recipe, container=CONTAINERS["mkv"], codec="ffv1", encoder="ffv1", metadata=())
         self._temporary = FileSink(self._folder / "frames.mkv", plain, waiting)
