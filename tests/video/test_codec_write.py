@@ -3,7 +3,10 @@
 import io
 import json
 import struct
+import subprocess
+import sys
 import zlib
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -83,7 +86,7 @@ def test_alpha_is_kept_straight(container, name, levels, tmp_path):
 def test_auto_chooses_what_keeps_alpha_and_depth():
     choose = codec.formats.choose
     plain = VideoInfo(64, 48, RATE)
-    clear, deep = VideoInfo(64, 48, RATE, alpha=True), VideoInfo(64, 48, RATE, bit_depth=10)
+    clear, deep = VideoInfo(64, 48, RATE, alpha=True), VideoInfo(64, 64, RATE, bit_depth=10)
     assert [choose(c, "auto", plain) for c in ("mp4", "mkv", "webm", "mov")] == [
         "h264",
         "h264",
@@ -97,6 +100,32 @@ def test_auto_chooses_what_keeps_alpha_and_depth():
         "prores",
     ]
     assert [choose(c, "auto", deep) for c in ("mp4", "webm")] == ["h265", "av1"]
+    assert choose("webm", "auto", replace(deep, height=63)) == "vp9"  # too small for av1
+
+
+SMALL = """
+import io, itertools, sys, torch
+from fractions import Fraction
+from reelbrush.nodes.video.codec import VideoInfo, Writer
+
+sizes = [(1, 1), (16, 16), (48, 32), (40, 30), (33, 21), (20, 106), (46, 110), (146, 24)]
+for (width, height), depth in itertools.product(sizes, (8, 10)):
+    frames = torch.randint(0, 256 * 257 if depth > 8 else 256, (12, height, width, 3))
+    frames = frames.to(torch.uint16 if depth > 8 else torch.uint8)
+    try:
+        info = VideoInfo(width, height, Fraction(25), bit_depth=depth)
+        with Writer(io.BytesIO(), info, container="mkv", codec=sys.argv[1]) as writer:
+            for frame in frames:
+                writer.write(frame)
+    except ValueError as error:
+        assert "choose another" in str(error), error
+"""
+
+
+@pytest.mark.parametrize("name", codec.codecs("mkv"))
+def test_small_frames_neither_crash_nor_hang_an_encoder(name):
+    """libx265 and SVT-AV1 overwrite memory or hang, so this runs in a process of its own."""
+    subprocess.run([sys.executable, "-c", SMALL, name], check=True, timeout=120)
 
 
 @pytest.mark.parametrize(

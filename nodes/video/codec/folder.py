@@ -27,7 +27,7 @@ class PictureSink:
         self._encoder.time_base = Fraction(1, 1000)
         self._encoder.thread_type = "FRAME"  # pictures in parallel; they come out in order
         self._encoder.thread_count = 0
-        self._encoder.options = encoder_options(recipe, pixels)
+        self._encoder.options = encoder_options(recipe, pixels, info)
         self._times: list[Fraction] = []
         self._written: list[Path] = []
 

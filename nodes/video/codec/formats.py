@@ -24,6 +24,8 @@ _ENCODERS = {  # codec: its encoders, the best first
 }
 _QUALITY = {"h264": 18, "h265": 20, "vp9": 28, "av1": 26, "prores": 3}  # crf; ProRes: the profile (HQ)
 _PRORES_4444 = "4"
+_SMALLEST = {"libsvtav1": 64}  # pixels of a side; SVT-AV1 hangs on smaller frames, or overwrites memory
+_SMALLEST_CUTREE = 64  # pixels of a side; below, CU-tree of libx265 overwrites memory
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,17 @@ def choose(container: str, codec: str, info: VideoInfo) -> str:
     possible = codecs(container)
     if not possible:
         raise ValueError(f"this PyAV cannot write {container}: choose one of {', '.join(containers())}")
+    smallest = {name: _SMALLEST.get(encoder_of(name), 1) for name in possible}
+    fitting = [name for name in possible if min(info.width, info.height) >= smallest[name]]
     if codec != "auto":
         if codec not in possible:
             raise ValueError(
                 f"{codec!r} cannot be written into {container}: choose one of {', '.join(possible)}, or auto"
+            )
+        if codec not in fitting:
+            raise ValueError(
+                f"{codec} needs frames of at least {smallest[codec]}x{smallest[codec]}, and this clip has "
+                f"{info.width}x{info.height}: choose another codec, or make it larger"
             )
         return codec
     wishes = []
@@ -109,7 +118,7 @@ def choose(container: str, codec: str, info: VideoInfo) -> str:
         wishes += {"mov": ["prores"], "mkv": ["vp9"], "webm": ["vp9"]}.get(container, [])
     if info.bit_depth > 8:
         wishes += ["av1"] if container == "webm" else ["h265"]
-    return next((c for c in wishes if c in possible), possible[0])
+    return next((c for c in wishes if c in fitting), fitting[0])
 
 
 @cache
@@ -154,14 +163,15 @@ def losses(pixels: str, info: VideoInfo) -> list[str]:
     return lost
 
 
-def encoder_options(recipe: EncoderSettings, pixels: str) -> dict[str, str]:
+def encoder_options(recipe: EncoderSettings, pixels: str, info: VideoInfo) -> dict[str, str]:
     """The encoder's options: constant quality, and the preset."""
     codec, preset = recipe.codec, recipe.preset
     level = str(_QUALITY.get(codec, 0) if recipe.quality is None else recipe.quality)
     alpha = pixels.startswith("yuva")
+    small = min(info.width, info.height) < _SMALLEST_CUTREE
     options = {
         "libx264": {"crf": level},
-        "libx265": {"crf": level, "x265-params": "log-level=error"},
+        "libx265": {"crf": level, "x265-params": f"log-level=error{':no-cutree=1' if small else ''}"},
         "libvpx-vp9": {"crf": level, "b": "0", "deadline": "good", "row-mt": "1", "cpu-used": preset or "4"},
         "libsvtav1": {"crf": level, "preset": preset or "8"},
         "libaom-av1": {"crf": level, "b": "0", "row-mt": "1", "cpu-used": preset or "6"},

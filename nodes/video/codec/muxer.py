@@ -60,7 +60,7 @@ class FileSink:
         context = stream.codec_context
         context.width, context.height, context.pix_fmt = info.width, info.height, pixels
         context.thread_type, context.thread_count = "AUTO", 0
-        context.options = encoder_options(how, pixels)
+        context.options = encoder_options(how, pixels, info)
         self._tick = tick_of(info, how.codec)
         context.time_base = stream.time_base = self._tick
         if info.pixel_aspect != 1:
