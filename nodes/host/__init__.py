@@ -60,7 +60,7 @@ from .model import (
     transformer_options,
     weights_key,
 )
-from .output_names import numbered, remove_leftovers, temporary_path
+from .output_names import locked, numbered, remove_leftovers, temporary_path
 from .progress import (
     Preview,
     Progress,

@@ -1,5 +1,6 @@
 """Numbered names for output files, and the temporary names that they are written under."""
 
+import errno
 import os
 import platform
 import re
@@ -34,7 +35,7 @@ def numbered(prefix: str, suffix: str, size: tuple[int, int] = (0, 0)) -> tuple[
     prefix = _with_values(prefix, size)
     first = output_path(prefix, "filename_prefix")
     stem = first.name + "_"
-    with _locked(folder("output")):
+    with locked(folder("output") / _LOCK):
         remove_leftovers(first.parent)
         written = ((_TEMPORARY.fullmatch(p.name), p.name) for p in first.parent.iterdir())
         names = (match["name"] if match else name for match, name in written)
@@ -91,17 +92,23 @@ def _is_left(changed: float, process: int, machine: str) -> bool:
 
 
 @contextmanager
-def _locked(base: Path) -> Iterator[None]:
-    """One process of this machine at a time; the system releases the lock of a process that is killed."""
-    (base / _LOCK).parent.mkdir(parents=True, exist_ok=True)
-    with (base / _LOCK).open("a") as file:
-        with suppress(OSError):  # a file system without locks
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock file; without `wait`, False if it is held already.
+
+    The system releases the lock of a process that is killed. A file system without locks gives True.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        held = True
+        try:
             if os.name == "nt":
                 import msvcrt
 
-                msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+                msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
             else:
                 import fcntl
 
-                fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            held = error.errno not in (errno.EAGAIN, errno.EACCES)
+        yield held

@@ -9,9 +9,10 @@ the cache, so the result is the same with and without a cache.
 
 import hashlib
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from .run import Run, States
 
 CHUNK = 8  # frames per file
 _FORMAT = 4  # of the folder's content
+_RESERVE = 1 << 30  # bytes of the disk that are left free
+_PAUSE = 0.1  # seconds between looks for a chunk of another process
+_claims: set[Path] = set()  # the clips that this process computes now
 
 
 def root() -> Path:
@@ -34,7 +38,10 @@ def root() -> Path:
 def limit() -> float:
     """Bytes that all caches may take. The oldest are removed first."""
     former = host.limit_from("REELBRUSH_SPOOL_GB", 8)  # the name in version 0.1
-    return host.limit_from("REELBRUSH_CACHE_GB", former) * (1 << 30)
+    wanted = host.limit_from("REELBRUSH_CACHE_GB", former) * (1 << 30)
+    disk = next(path for path in (root(), *root().parents) if path.exists())
+    possible = shutil.disk_usage(disk).free - _RESERVE + sum(map(_bytes, root().glob("*")))
+    return max(0, min(wanted, possible))
 
 
 @contextmanager
@@ -49,7 +56,9 @@ def pixels(
         run = stack.enter_context(closing(Run(fresh, batch=batch, border=border)))
         computed = dict(zip(fresh, run.outputs, strict=True))
         streams = [
-            caches[op].batches(run, computed.get(op)) if op in caches else _as_pixels(op, computed[op])
+            caches[op].batches(run, computed.get(op), share=len(operations) == 1)
+            if op in caches
+            else _as_pixels(op, computed[op])
             for op in operations
         ]
         yield [stack.enter_context(closing(stream)) for stream in streams]
@@ -66,26 +75,52 @@ class FrameCache:
         self.op = op
         self.path = root() / f"{op.fingerprint[:32]}-{_FORMAT}"
         self._keeping = limit() > 0
+        self._claim = ExitStack()
 
     def kept(self) -> int:
         """The number of frames that need not be computed again, from the first one on."""
         return next(number for number in count() if not self._file(number, "mkv").exists()) * CHUNK
 
-    def batches(self, run: Run | None, output: Stream | None) -> Iterator[Batch]:
+    def remove(self) -> None:
+        """Forget all frames."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def batches(self, run: Run | None, output: Stream | None, share: bool) -> Iterator[Batch]:
         """All frames: from the chunks that are there, then computed, and kept in further chunks.
 
-        `output` of a `run` from frame 0 is used to compute when the first chunk is absent.
+        `output` of a `run` from frame 0 is used to compute when the first chunk is absent. With `share`,
+        the chunks of another process that computes this clip are awaited.
         """
-        number, size = 0, CHUNK
-        while size == CHUNK and (batch := self._read(number)) is not None:
-            yield batch
-            number, size = number + 1, len(batch)
-        if number == 0 and output is not None:
-            yield from self._compute(run, output, 0)
-        elif size == CHUNK and number * CHUNK < self.op.clip.frame_count:
-            states = self._read_states(number)
-            with closing(Run([self.op], number * CHUNK, border=CHUNK, states=states)) as own:
-                yield from self._compute(own, own.outputs[0], number)
+        number, size, mine = 0, CHUNK, not (share and self._keeping)
+        with self._claim:
+            while size == CHUNK and number * CHUNK < self.op.clip.frame_count:
+                if (batch := self._read(number)) is not None:
+                    yield batch
+                    number, size = number + 1, len(batch)
+                elif not mine:
+                    mine = self._claimed()
+                elif number == 0 and output is not None:
+                    return (yield from self._compute(run, output, 0))
+                else:
+                    states = self._read_states(number)
+                    with closing(Run([self.op], number * CHUNK, border=CHUNK, states=states)) as own:
+                        return (yield from self._compute(own, own.outputs[0], number))
+
+    def _claimed(self) -> bool:
+        """Whether this process computes the clip now; otherwise another one does, and it was awaited a bit.
+
+        Readers in one process never wait for each other.
+        """
+        if self.path in _claims:
+            return True
+        if self._claim.enter_context(host.locked(self.path / "lock", wait=False)):
+            _claims.add(self.path)
+            self._claim.callback(_claims.discard, self.path)
+            return True
+        self._claim.close()
+        host.check_interrupt()
+        time.sleep(_PAUSE)
+        return False
 
     def _compute(self, run: Run, output: Stream, number: int) -> Iterator[Batch]:
         """The output from chunk `number` on. A thread writes the chunks, at most one of them waits."""
@@ -116,8 +151,9 @@ class FrameCache:
         path = self._file(number, "mkv")
         try:
             return Batch(*codec.read_lossless(path)) if path.exists() else None
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever damage does to the decoder
             host.log.warning("cached frames are computed again: %s", error)
+            path.unlink(missing_ok=True)
             return None
 
     def _read_states(self, number: int) -> States:
@@ -159,17 +195,22 @@ class FrameCache:
             with replacing(self._file(number, "mkv")) as temporary:
                 codec.write_lossless(temporary, batch.frames, batch.times)
             if prune(keep=self.path) < 0:
-                raise OSError(f"this clip needs more than {limit() / 2**30:.3g} GB (REELBRUSH_CACHE_GB)")
-        except (OSError, RuntimeError, ValueError) as error:
+                size = f"{limit() / 2**30:.3g} GB"
+                raise OSError(f"no room (REELBRUSH_CACHE_GB and the disk, less 1 GB, leave {size})")
+        except Exception as error:  # keeping is best effort
             host.log.warning("frames are no longer kept for resuming: %s", error)
             self._keeping = False
+            self._claim.close()
 
 
 def prune(keep: Path) -> float:
     """Remove the oldest caches until the rest fits the limit. Gives the bytes that are left of it."""
-    others = (p for p in root().iterdir() if p.is_dir() and p != keep)
-    left = limit() - _bytes(keep)
-    for path in sorted(others, key=lambda p: p.stat().st_mtime, reverse=True):
+    others, left = [], limit() - _bytes(keep)
+    for path in root().iterdir():
+        with suppress(OSError):  # another process removed it
+            host.remove_leftovers(path)
+            others += [(path.stat().st_mtime, path)] if path.is_dir() and path != keep else []
+    for _, path in sorted(others, reverse=True):
         if _bytes(path) <= left:
             left -= _bytes(path)
         else:
@@ -178,4 +219,8 @@ def prune(keep: Path) -> float:
 
 
 def _bytes(path: Path) -> int:
-    return sum(f.stat().st_size for f in path.glob("*") if f.is_file())
+    total = 0
+    for file in path.glob("*"):
+        with suppress(OSError):  # another process removed it
+            total += file.stat().st_size
+    return total

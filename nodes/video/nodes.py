@@ -62,6 +62,7 @@ class SaveVideo:
 
     def save(self, video, filename_prefix, format, codec, quality, resume, audio_from=None, **options):
         clip = LazyVideo.of(video)
+        audio = None if audio_from is None else LazyVideo.of(audio_from).operation
         container = _containers()[format]
         suffix = "" if container == "png" else f".{container}"
         target, subfolder = host.numbered(filename_prefix, suffix, (clip.width, clip.height))
@@ -73,7 +74,7 @@ class SaveVideo:
                 codec=codec,
                 quality=quality,
                 metadata=host.workflow_metadata(**options),
-                audio_from=None if audio_from is None else LazyVideo.of(audio_from).operation,
+                audio_from=audio,
                 resume=resume,
             )
         shown = {"filename": target.name, "subfolder": subfolder, "type": "output"}

@@ -1,9 +1,14 @@
 """The frame cache: resuming, damage, limits, two readers, two processes."""
 
+import errno
+import re
+import shutil
 import subprocess
 import sys
 
+import av
 import pytest
+import safetensors.torch
 import torch
 
 from reelbrush.nodes import host
@@ -126,13 +131,60 @@ def test_the_former_name_of_the_limit_is_read(monkeypatch):
     assert frame_cache.limit() == 3 << 30
 
 
-def test_a_render_goes_on_when_its_frames_cannot_be_kept(home, monkeypatch):
-    def full(path, frames, times):
-        raise ValueError("ffv1 cannot write this")
+@pytest.mark.parametrize(
+    ("module", "name", "error"),
+    [
+        (codec, "write_lossless", ValueError("ffv1 cannot write this")),
+        (codec, "write_lossless", OSError(errno.ENOSPC, "No space left on device")),
+        (safetensors.torch, "save", safetensors.SafetensorError("I/O error: No space left on device")),
+        (frame_cache, "prune", FileNotFoundError("another process removed it")),
+    ],
+)
+def test_a_render_goes_on_when_its_frames_cannot_be_kept(home, monkeypatch, caplog, module, name, error):
+    def full(*_, **__):
+        raise error
 
-    monkeypatch.setattr(codec, "write_lossless", full)
+    monkeypatch.setattr(module, name, full)
     costly(lazy()).save_to(home / "output" / "a.mkv")
     assert len(saved(home / "output" / "a.mkv")) == 40
+    assert caplog.messages == [f"frames are no longer kept for resuming: {error}"]
+
+
+def test_frames_are_not_kept_when_the_disk_is_nearly_full(home, monkeypatch):
+    usage = shutil.disk_usage(home)._replace(free=(1 << 30) - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    costly(lazy()).save_to(home / "output" / "a.mkv")
+    assert len(saved(home / "output" / "a.mkv")) == 40
+    assert FrameCache(costly(lazy()).operation).kept() == 0
+
+
+def test_kept_frames_make_room_when_the_disk_is_full(home, monkeypatch, caplog):
+    """What is kept is the first to go; the clip is computed again and saved."""
+    video, write = costly(lazy()), codec.Writer.write
+
+    def full_with_cache(self, *frame):
+        if FrameCache(video.operation).kept() > 8:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, *frame)
+
+    monkeypatch.setattr(codec.Writer, "write", full_with_cache)
+    video.save_to(home / "output" / "a.mkv")
+    assert len(saved(home / "output" / "a.mkv")) == 40
+    assert FrameCache(video.operation).kept() == 0
+    assert "the disk is full: the kept frames are removed" in caplog.text
+
+
+def test_a_full_disk_without_kept_frames_is_one_sentence(home, monkeypatch, caplog):
+    caplog.set_level("INFO")
+
+    def full(*_):
+        raise av.error.OSError(errno.ENOSPC, "No space left on device", ".a.mkv.part")
+
+    monkeypatch.setattr(codec.muxer.FileSink, "write", full)
+    with pytest.raises(OSError, match="the disk is full: make room, and save again"):
+        lazy().save_to(home / "output" / "a.mkv")
+    assert re.fullmatch(r"stopped after \d+ of 40 frames", *caplog.messages)  # and none are kept
+    assert not [p for p in (home / "output").iterdir() if p.name != ".reelbrush"]
 
 
 def test_results_do_not_depend_on_what_the_cache_holds(home):
@@ -168,20 +220,25 @@ def test_the_oldest_caches_are_removed_at_the_limit(home, monkeypatch):
 PROCESS = """
 import sys
 sys.path[:0] = {paths!r}
-from tests_video.graphs import costly, lazy
+from tests_video.graphs import TrailWorker, costly, lazy
 from reelbrush.nodes.video import frame_cache
 frame_cache.CHUNK = 4
 costly(lazy(40, (48, 64))).save_to(sys.argv[1])
+print(TrailWorker.calls)
 """
 
 
 def test_two_processes_use_one_cache(home, tmp_path):
-    """They write the same chunks at once; both results and the cache are whole."""
+    """Both begin at once. Each frame is computed by one of them; both results and the cache are whole."""
     (tmp_path / "tests_video").symlink_to(__file__.rpartition("/")[0])
     code = PROCESS.format(paths=[str(tmp_path), *sys.path])
     targets = [home / "output" / f"{name}.mkv" for name in "ab"]
-    running = [subprocess.Popen([sys.executable, "-c", code, str(target)]) for target in targets]
-    assert [process.wait() for process in running] == [0, 0]
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, str(target)], stdout=subprocess.PIPE, text=True)
+        for target in targets
+    ]
+    computed = [int(process.communicate()[0]) for process in running]
+    assert sum(computed) == 40
     op = costly(lazy(40, (48, 64))).operation
     assert torch.equal(saved(targets[0]), saved(targets[1]))
     assert FrameCache(op).kept() == 40
