@@ -75,7 +75,7 @@ class FrameSource(Operation, name="frames"):
     @cached_property
     def clip(self) -> codec.VideoInfo:
         n, h, w, c = self.images.shape
-        return codec.VideoInfo(w, h, self.fps, n, True, self.bit_depth, alpha=c == 4)
+        return codec.VideoInfo(w, h, self.fps, n, True, bit_depth=self.bit_depth, alpha=c == 4)
 
     def frames(self, inputs: list[Stream], start: int, batch: int) -> Iterator[Batch]:
         for at in range(start, len(self.images), batch):

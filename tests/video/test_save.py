@@ -36,6 +36,18 @@ def test_an_error_of_the_encoder_is_raised_and_leaves_nothing(home, monkeypatch)
     assert not [p for p in (home / "output").iterdir() if p.name != ".reelbrush"]
 
 
+@pytest.mark.parametrize(("bit_depth", "channels"), [(8, 3), (8, 4), (10, 3)])
+def test_a_file_has_the_depth_and_alpha_of_its_frames(tmp_path, bit_depth, channels):
+    pictures = torch.rand(5, 16, 24, channels, generator=torch.Generator().manual_seed(0))
+    LazyVideo.from_frames(pictures, 12, bit_depth=bit_depth).trim(1).save_to(
+        tmp_path / "a.mov", codec="prores"
+    )
+    info = codec.probe(tmp_path / "a.mov", count=True)
+    assert (info.frame_count, info.fps, info.alpha) == (4, 12, channels == 4)
+    LazyVideo.from_frames(pictures[..., :3], 12, bit_depth=bit_depth).save_to(tmp_path / "b.mkv")
+    assert codec.probe(tmp_path / "b.mkv").bit_depth == bit_depth
+
+
 # -- sound
 
 
