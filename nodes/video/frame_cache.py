@@ -8,6 +8,7 @@ the cache, so the result is the same with and without a cache.
 """
 
 import hashlib
+import io
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import count
 from pathlib import Path
+
+import torch
 
 from .. import host
 from ..common.files import replacing
@@ -158,37 +161,25 @@ class FrameCache:
 
     def _read_states(self, number: int) -> States:
         """The states before a chunk; without them computing begins at frame 0."""
-        from safetensors.torch import load
-
-        path, states = self._file(number, "states"), {}
+        path = self._file(number, "states")
         try:
             data = path.read_bytes()
         except OSError:
             return {}
-        if data[:32] != hashlib.sha256(data[32:]).digest():
-            host.log.warning("the cached state %s is damaged: computing begins at frame 0", path.name)
-            return {}
-        for key, tensor in load(data[32:]).items():
-            fingerprint, index, name = key.split("/", 2)
-            states.setdefault((fingerprint, int(index)), {})[name] = tensor
-        return states
+        if data[:32] == hashlib.sha256(data[32:]).digest():
+            return torch.load(io.BytesIO(data[32:]), weights_only=True)
+        host.log.warning("the cached state %s is damaged: computing begins at frame 0", path.name)
+        return {}
 
     def _write(self, number: int, batch: Batch, states: States) -> None:
         """Write a chunk, and the states before the next one. A render goes on when that fails."""
-        from safetensors.torch import save
-
         if not self._keeping:
             return
-        tensors = {
-            f"{fingerprint}/{index}/{name}": tensor.contiguous()
-            for (fingerprint, index), state in states.items()
-            for name, tensor in state.items()
-        }
         try:
-            if tensors:
-                data = save(tensors)
+            if states:
+                torch.save(states, buffer := io.BytesIO())
                 with replacing(self._file(number + 1, "states")) as temporary:
-                    temporary.write_bytes(hashlib.sha256(data).digest() + data)
+                    temporary.write_bytes(hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue())
                 for old in self.path.glob("*.states"):
                     if old < self._file(number, "states"):
                         old.unlink(missing_ok=True)

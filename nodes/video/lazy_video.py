@@ -140,10 +140,11 @@ class LazyVideo(host.video_base()):
                 frames.append(as_floats(batch.frames))
                 times.extend(batch.times)
                 bar.step(len(batch))
-        file, audio, begin = sound(self.operation, times[0], end := times[-1] + 1 / clip.fps)
-        if file is not None:
-            audio = codec.read_audio(file, begin or 0, None if begin is None else end - begin)
-        return host.video_components(torch.cat(frames), clip.fps, audio)
+        heard = sound(self.operation, times[0], times[-1] + 1 / clip.fps)
+        if "audio_from" in heard:
+            begin, end = heard.get("audio_range", (0, None))
+            heard["audio"] = codec.read_audio(heard["audio_from"], begin, end and end - begin)
+        return host.video_components(torch.cat(frames), clip.fps, heard["audio"])
 
     def save_to(
         self,

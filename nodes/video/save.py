@@ -46,22 +46,41 @@ def save(
     in_memory = isinstance(target, io.BytesIO)
     if in_memory and container == "png":
         raise ValueError("PNG frames need a folder: choose mp4, mkv, webm, mov or gif")
-    options = {"container": container, "bit_depth": bit_depth, "audio_from": audio_from, **encoding}
     clip, cache = op.clip, FrameCache(op) if resume and op.cached else None
     with host.progress(clip.frame_count, label) as bar:
         try:
-            with nullcontext(target) if in_memory else replacing(target) as path:
-                try:
-                    _write(op, path, bar, resume=resume, **options)
-                except OSError as error:
-                    if error.errno != errno.ENOSPC or cache is None or not cache.kept():
-                        raise
-                    host.log.warning("the disk is full: the kept frames are removed, the clip is saved again")
-                    cache.remove()
-                    bar.at(0)
-                    _write(op, path, bar, resume=False, **options)
-        except BaseException:
+            with (
+                nullcontext(target) if in_memory else replacing(target) as path,
+                pixels([op], resume=resume) as (batches,),
+            ):
+                batch = next(batches, None)
+                if batch is None:
+                    raise ValueError("the clip has no frames")
+                height, width, channels = batch.frames.shape[1:]
+                depth = bit_depth or clip.bit_depth
+                info = replace(clip, width=width, height=height, alpha=channels == 4, bit_depth=depth)
+                heard = sound(op, batch.times[0], audio_from=audio_from)
+                node = copy_context()  # for warnings
+                with (
+                    codec.Writer(path, info, container=container, **heard, **encoding) as writer,
+                    ThreadPoolExecutor(1, "reelbrush encode") as pool,
+                ):
+                    waiting: deque[Future] = deque()
+                    while batch is not None:
+                        waiting.append(pool.submit(node.run, _encode, writer, batch))
+                        if len(waiting) > _WAITING:
+                            waiting.popleft().result()
+                        bar.step(len(batch), partial(codec.to_float, batch.frames[-1][..., :3]))
+                        batch = next(batches, None)
+                    for encoded in waiting:
+                        encoded.result()
+        except BaseException as error:
             kept = min(clip.frame_count, cache.kept()) if cache else 0
+            if kept and getattr(error, "errno", None) == errno.ENOSPC:
+                host.log.warning("the disk is full: the kept frames are removed, the clip is saved again")
+                cache.remove()
+                options = {"bit_depth": bit_depth, "audio_from": audio_from, "label": label, **encoding}
+                return save(op, target, container, resume=False, **options)
             text = f"stopped after {bar.done} of {clip.frame_count} frames"
             if kept:
                 text = f"stopped: {kept} of {clip.frame_count} frames are kept, run it again to continue"
@@ -74,46 +93,6 @@ def save(
         host.show_text("\n".join([Path(target).name, facts, *bar.warnings]))
 
 
-def _write(
-    op: Operation,
-    path: Target,
-    bar: host.Progress,
-    *,
-    bit_depth: int | None,
-    audio_from: Operation | None,
-    resume: bool,
-    **encoding: Any,
-) -> None:
-    with pixels([op], resume=resume) as (batches,):
-        batch = next(batches, None)
-        if batch is None:
-            raise ValueError("the clip has no frames")
-        height, width, channels = batch.frames.shape[1:]
-        depth = bit_depth or op.clip.bit_depth
-        info = replace(op.clip, width=width, height=height, alpha=channels == 4, bit_depth=depth)
-        file, audio, begin = sound(op, batch.times[0], audio_from=audio_from)
-        writer = codec.Writer(
-            path,
-            info,
-            audio_from=file,
-            audio=audio,
-            audio_range=None if begin is None else (begin, None),
-            sound_ends=begin is not None,
-            **encoding,
-        )
-        node = copy_context()  # for warnings
-        with writer, ThreadPoolExecutor(1, "reelbrush encode") as pool:
-            waiting: deque[Future] = deque()
-            while batch is not None:
-                waiting.append(pool.submit(node.run, _encode, writer, batch))
-                if len(waiting) > _WAITING:
-                    waiting.popleft().result()
-                bar.step(len(batch), partial(codec.to_float, batch.frames[-1][..., :3]))
-                batch = next(batches, None)
-            for encoded in waiting:
-                encoded.result()
-
-
 def _encode(writer: codec.Writer, batch: Batch) -> None:
     for frame, time in zip(batch.frames, batch.times, strict=True):
         writer.write(frame, time)
@@ -121,11 +100,10 @@ def _encode(writer: codec.Writer, batch: Batch) -> None:
 
 def sound(
     op: Operation, first: Fraction, end: Fraction | None = None, audio_from: Operation | None = None
-) -> tuple[codec.Source | None, dict | None, Fraction | None]:
-    """The sound of a clip whose frames are shown from `first` to `end` (seconds).
+) -> dict[str, Any]:
+    """The sound of a clip whose frames are shown from `first` to `end` (seconds), for `codec.Writer`.
 
-    Gives the file that it is in or its waveform (cut to that part), and the second at which it begins: None
-    for all of it, otherwise it also ends with the last frame. `audio_from` is a clip whose sound is used.
+    Of a clip that is not trimmed, it is the whole sound. `audio_from` is a clip whose sound is used instead.
     """
     source, frame, trimmed = audio_from or op, 0, False
     while source.sound_from is not None:
@@ -134,11 +112,12 @@ def sound(
     begin = first if trimmed else None
     if audio_from is not None:
         begin = frame / source.clip.fps
+    part = {} if begin is None else {"audio_range": (begin, end), "sound_ends": True}
     if isinstance(source, FileSource) and source.clip.has_audio:
-        return source.source, None, begin
+        return {"audio_from": source.source, **part}
     audio = source.audio if isinstance(source, FrameSource) else None
-    if audio is not None and begin is not None:
+    if audio is not None and part:
         rate = audio["sample_rate"]
-        part = slice(round(begin * rate), None if end is None else round(end * rate))
-        audio = {**audio, "waveform": audio["waveform"][..., part]}
-    return None, audio, begin
+        samples = slice(round(begin * rate), None if end is None else round(end * rate))
+        audio = {**audio, "waveform": audio["waveform"][..., samples]}
+    return {"audio": audio, **part}
