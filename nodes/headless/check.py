@@ -59,7 +59,7 @@ def check_node(node: GraphNode, graph: Graph, catalog: Catalog, settings: Iterab
 def _check_link(node: GraphNode, declared: Input, link: Link, graph: Graph, catalog: Catalog) -> None:
     origin = graph.nodes[link.node]
     outputs = catalog(origin.class_type).outputs
-    if not 0 <= link.slot < len(outputs):
+    if not (isinstance(link.slot, int) and 0 <= link.slot < len(outputs)):
         raise ValueError(
             f"{node}: {declared.name} comes from output {link.slot} of {origin}, which has {len(outputs)}"
         )

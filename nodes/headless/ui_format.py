@@ -111,24 +111,27 @@ def _wire(link: Any) -> tuple[Any, _Wire]:
 
 def convert(data: dict[str, Any], catalog: Catalog) -> Graph:
     """UI-format JSON as a graph of nodes that can be run."""
+    converter = _Converter(catalog)
     try:
-        return _Converter(data, catalog).graph()
+        return converter.graph(data)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(
-            f"a node or link of this graph is broken ({error!r}): save it again in ComfyUI"
+            f"a node or link of this graph is broken{converter.place}: save it again in ComfyUI"
         ) from error
 
 
 class _Converter:
-    def __init__(self, data: dict[str, Any], catalog: Catalog):
-        self.data, self.catalog = data, catalog
-        self.subgraphs = {s["id"]: s for s in (data.get("definitions") or {}).get("subgraphs") or ()}
+    def __init__(self, catalog: Catalog):
+        self.catalog, self.place = catalog, ""
         self.scopes: dict[str, _Scope] = {}  # of subgraph instances, by their id
 
-    def graph(self) -> Graph:
+    def graph(self, data: dict[str, Any]) -> Graph:
+        self.data = data
+        self.subgraphs = {s["id"]: s for s in (data.get("definitions") or {}).get("subgraphs") or ()}
         nodes = {}
         for scope, raw in list(self._active_nodes()):
             id_ = scope.id(raw)
+            self.place = f" (at node {str(id_)[:20]})"
             nodes[id_] = GraphNode(id_, raw["type"], self._title(raw), self._inputs(scope, raw))
         return Graph(nodes, self.data)
 

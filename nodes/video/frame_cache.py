@@ -27,7 +27,7 @@ from .operation import Operation
 from .run import Run, States
 
 CHUNK = 8  # frames per file
-_FORMAT = 4  # of the folder's content
+_FORMAT = 5  # of the folder's content
 _RESERVE = 1 << 30  # bytes of the disk that are left free
 _PAUSE = 0.1  # seconds between looks for a chunk of another process
 _claims: set[Path] = set()  # the clips that this process computes now
@@ -149,14 +149,17 @@ class FrameCache:
     def _file(self, number: int, kind: str) -> Path:
         return self.path / f"{number:05}.{kind}"
 
+    def _mark(self, number: int) -> str:
+        return f"{self.op.fingerprint} {number}"
+
     def _read(self, number: int) -> Batch | None:
         """A chunk; None when it is absent or damaged, so that it is computed again."""
         path = self._file(number, "mkv")
         try:
-            return Batch(*codec.read_lossless(path)) if path.exists() else None
+            return Batch(*codec.read_lossless(path, self._mark(number))) if path.exists() else None
         except Exception as error:  # whatever damage does to the decoder
             host.log.warning("cached frames are computed again: %s", error)
-            path.unlink(missing_ok=True)
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
             return None
 
     def _read_states(self, number: int) -> States:
@@ -184,7 +187,7 @@ class FrameCache:
                     if old < self._file(number, "states"):
                         old.unlink(missing_ok=True)
             with replacing(self._file(number, "mkv")) as temporary:
-                codec.write_lossless(temporary, batch.frames, batch.times)
+                codec.write_lossless(temporary, batch.frames, batch.times, self._mark(number))
             if prune(keep=self.path) < 0:
                 size = f"{limit() / 2**30:.3g} GB"
                 raise OSError(f"no room (REELBRUSH_CACHE_GB and the disk, less 1 GB, leave {size})")

@@ -241,6 +241,12 @@ def half_a_gif():
     return cut(target, 0.5)
 
 
+def gif_with_a_gap():
+    data = write(io.BytesIO(), [torch.from_numpy(f) for f in numbered(40)], container="gif").getvalue()
+    middle = len(data) // 2
+    return io.BytesIO(data[:middle] + data[middle + 400 :])
+
+
 def with_frame_duration(duration):
     """An mp4 whose frames claim this duration, in ticks (512 are right)."""
     data = encode(numbered(40)).getvalue()
@@ -253,6 +259,7 @@ SHORTENED = {
     "webm with zeros": (lambda: zeroed("webm", "libvpx-vp9"), r"\d+ of 40 frames could be read"),
     "mkv with zeros": (lambda: zeroed("matroska", "libx264"), r"\d+ of 40 frames could be read"),
     "half a gif": (half_a_gif, r"\d+ frames could be read"),
+    "gif with a gap": (gif_with_a_gap, r"\d+ frames could be read"),
     "mp4 with wrong times": (lambda: with_frame_duration(0), r"\d+ of 40 frames could be read"),
 }
 

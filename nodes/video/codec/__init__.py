@@ -5,7 +5,7 @@ they are displayed (rotated, R'G'B', straight alpha): uint8, or uint16 over the 
 with their times in seconds since the first frame.
 
     media     properties of a clip: VideoInfo, colours, integers and floats, orientation (no PyAV)
-    matroska  whether a file is whole (no PyAV)
+    whole     whether a Matroska or GIF file is whole (no PyAV)
     pictures  folders of pictures, text chunks in PNG files (no PyAV)
     source    opening and probing          reader  frames from any frame number on
     pixels    conversion of colours        sound   copied, decoded, encoded

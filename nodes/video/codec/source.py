@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import av
 
 from ...common import pictures
-from . import matroska
+from . import whole
 from .media import SWS_MATRICES, ColorTags, Orientation, VideoInfo
 from .pictures import ENDINGS, pictures_of, read_text
 
@@ -117,10 +117,10 @@ def probe(source: Source, *, count: bool = False) -> VideoInfo:
         frame = first_frame(container, stream, source)
         info = _info(container, stream, frame, source)
         _reject_truncated(container, stream, source)
+    if count or container.format.name == "gif":  # the number of frames of a GIF is known without counting
+        with _bytes_of(source) as file:
+            info = replace(info, complete=whole.is_whole(file, container.format.name))
     if count:
-        if "matroska" in container.format.name:
-            with _bytes_of(source) as file:
-                info = replace(info, complete=matroska.is_whole(file))
         table = Packets.read(source)
         info = replace(info, frame_count=table.count, exact=True, variable=table.is_variable(info.fps))
     return info
@@ -173,7 +173,6 @@ def _info(container: Any, stream: Any, frame: Any, source: Source) -> VideoInfo:
         frame_count=count,
         exact=exact,
         promised=0 if variable else own,
-        complete=container.format.name != "gif" or _tail(source).endswith(b";"),
         bit_depth=max((c.bits for c in layout.components), default=8),
         color=color,
         alpha=has_alpha(frame, context.name),
@@ -217,7 +216,7 @@ def _reject_truncated(container: Any, stream: Any, source: Source) -> None:
     if "mp4" in container.format.name and len(entries):
         promised = max(entries[i].pos + entries[i].size for i in (0, len(entries) - 1))
     elif "matroska" in container.format.name:
-        promised = matroska.promised_size(_head(source))
+        promised = whole.matroska_size(_head(source))
     if promised > container.size:
         raise ValueError(
             f"{label(source)} is cut short ({container.size} of at least {promised} bytes): "
@@ -232,13 +231,6 @@ def _bytes_of(source: Source) -> BinaryIO:
 def _head(source: Source) -> bytes:
     with _bytes_of(source) as file:
         return file.read(4096)
-
-
-def _tail(source: Source) -> bytes:
-    """The last bytes without padding."""
-    with _bytes_of(source) as file:
-        file.seek(-min(64, file.seek(0, os.SEEK_END)), os.SEEK_END)
-        return file.read().rstrip(b"\0")
 
 
 def _probe_pictures(folder: Path) -> VideoInfo:

@@ -1,4 +1,4 @@
-"""The elements of a Matroska or WebM file, read without PyAV. FFmpeg skips damaged parts silently."""
+"""Whether a Matroska, WebM or GIF file is whole, read without PyAV. FFmpeg skips damaged parts silently."""
 
 from typing import BinaryIO
 
@@ -10,7 +10,7 @@ _KNOWN = {
 }  # fmt: skip
 
 
-def promised_size(head: bytes) -> int:
+def matroska_size(head: bytes) -> int:
     """The file's size from the header of its segment; 0 if it has none (live recordings)."""
     try:
         size, at = _number(head, 4)  # after the EBML header's id
@@ -22,9 +22,14 @@ def promised_size(head: bytes) -> int:
     return 0 if unknown else at + size
 
 
-def is_whole(file: BinaryIO) -> bool:
+def is_whole(file: BinaryIO, kind: str) -> bool:
+    """False if a part of the file is damaged or missing; `kind` is FFmpeg's name for the format."""
+    return _matroska(file) if "matroska" in kind else _gif(file) if kind == "gif" else True
+
+
+def _matroska(file: BinaryIO) -> bool:
     """False if a part of the file is not made of known elements, one after the other."""
-    end, at = promised_size(file.read(4096)) or file.seek(0, 2), 0
+    end, at = matroska_size(file.read(4096)) or file.seek(0, 2), 0
     while at < end:
         file.seek(at)
         head = file.read(12)
@@ -45,3 +50,28 @@ def _number(data: bytes, at: int) -> tuple[int, int]:
     length = 9 - data[at].bit_length()
     value = int.from_bytes(data[at : at + length], "big") & ((1 << 7 * length) - 1)
     return value, at + length
+
+
+def _gif(file: BinaryIO) -> bool:
+    """False if the file is not made of extensions and pictures, one after the other up to its end mark."""
+    data, at = file.read(), 13
+    try:
+        at += _colours(data[10])
+        while data[at] != 0x3B:
+            if data[at] == 0x2C:  # a picture: place and size, its colours, the size of a code
+                at += 11 + _colours(data[at + 9])
+            elif data[at] == 0x21:  # an extension and its kind
+                at += 2
+            else:
+                return False
+            while data[at]:  # blocks of data
+                at += data[at] + 1
+            at += 1
+    except IndexError:
+        return False
+    return True
+
+
+def _colours(flags: int) -> int:
+    """The bytes of a table of colours."""
+    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
