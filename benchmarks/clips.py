@@ -20,7 +20,7 @@ from reelbrush.nodes.headless.catalog import local_catalog
 from reelbrush.nodes.headless.read import read
 from reelbrush.nodes.stya2k import library
 from reelbrush.nodes.stya2k.style import Style, StylePart, load_model
-from reelbrush.nodes.stya2k.stylize import Look, stylize_video
+from reelbrush.nodes.stya2k.stylize import Options, stylize_video
 from reelbrush.nodes.video import codec
 from reelbrush.nodes.video.lazy_video import LazyVideo
 from reelbrush.nodes.video.operation import Operation, Worker
@@ -58,7 +58,7 @@ def chain_of(name: str, source: LazyVideo) -> LazyVideo:
         style = TextStyle.of(AttnStyleNet())
         return source.then(ApplyTextStyle, style.tensors, style.about, 1.0, node="AttnStyle")
     style = Style(load_model(library.path(library.embedded()[0])), (StylePart(picture),))
-    return stylize_video(style, source, Look())
+    return stylize_video(style, source, Options())
 
 
 def write_clip(path: Path, frames: int, size: str) -> Path:

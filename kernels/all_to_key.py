@@ -21,7 +21,7 @@ sizes), eq. 10 compares with the style's regions resized to the content's.
 
 Strategy: eqs. 9 and 12 are one fused `scaled_dot_product_attention` each, in chunks of queries where the
 fused kernel would store its logits. Eq. 10 is one matrix product in float32, also under autocast, because
-a wrong match is visible flicker. `reference` is the equations as written, for square maps.
+a wrong match is visible flicker. `all_to_key_reference` is the equations as written, for square maps.
 """
 
 from dataclasses import dataclass
@@ -258,7 +258,7 @@ def all_to_key(
     return out + progressive_attention(q if q2 is None else q2, regions_of(k, v, how), how, match=match)
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, how: Arithmetic) -> tuple[Tensor, Tensor]:
+def all_to_key_reference(q: Tensor, k: Tensor, v: Tensor, how: Arithmetic) -> tuple[Tensor, Tensor]:
     """Distributed and progressive attention as the equations write them; square maps, whole regions."""
     r = how.region(*q.shape[-2:])[0]
     b, c, h, w = q.shape

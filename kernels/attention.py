@@ -32,7 +32,7 @@ def by_queries(run: Callable[[Tensor], Tensor], q: Tensor) -> Tensor:
     return torch.cat([run(some) for some in q.split(QUERIES, dim=-2)], dim=-1)
 
 
-def reference(
+def attend_reference(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
     """The equation as it is written."""
@@ -72,7 +72,7 @@ def _not_xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> str:
 BACKENDS: dict[str, tuple[Callable[..., Tensor], Callable[..., str]]] = {
     "xformers": (_xformers, _not_xformers),
     "torch": (_torch, lambda q, k, v, mask: ""),
-    "reference": (reference, lambda q, k, v, mask: ""),
+    "reference": (attend_reference, lambda q, k, v, mask: ""),
 }
 
 

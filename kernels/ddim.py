@@ -25,7 +25,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-CONVENTIONS = ("next", "current")
+NOISE_LEVELS = ("next", "current")
 Level = Tensor | float
 
 
@@ -59,7 +59,7 @@ def noise_in(x: Tensor, denoised: Tensor, sigma: Level) -> Tensor:
     return (x - denoised) / sigma
 
 
-def reference(z: Tensor, eps: Tensor, sigma: float, sigma_to: float) -> Tensor:
+def step_reference(z: Tensor, eps: Tensor, sigma: float, sigma_to: float) -> Tensor:
     """Eq. 12 as it is written."""
     a, a_to = (float(alpha_bar(s)) for s in (sigma, sigma_to))
     x0 = (z - (1 - a) ** 0.5 * eps) / a**0.5
@@ -83,9 +83,9 @@ def inverse_step(
     lowest: float = 0.0,
 ) -> Tensor:
     """One step up, from `sigma` to `sigma_to`; `noise(z, sigma)` is the model, called 1 + refine times."""
-    if convention not in CONVENTIONS:
+    if convention not in NOISE_LEVELS:
         raise ValueError(
-            f"{convention!r} is not a convention of DDIM inversion: use {' or '.join(CONVENTIONS)}"
+            f"{convention!r} is not a convention of DDIM inversion: use {' or '.join(NOISE_LEVELS)}"
         )
     at = sigma_to if convention == "next" else max(sigma, lowest)
     raised = step(z, noise(z, at), sigma, sigma_to)

@@ -46,7 +46,7 @@ def query_distance(q: Tensor, q_content: Tensor) -> Tensor:
     return (q - q_content.detach()).abs().mean(dim=(1, 2, 3), dtype=wide(q.dtype))
 
 
-def reference(
+def distance_reference(
     q: Tensor,
     k: Tensor,
     v: Tensor,

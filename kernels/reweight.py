@@ -24,10 +24,10 @@ from torch import Tensor
 
 from .attention import attend
 
-Pair = tuple[Tensor, Tensor]
+KeysValues = tuple[Tensor, Tensor]
 
 
-def extend(content: Pair, style: Pair, *, scale: float = 1.2) -> Pair:
+def extend(content: KeysValues, style: KeysValues, *, scale: float = 1.2) -> KeysValues:
     """Keys and values of the softmax: the style's in front, its keys multiplied by lambda."""
     (k_c, v_c), (k_s, v_s) = content, style
     if k_s.shape[1:-2] != k_c.shape[1:-2] or k_s.shape[-1] != k_c.shape[-1]:
@@ -51,8 +51,8 @@ def key_bias(bias: Tensor | None, tokens: int, like: Tensor) -> Tensor | None:
 
 def reweighted_attention(
     q: Tensor,
-    content: Pair,
-    style: Pair,
+    content: KeysValues,
+    style: KeysValues,
     *,
     scale: float = 1.2,
     bias: Tensor | None = None,
@@ -63,8 +63,8 @@ def reweighted_attention(
     return attend(q, k, v, key_bias(bias, content[0].shape[-2], q), backend=backend)
 
 
-def reference(
-    q: Tensor, content: Pair, style: Pair, *, scale: float = 1.2, bias: Tensor | None = None
+def reweighted_attention_reference(
+    q: Tensor, content: KeysValues, style: KeysValues, *, scale: float = 1.2, bias: Tensor | None = None
 ) -> Tensor:
     """Eq. 12 as it is written. It stores the weights; for tests."""
     (k_c, v_c), (k_s, v_s) = content, style

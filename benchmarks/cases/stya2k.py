@@ -17,7 +17,7 @@ from reelbrush.nodes import host
 from reelbrush.nodes.stya2k import checkpoint, library
 from reelbrush.nodes.stya2k.small import SmallStyA2K
 from reelbrush.nodes.stya2k.style import Style, StylePart, load_model
-from reelbrush.nodes.stya2k.stylize import Look, Stylizer
+from reelbrush.nodes.stya2k.stylize import Options, Stylizer
 from reelbrush.nodes.video.lazy_video import LazyVideo
 from reelbrush.tests.stya2k import official as literal
 from reelbrush.tests.stya2k.conftest import picture
@@ -138,7 +138,7 @@ def _alone(size: str, frames: int, network: str, precision: str, compiled: bool)
             model = load_model(path, precision, compiled)
         width, height = map(int, size.split("x"))
         style = Style(model, (StylePart(picture(1, 512, 512, 1).permute(0, 2, 3, 1)),))
-        run = Stylizer(style, Look(), (height, width))
+        run = Stylizer(style, Options(), (height, width))
         batch = min(run.batch, frames)
         shown = picture(batch, height, width).permute(0, 2, 3, 1).to(run.device, run.dtype)
         about = {"frames": -(-frames // batch) * batch, "frames per call": batch}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from reelbrush.nodes.stya2k import library, style
-from reelbrush.nodes.stya2k.stylize import Look
+from reelbrush.nodes.stya2k.stylize import Options
 from reelbrush.nodes.stya2k.stylize import stylize as draw
 
 _load = cache(style.load_model)
@@ -29,7 +29,7 @@ def stylize(
         return torch.stack([_transfer(frame, style_picture[0]) for frame in content])
     path = Path(model) if model else library.path(library.embedded()[0])
     chosen = style.Style(_load(path, precision), (style.StylePart(style_picture),))
-    return draw(chosen, content, Look(strength, keep_color, attention or None), 1).clamp(0, 1)
+    return draw(chosen, content, Options(strength, keep_color, attention or None), 1).clamp(0, 1)
 
 
 def _transfer(content: Tensor, style_picture: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch.nn.functional import avg_pool2d, mse_loss, pad
 
 from ...kernels.flow import warp
 from .judge import Aim
-from .network import Pair
+from .network import FeaturePair
 from .patches import SIDES, cut, share_out
 
 WINDOW = 7
@@ -87,7 +87,7 @@ class PatchLoss(nn.Module):
 class AlignmentLoss(nn.Module):
     """L_att = ||F_styl - A(F_cont)||^2, averaged over the network's attention layers."""
 
-    def forward(self, pairs: list[Pair]) -> Tensor:
+    def forward(self, pairs: list[FeaturePair]) -> Tensor:
         return torch.stack([mse_loss(f_styl, aligned) for f_styl, aligned in pairs]).mean()
 
 
@@ -157,7 +157,7 @@ class TotalVariationLoss(nn.Module):
         return sum((d.square().sum((1, 2, 3)) + 1e-12).sqrt() for d in differences).mean()
 
 
-def around(images: Tensor) -> Tensor:
+def local_mean(images: Tensor) -> Tensor:
     """The mean of the `WINDOW` x `WINDOW` pixels around each pixel."""
     return avg_pool2d(pad(images, (WINDOW // 2,) * 4, mode="replicate"), WINDOW, 1)
 
@@ -165,7 +165,7 @@ def around(images: Tensor) -> Tensor:
 def local_variance(images: Tensor) -> Tensor:
     """[N, H, W]: the variance of the `WINDOW` x `WINDOW` pixels around each pixel, averaged over channels."""
     centered = images - images.mean((2, 3), keepdim=True)
-    return (around(centered.square()) - around(centered).square()).clamp_min(0).mean(1)
+    return (local_mean(centered.square()) - local_mean(centered).square()).clamp_min(0).mean(1)
 
 
 class TemporalLoss(nn.Module):
@@ -188,6 +188,6 @@ class TemporalLoss(nn.Module):
         found = warp(styl_b, flow)
         apart = found - styl_a
         w = (local_variance(styl_a) + local_variance(found)) / 2 + self.FLAT
-        tone = around(apart).square().mean(1)
+        tone = local_mean(apart).square().mean(1)
         m = valid.to(found)
         return (m * (local_variance(apart) / w + tone / (w + tone / 2))).sum() / m.sum().clamp_min(1.0)

@@ -34,7 +34,7 @@ HEADS = 4
 MEMORY_SIDE = 32
 RIM = 0.02  # how close to black and white the logit goes
 
-Pair = tuple[Tensor, Tensor]
+FeaturePair = tuple[Tensor, Tensor]
 """Stylized features F_styl and the aligned content features A(F_cont), both [N, C, h, w]."""
 
 
@@ -73,7 +73,7 @@ class CrossAttention(nn.Module):
             nn.Conv2d(channels, channels, 1, bias=False) for _ in range(4)
         )
 
-    def forward(self, styl: Tensor, cont: Tensor) -> tuple[Tensor, Pair]:
+    def forward(self, styl: Tensor, cont: Tensor) -> tuple[Tensor, FeaturePair]:
         h, w = styl.shape[-2:]
         f_styl = self.norm_styl(styl)
         f_cont = adaptive_avg_pool2d(self.norm_cont(cont), (min(h, MEMORY_SIDE), min(w, MEMORY_SIDE)))
@@ -111,7 +111,7 @@ class AttnStyleNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.with_features(x)[0]
 
-    def with_features(self, x: Tensor) -> tuple[Tensor, list[Pair]]:
+    def with_features(self, x: Tensor) -> tuple[Tensor, list[FeaturePair]]:
         """The stylized pictures and the pairs for the alignment loss, coarsest first."""
         skips = [self.enter(x * 2 - 1)]
         for down, encode in zip(self.down, self.encode, strict=True):

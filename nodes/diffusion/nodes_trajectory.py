@@ -49,7 +49,7 @@ class Invert:
                     50, 2, 1000, "Evenly spaced timesteps (Z*: 30), if no sigmas are connected."
                 ),
                 "convention": names(
-                    inversion.CONVENTIONS,
+                    inversion.NOISE_TIMESTEPS,
                     "The noise level that the model gets: the next (official) or its own.",
                 ),
                 "refine": integer(0, 0, 10, "Iterations per step, each one more evaluation; 3 is good."),

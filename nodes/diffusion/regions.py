@@ -38,7 +38,7 @@ from .. import host
 from .inversion.trajectory import Trajectory
 from .lora.file import StyleLoRA
 from .patching import unet
-from .patching.hooks import RunningOptions, around
+from .patching.hooks import RunningOptions, hook_output
 from .patching.layers import family
 from .patching.prediction import Prediction, change_predictions
 from .patching.rows import Rows, fitting, rows, select
@@ -49,7 +49,7 @@ BASE = -1  # the base model's number beside the regions' numbers
 _NAME, _RANK, _CONTENT = "regions", 3, "reelbrush regions content"
 _TINY = 1e-6  # a weight below it is rounding
 
-Branches = dict[str, tuple[Tensor, Tensor, float]]  # by module path: down, up, factor
+LoRAWeights = dict[str, tuple[Tensor, Tensor, float]]  # by module path: down, up, factor
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ class Routes:
     """Which rows of one evaluation belong to which region."""
 
     count: int
-    branches: list[tuple[slice, Branches]]
+    branches: list[tuple[slice, LoRAWeights]]
     outside: slice | None = None  # the base model's rows, where there are also regions
 
     def add(self, path: str, x: Tensor, out: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class RegionsPatch:
     hooked: frozenset[str] = frozenset()
 
     def __post_init__(self):
-        self._on_device: dict[Any, list[Branches]] = {}
+        self._on_device: dict[Any, list[LoRAWeights]] = {}
         self._weights: dict[Any, RegionWeights] = {}
 
     def __deepcopy__(self, memo: dict) -> RegionsPatch:
@@ -150,7 +150,7 @@ class RegionsPatch:
         host.on_cleanup(model, f"reelbrush {_NAME}", self.drop)
         paths = {path for region in self.regions for path in region.lora.weights}
         for path in sorted(paths - self.hooked):
-            around(model, path, self._hook(path))
+            hook_output(model, path, self._hook(path))
         self.hooked |= paths
         model.attachments[f"reelbrush {_NAME}"] = self
 
@@ -262,7 +262,7 @@ class RegionsPatch:
         return outside.lerp(inside.to(x), share).to(inside)
 
 
-def _branches(region: Region, like: Tensor) -> Branches:
+def _branches(region: Region, like: Tensor) -> LoRAWeights:
     """A region's low-rank matrices on the UNet's device, in its number type."""
 
     def place(t: Tensor) -> Tensor:

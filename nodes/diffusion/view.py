@@ -24,7 +24,7 @@ from .. import host
 from ..common.plot import figure_to_image, new_figure
 from .inversion.trajectory import Trajectory
 from .patching import unet
-from .patching.hooks import around
+from .patching.hooks import hook_output
 from .patching.layers import AttentionLayer, DecoderBlock, attention_layers, decoder_blocks, numbered
 from .patching.unet import Features
 
@@ -146,7 +146,7 @@ def _block_features(model: Any, trajectory: Trajectory, block: DecoderBlock, sig
         outputs.append(out.detach().float().cpu())
         return out
 
-    around(model, block.path, keep)
+    hook_output(model, block.path, keep)
     frames = trajectory.at(sigma).to(model.load_device).split(1)
     with host.loaded(model) as base, host.progress(len(frames), "Reading features") as bar, torch.no_grad():
         for latents in frames:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ...kernels.reweight import Pair
+from ...kernels.reweight import KeysValues
 from .inversion.trajectory import Trajectory
 from .patching import unet
 from .patching.feature_cache import FeatureCache
@@ -72,8 +72,8 @@ class ZStarPatch:
     def _masked(
         self,
         q: Tensor,
-        own: Pair,
-        style: Pair,
+        own: KeysValues,
+        style: KeysValues,
         size: tuple[int, int],
         site: AttentionSite,
         frames: Sequence[int],
@@ -86,7 +86,9 @@ class ZStarPatch:
         plain = site.inner(q, *own)
         return plain.lerp(self._mixed(q, own, style, size, site), share)
 
-    def _mixed(self, q: Tensor, own: Pair, style: Pair, size: tuple[int, int], site: AttentionSite) -> Tensor:
+    def _mixed(
+        self, q: Tensor, own: KeysValues, style: KeysValues, size: tuple[int, int], site: AttentionSite
+    ) -> Tensor:
         style, bias = self._visible(style, size, site)
         if not style[0].shape[1]:
             return site.inner(q, *own)
@@ -98,7 +100,9 @@ class ZStarPatch:
             return only
         return site.inner(q, *own).lerp(only, self.add_weight)
 
-    def _visible(self, style: Pair, size: tuple[int, int], site: AttentionSite) -> tuple[Pair, Tensor | None]:
+    def _visible(
+        self, style: KeysValues, size: tuple[int, int], site: AttentionSite
+    ) -> tuple[KeysValues, Tensor | None]:
         """The style tokens where its mask is not black, and the logarithm of the mask where it is grey."""
         if self.style_mask is None:
             return style, None

@@ -17,7 +17,7 @@ from .estimate import Flow, estimator
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairError:
     """One pair of frames: `first` and `first + stride`."""
 
     first: int
@@ -42,7 +42,7 @@ class Report:
     convention: Convention
     source: str = "loaded flow"
     name: str = "stylized"
-    pairs: list[Pair] = field(default_factory=list)
+    pairs: list[PairError] = field(default_factory=list)
     frames: int = 0
     cuts: list[int] = field(default_factory=list)
     _heat: Tensor | None = None
@@ -58,7 +58,7 @@ class Report:
         per_pixel = rule.per_pixel(warp(source, along), target, weights)
         error = warping_error(per_pixel, weights, norm=rule.norm, over_all=rule.over_all).item()
         valid = 1.0 if weights is None else weights.mean().item()
-        pair = Pair(first, flow.stride, error, valid, cut)
+        pair = PairError(first, flow.stride, error, valid, cut)
         self.pairs.append(pair)
         if pair.counts:
             self._add_heat(per_pixel[0], torch.ones(h, w) if weights is None else weights[0])
@@ -71,7 +71,7 @@ class Report:
 
     # -- results ------------------------------------------------------------------------------------
 
-    def counted(self, stride: int) -> list[Pair]:
+    def counted(self, stride: int) -> list[PairError]:
         return [p for p in self.pairs if p.stride == stride and p.counts]
 
     def mean(self, stride: int) -> float:
@@ -86,7 +86,7 @@ class Report:
         return sum(means) / len(means) if means else math.nan
 
     @property
-    def worst(self) -> Pair | None:
+    def worst(self) -> PairError | None:
         return max((p for p in self.pairs if p.counts), key=lambda p: p.error, default=None)
 
     def description(self) -> dict[str, str]:

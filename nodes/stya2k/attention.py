@@ -28,7 +28,7 @@ KINDS = (*MODES, "all-to-all", "adain", "one head")  # what a network can be tra
 
 
 @dataclass(frozen=True)
-class Code:
+class StyleCode:
     """What one A2K module stores of a style."""
 
     mean: Tensor
@@ -76,20 +76,20 @@ class A2K(nn.Module):
         """The default attention mode: the trained one if it is one of MODES, else all-to-key."""
         return self.kind if self.kind in MODES else "all-to-key"
 
-    def encode(self, style: Tensor) -> Code:
+    def encode(self, style: Tensor) -> StyleCode:
         """A style's features, once for all frames."""
         mean, std = moments(style)
         if self.kind == "adain":
-            return Code(mean, std)
+            return StyleCode(mean, std)
         norm = (style - mean) / std
         k, v = self.k(norm), self.v(style)
         if self.kind == "all-to-all":
-            return Code(mean, std, points=(k, v))
+            return StyleCode(mean, std, points=(k, v))
         keys = distribute(k, v, self.how, self.sim_alpha, self.sim_beta)
-        return Code(mean, std, keys, regions_of(self.k2(norm), self.v2(style), self.how))
+        return StyleCode(mean, std, keys, regions_of(self.k2(norm), self.v2(style), self.how))
 
     def forward(
-        self, content: Tensor, code: Code, mode: str | None = None, stats: Moments | None = None
+        self, content: Tensor, code: StyleCode, mode: str | None = None, stats: Moments | None = None
     ) -> Tensor:
         """Transfer N content maps. For a tile, `stats` are the moments of the whole frame's maps."""
         own = stats or moments(content)

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from ...kernels.all_to_key import Arithmetic
 from ...kernels.moments import moments
-from .attention import A2K, Code, Moments
+from .attention import A2K, Moments, StyleCode
 from .mixing import Mix, times, total
 
 
@@ -32,7 +32,7 @@ class ModulatedContent:
 class ModulatedStyle:
     """A style encoded: codes at 1/4 and 1/8, and a signal per modulated layer, from 1/8 to 1/1."""
 
-    codes: tuple[Code, ...]
+    codes: tuple[StyleCode, ...]
     signals: tuple[Tensor, ...]
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 from ...kernels.all_to_key import Arithmetic
 from ...kernels.moments import moments
 from ..common.perceptual import VGG, reflect
-from .attention import A2K, Code, Moments
+from .attention import A2K, Moments, StyleCode
 from .mixing import FeatureBlend
 
 LAYERS = ("relu3_1", "relu4_1", "relu5_1")
@@ -46,7 +46,7 @@ class PaperContent:
 class PaperStyleCode:
     """A style encoded for `StyA2K`."""
 
-    codes: tuple[Code, ...]
+    codes: tuple[StyleCode, ...]
 
 
 def _double(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -11,7 +11,7 @@ from . import library
 from .attention import KINDS, MODES
 from .recipe import AUTOMATIC, EQUATIONS
 from .style import PRECISIONS, load_model, make_style, mix_styles, style_of
-from .stylize import Look, stylize, stylize_video
+from .stylize import Options, stylize, stylize_video
 from .train_in_graph import train
 
 CATEGORY = "ReelBrush/StyA2K"
@@ -134,7 +134,7 @@ class StyA2KApply:
 
     def apply(self, style, images, strength, keep_color, attention, chunk):
         mode = None if attention == "all-to-key" else attention
-        return (stylize(style_of(style), images, Look(strength, keep_color, mode), chunk),)
+        return (stylize(style_of(style), images, Options(strength, keep_color, mode), chunk),)
 
 
 class StyA2KApplyVideo:
@@ -164,7 +164,7 @@ class StyA2KApplyVideo:
 
     def apply(self, style, video, strength, keep_color, max_side):
         clip = LazyVideo.of(video).fit(max_side)
-        return (stylize_video(style_of(style), clip, Look(strength, keep_color)),)
+        return (stylize_video(style_of(style), clip, Options(strength, keep_color)),)
 
 
 class StylizeVideo:
@@ -217,7 +217,7 @@ class StylizeVideo:
         if strength == 0:
             return (clip,)
         made = make_style(load_model(library.path(model)), style, size=stroke_size)
-        painted = stylize_video(made, clip, Look(strength, keep_color))
+        painted = stylize_video(made, clip, Options(strength, keep_color))
         return (stabilize_video(painted, clip, stabilize, "dis-medium"),)
 
 

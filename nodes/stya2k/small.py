@@ -17,7 +17,7 @@ from torch.nn import functional
 from ...kernels.all_to_key import Arithmetic
 from ...kernels.moments import moments
 from ...kernels.palette import PaletteReference, describe, look_up, palette_table, sample
-from .attention import A2K, Code, Moments, rescale
+from .attention import A2K, Moments, StyleCode, rescale
 from .mixing import FeatureBlend
 
 HALVINGS = ("soft", "plain")  # what a network's maps are halved by: `Soften` before, or as they are
@@ -38,7 +38,7 @@ class SmallStyleCode:
 
     palette: PaletteReference
     half: tuple[Tensor, Tensor]
-    codes: tuple[Code, ...]
+    codes: tuple[StyleCode, ...]
 
 
 def _conv(cin: int, cout: int, size: int = 3, stride: int = 1) -> nn.Conv2d:

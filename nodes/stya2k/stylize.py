@@ -25,7 +25,7 @@ LUMA = (0.2126, 0.7152, 0.0722)
 
 
 @dataclass(frozen=True)
-class Look:
+class Options:
     """How frames are stylized."""
 
     strength: float = 1.0
@@ -36,10 +36,10 @@ class Look:
 class Stylizer(Worker):
     """Stylizes frames of one size. The network is loaded when it is made."""
 
-    def __init__(self, style: Style, look: Look, size: tuple[int, int], tile: int = 0):
-        if look.attention not in (None, *MODES):
-            raise ValueError(f"attention {look.attention!r} is not known: one of {', '.join(MODES)}")
-        self.style, self.look, self.size, self.tile = style, look, size, tile
+    def __init__(self, style: Style, options: Options, size: tuple[int, int], tile: int = 0):
+        if options.attention not in (None, *MODES):
+            raise ValueError(f"attention {options.attention!r} is not known: one of {', '.join(MODES)}")
+        self.style, self.options, self.size, self.tile = style, options, size, tile
         self.network = style.model.load()
         self.codes = [encoded(style.model, self.network, part.picture) for part in style.parts]
         self.batch, self.device, self.dtype = self.chunk(), host.device(), style.model.dtype
@@ -94,7 +94,7 @@ class Stylizer(Worker):
             return self._tiled(planes, masks)
         content = self.network.encode(planes)
         mix = self._mix(masks, self.size)
-        return self.network.blend(content, planes, mix, self.look.strength, self.look.attention)
+        return self.network.blend(content, planes, mix, self.options.strength, self.options.attention)
 
     def _mask(self, part: StylePart, index: int, count: int) -> Tensor | None:
         """The mask of a style part for frames index..index+count, [1 or count, H, W]."""
@@ -118,7 +118,7 @@ class Stylizer(Worker):
 
         Tiles start on the grid of the regions, and include a border as wide as the receptive field.
         """
-        net, look = self.network, self.look
+        net, options = self.network, self.options
         tile = max(net.align, self.tile // net.align * net.align)
         places = list(tiles.boxes(self.size, tile, net.reach, net.align))
         mixes = [
@@ -130,13 +130,13 @@ class Stylizer(Worker):
             total = tiles.Sums()
             for box, mix in zip(places, mixes, strict=True):
                 content = net.encode(box.outer(planes))
-                total.add(net.stage(number, content, mix, look.attention, stats), content.size, box)
+                total.add(net.stage(number, content, mix, options.attention, stats), content.size, box)
                 host.check_interrupt()
             stats += total.stats(planes.dtype)
         out = torch.empty_like(planes)
         for box, mix in zip(places, mixes, strict=True):
             part = box.outer(planes)
-            made = net.blend(net.encode(part), part, mix, look.strength, look.attention, stats)
+            made = net.blend(net.encode(part), part, mix, options.strength, options.attention, stats)
             y, x = box.y - box.top, box.x - box.left
             out[..., box.y : box.y + box.h, box.x : box.x + box.w] = made[..., y : y + box.h, x : x + box.w]
             host.check_interrupt()
@@ -144,7 +144,7 @@ class Stylizer(Worker):
 
     def _finish(self, frames: Tensor, made: Tensor) -> Tensor:
         out = made.permute(0, 2, 3, 1).to(frames).contiguous()
-        if self.look.keep_color:
+        if self.options.keep_color:
             luma = torch.tensor(LUMA, device=out.device)
             out = frames[..., :3] + ((out - frames[..., :3]).float() @ luma)[..., None].to(out)
         return out.clamp_(0, 1)
@@ -172,12 +172,12 @@ def _check_masks(style: Style, frames: int, what: str) -> None:
             )
 
 
-def stylize(style: Style, images: Tensor, look: Look, chunk: int = 0) -> Tensor:
+def stylize(style: Style, images: Tensor, options: Options, chunk: int = 0) -> Tensor:
     """Frames [N, H, W, 3] in the style."""
-    if look.strength == 0:
+    if options.strength == 0:
         return images
     _check_masks(style, len(images), "images")
-    run = Stylizer(style, look, tuple(images.shape[1:3]))
+    run = Stylizer(style, options, tuple(images.shape[1:3]))
     size, out = run.chunk(chunk), torch.empty_like(images[..., :3])
     with host.progress(len(images), "Stylizing") as bar:
         for i in range(0, len(images), size):
@@ -204,12 +204,12 @@ class StylizeFrames(Operation, name="stya2k.stylize"):
         style = Style(
             load_model(self.model, self.precision, self.compiled), tuple(StylePart(*part) for part in parts)
         )
-        return Stylizer(style, Look(self.strength, self.keep_color), (self.clip.height, self.clip.width))
+        return Stylizer(style, Options(self.strength, self.keep_color), (self.clip.height, self.clip.width))
 
 
-def stylize_video(style: Style, video: LazyVideo, look: Look) -> LazyVideo:
+def stylize_video(style: Style, video: LazyVideo, options: Options) -> LazyVideo:
     """A lazy VIDEO in the style."""
-    if look.strength == 0:
+    if options.strength == 0:
         return video
     _check_masks(style, video.frame_count, "clip")
     return video.then(
@@ -220,7 +220,7 @@ def stylize_video(style: Style, video: LazyVideo, look: Look) -> LazyVideo:
         pictures=tuple(part.picture for part in style.parts),
         weights=tuple(part.weight for part in style.parts),
         masks=tuple(part.mask for part in style.parts),
-        strength=float(look.strength),
-        keep_color=look.keep_color,
+        strength=float(options.strength),
+        keep_color=options.keep_color,
         node="StyA2K Stylize Video",
     )

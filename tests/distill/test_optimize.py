@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 
-from reelbrush.kernels.distill import distance, query_distance, reference
+from reelbrush.kernels.distill import distance, distance_reference, query_distance
 from reelbrush.nodes import host
 from reelbrush.nodes.diffusion.patching.layers import attention_layers
 from reelbrush.nodes.distill import features, optimize, run
@@ -157,7 +157,9 @@ def test_each_layer_sees_the_masks_at_its_own_size():
             nth = 128 // f.size[0]
             labels = of_style[0, ::nth, ::nth].flatten(), of_target[:, ::nth, ::nth].flatten(1)
             q, k, v = (f.heads(name) for name in "qkv")
-            expected += float(reference(q, k, v, (s.heads("k"), s.heads("v")), labels=labels).detach())
+            expected += float(
+                distance_reference(q, k, v, (s.heads("k"), s.heads("v")), labels=labels).detach()
+            )
     assert sizes == {(16, 8), (8, 4)}
     assert float(losses[0]) == pytest.approx(expected)
 

@@ -56,7 +56,7 @@ def test_a_backend_that_cannot_compute_a_call_raises_by_name_and_is_skipped_othe
         attend(q, q, q, backend="xformers")  # not installed, or these tensors are on the CPU
     with pytest.raises(ValueError, match="auto, xformers, torch, reference"):
         attend(q, q, q, backend="flash")
-    torch.testing.assert_close(attend(q, q, q), attention.reference(q, q, q))
+    torch.testing.assert_close(attend(q, q, q), attention.attend_reference(q, q, q))
 
 
 def test_the_reasons_for_refusing_xformers_are_checked_before_the_call(monkeypatch):

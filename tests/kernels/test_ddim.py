@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reelbrush.kernels.ddim import alpha_bar, interpolate, inverse_step, reference, step
+from reelbrush.kernels.ddim import alpha_bar, interpolate, inverse_step, step, step_reference
 
 SHAPE = (2, 4, 3, 5)
 levels = st.floats(0.0, 15.0)
@@ -29,7 +29,7 @@ def draw(seed=0):
 @pytest.mark.parametrize(("sigma", "sigma_to"), CASES)
 def test_step_is_eq_12(sigma, sigma_to):
     z, eps = draw()
-    torch.testing.assert_close(step(z, eps, sigma, sigma_to), reference(z, eps, sigma, sigma_to))
+    torch.testing.assert_close(step(z, eps, sigma, sigma_to), step_reference(z, eps, sigma, sigma_to))
 
 
 @given(levels, levels)

@@ -49,7 +49,7 @@ def test_values_and_gradients_equal_the_equation(frames, heads, n, m, d, scores,
     labels = None if masked == "no mask" else some_labels(1 if masked == "one mask" else frames, n, m)
     weights = torch.arange(1.0, frames + 1, dtype=q.dtype)  # a frame's loss must reach that frame only
     results = []
-    for fn in (loss_of, distill.reference):
+    for fn in (loss_of, distill.distance_reference):
         loss = fn(q, k, v, style, scale=1.2, labels=labels)
         # A single token attends to itself alone: q and k have no gradient there, in either.
         results.append((loss, torch.autograd.grad(loss @ weights, [q, k, v])))
@@ -86,7 +86,7 @@ def test_a_frame_does_not_depend_on_the_others_in_the_call():
 
 def test_half_precision_stays_near():
     q, k, v, style = tensors(2, 4, 64, 64, 16)
-    expected = distill.reference(q, k, v, style)
+    expected = distill.distance_reference(q, k, v, style)
     half = [t.detach().bfloat16().requires_grad_() for t in (q, k, v)]
     loss = loss_of(*half, tuple(t.bfloat16() for t in style))
     assert loss.dtype == torch.float32

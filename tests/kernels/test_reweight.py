@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from reelbrush.kernels.reweight import extend, reference, reweighted_attention
+from reelbrush.kernels.reweight import extend, reweighted_attention, reweighted_attention_reference
 
 CASES = [
     pytest.param(1, 1, 16, 16, 8, False, id="smallest"),
@@ -36,7 +36,7 @@ def eq12(q, content, style, scale, bias):
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("fn", [reweighted_attention, reference])
+@pytest.mark.parametrize("fn", [reweighted_attention, reweighted_attention_reference])
 @pytest.mark.parametrize(("frames", "heads", "n", "m", "d", "masked"), CASES)
 def test_values_and_gradients_equal_the_equation(fn, frames, heads, n, m, d, masked):
     q, content, style = tensors(frames, heads, n, m, d)

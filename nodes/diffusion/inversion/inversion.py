@@ -24,7 +24,7 @@ from ..patching.layers import family
 from ..patching.rows import FrameSplitter
 from .trajectory import Trajectory
 
-CONVENTIONS = ("next timestep", "current timestep")
+NOISE_TIMESTEPS = ("next timestep", "current timestep")
 
 
 def levels(model: Any, steps: int, sigmas: Tensor | None = None) -> Tensor:
@@ -60,8 +60,8 @@ def invert(
     frames_per_call: int = 0,
 ) -> tuple[Tensor, Trajectory]:
     """The noise of `latent` (scaled as in a LATENT, for a core sampler) and the trajectory to it."""
-    if convention not in CONVENTIONS:
-        raise ValueError(f"convention is {convention!r}: choose {' or '.join(CONVENTIONS)}")
+    if convention not in NOISE_TIMESTEPS:
+        raise ValueError(f"convention is {convention!r}: choose {' or '.join(NOISE_TIMESTEPS)}")
     kept = set(_spread(len(sigmas), save_steps))
     latents: list[Tensor] = []
 

@@ -36,7 +36,7 @@ from ...common.files import replacing
 from ...common.inputs import comma_separated
 from ...common.plot import loss_plot
 from ..patching import unet
-from ..patching.hooks import around
+from ..patching.hooks import hook_output
 from ..patching.layers import network
 from .file import KIND, LowRank, StyleLoRA, save
 from .names import naming
@@ -83,10 +83,10 @@ class LoRABranch:
         return out + linear(linear(x, self.down.to(x.dtype)), self.up.to(x.dtype))
 
 
-Branches = dict[str, LoRABranch]  # by module path
+LoRABranches = dict[str, LoRABranch]  # by module path
 
 
-def fresh(net: nn.Module, paths: Sequence[str], rank: int, seed: int, device: Any = None) -> Branches:
+def fresh(net: nn.Module, paths: Sequence[str], rank: int, seed: int, device: Any = None) -> LoRABranches:
     """New branches: down random (standard deviation 1 / rank, as in diffusers), up zero."""
     g = rng(seed, -1)
     branches = {}
@@ -97,11 +97,11 @@ def fresh(net: nn.Module, paths: Sequence[str], rank: int, seed: int, device: An
     return branches
 
 
-def with_branches(model: Any, branches: Branches) -> Any:
+def with_branches(model: Any, branches: LoRABranches) -> Any:
     """A differentiable clone of a MODEL with branches beside its projections."""
     clone = host.differentiable(model)
     for path, branch in branches.items():
-        around(clone, path, branch.add)
+        hook_output(clone, path, branch.add)
     return clone
 
 

@@ -7,7 +7,7 @@ in reading passes, and keeps the options of the evaluation that is running:
 
     running = RunningOptions()
     running.attach(clone, "mine")
-    around(clone, path, lambda x, out: change(out) if running.get("my key") else out)
+    hook_output(clone, path, lambda x, out: change(out) if running.get("my key") else out)
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class RunningOptions:
         return self.options.get(key) if bool(self.options.get(READING)) == reading else None
 
 
-def around(model: Any, path: str, change: Callable[[Tensor, Tensor], Tensor]) -> None:
+def hook_output(model: Any, path: str, change: Callable[[Tensor, Tensor], Tensor]) -> None:
     """On a CLONE: `change` gets a module's first input and its output, and returns the output.
 
     The module's `forward` is replaced, not the module: LoRAs and offloading keep working. Hooks chain.
@@ -66,4 +66,4 @@ def around(model: Any, path: str, change: Callable[[Tensor, Tensor], Tensor]) ->
 
 def on_resblock(model: Any, block: DecoderBlock, change: Callable[[Tensor], Tensor]) -> None:
     """On a CLONE: `change` gets what a residual block adds to its skip path, and returns it."""
-    around(model, f"{block.path}.out_layers.3", lambda x, out: change(out))
+    hook_output(model, f"{block.path}.out_layers.3", lambda x, out: change(out))

@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....kernels.reweight import Pair, extend, key_bias
+from ....kernels.reweight import KeysValues, extend, key_bias
 from ... import host
 from .layers import AttentionLayer
 
@@ -202,7 +202,7 @@ class AttentionSite:
         return replace(self, options={**self.options, COPIES: self.copies * copies})
 
     def beside(
-        self, q: Tensor, own: Pair, other: Pair, *, scale: float = 1.0, bias: Tensor | None = None
+        self, q: Tensor, own: KeysValues, other: KeysValues, *, scale: float = 1.0, bias: Tensor | None = None
     ) -> Tensor:
         """One softmax over another picture's tokens and the frame's own (eq. 12). `bias` [M] is added to the
         logits of the other picture, which counts once for each copy of the own tokens."""

@@ -63,7 +63,7 @@ def test_a_flow_model_raises_an_error(mini):
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
-@pytest.mark.parametrize("convention", inversion.CONVENTIONS)
+@pytest.mark.parametrize("convention", inversion.NOISE_TIMESTEPS)
 def test_refinement_makes_the_round_trip_five_times_better(mini, prediction, convention):
     model, latent = smooth(prediction), frames()
     text, sigmas = tiny.conditioning(model), levels(model, 30)
