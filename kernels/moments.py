@@ -2,7 +2,7 @@
 
 `moments` and `normalize` are what papers call mean/std and instance normalisation (mu, sigma over the
 positions of each channel of each picture); `match_moments` is AdaIN (Huang and Belongie, eq. 8):
-sigma(ref) * (x - mu(x)) / sigma(x) + mu(ref). `match_colors` is the linear optimal-transport map between
+sigma(ref) * (x - mu(x)) / sigma(x) + mu(ref). `color_map` is the linear optimal-transport map between
 two colour clouds (Pitie and Kokaram's Monge-Kantorovich map): it gives a picture the reference's mean
 and 3x3 covariance with the least change.
 
@@ -46,8 +46,8 @@ def match_moments(x: Tensor, ref: Tensor, eps: float = EPS) -> Tensor:
 
 
 def color_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean [N, C] and covariance [N, C, C] over the positions."""
-    flat = x.flatten(2).float() if x.dtype in (torch.float16, torch.bfloat16) else x.flatten(2)
+    """Mean [N, C] and covariance [N, C, C] over the positions of x [N, C, ...]."""
+    flat = x.flatten(2)
     mean = flat.mean(-1)
     centred = flat - mean[..., None]
     return mean, centred @ centred.transpose(1, 2) / max(flat.shape[-1] - 1, 1)
@@ -74,14 +74,3 @@ def color_map(
     values, vectors = torch.linalg.eigh(unroot @ _root(root @ b @ root) @ unroot)
     matrix = ((vectors * values.clamp(max=gain)[:, None]) @ vectors.transpose(1, 2)).to(mean.dtype)
     return matrix, ref_mean - (matrix @ mean[..., None])[..., 0]
-
-
-def apply_color_map(x: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
-    """matrix @ colour + offset at every position."""
-    made = matrix.to(x.dtype) @ x.flatten(2) + offset.to(x.dtype)[..., None]
-    return made.view(x.shape)
-
-
-def match_colors(x: Tensor, ref: Tensor, gain: float = 4.0) -> Tensor:
-    """x with the reference's mean colour and colour covariance; not clamped to 0..1."""
-    return apply_color_map(x, *color_map(color_moments(x), color_moments(ref), gain))

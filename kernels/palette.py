@@ -1,6 +1,6 @@
 """Palette transfer: the colour distribution of one picture mapped to another's, as a small 3D table.
 
-`moments.match_colors` transfers mean and covariance. Palettes are not Gaussian (a drawing has paper and
+`moments.color_map` transfers mean and covariance. Palettes are not Gaussian (a drawing has paper and
 ink), so after that linear map the distributions are matched along one basis after another, each axis by
 the monotone curve between the two distributions. This is the iterative distribution transfer of Pitie,
 Kokaram and Dahyot with three fixed bases. Departures: (1) curves have few knots and a slope of at most
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .moments import color_map
+from .moments import color_map, color_moments
 
 KNOTS = 24
 SIDE = 9  # points of the table along each axis
@@ -51,12 +51,6 @@ def sample(x: Tensor, points: int = POINTS) -> Tensor:
     """The pixels of each picture on a coarse grid: [N, 3, M], float32."""
     step = [max(1, side // points) for side in x.shape[-2:]]
     return x[..., :: step[0], :: step[1]].flatten(2).float()
-
-
-def _moments(s: Tensor) -> tuple[Tensor, Tensor]:
-    mean = s.mean(-1)
-    centred = s - mean[..., None]
-    return mean, centred @ centred.transpose(1, 2) / max(s.shape[-1] - 1, 1)
 
 
 def _sorted(s: Tensor) -> Tensor:
@@ -97,7 +91,7 @@ def describe(reference: Tensor) -> PaletteReference:
     """A sample [N, 3, M] as a reference."""
     with torch.autocast(reference.device.type, enabled=False):
         turned = (basis @ reference for basis in _bases(reference.device))
-        return PaletteReference(*_moments(reference), tuple(map(_quantiles, turned)))
+        return PaletteReference(*color_moments(reference), tuple(map(_quantiles, turned)))
 
 
 @torch.no_grad()
@@ -113,7 +107,7 @@ def _table(content: Tensor, reference: PaletteReference) -> Tensor:
     axis = torch.linspace(0, 1, SIDE, device=content.device)
     blue, green, red = torch.meshgrid(axis, axis, axis, indexing="ij")
     cube = torch.stack([red, green, blue]).flatten(1).expand(len(content), -1, -1)
-    matrix, offset = color_map(_moments(content), reference[:2], GAIN)
+    matrix, offset = color_map(color_moments(content), reference[:2], GAIN)
     here, cube = (matrix @ t + offset[..., None] for t in (content, cube))
     for basis, y in zip(_bases(here.device), reference.quantiles, strict=True):
         turned = basis @ here
@@ -137,8 +131,3 @@ def look_up(x: Tensor, table: Tensor) -> Tensor:
         align_corners=True,
     )
     return made.view(n, strips, 3, h // strips, w).transpose(1, 2).reshape(x.shape).to(x.dtype)
-
-
-def match_palette(x: Tensor, reference: Tensor) -> Tensor:
-    """x in the reference's palette; not clamped to 0..1."""
-    return look_up(x, palette_table(sample(x), sample(reference)))

@@ -133,13 +133,6 @@ def read_flo(path: Path) -> tuple[Tensor, Tensor]:
     return torch.where(known[:, None], flow, 0.0), known
 
 
-def write_flo(path: Path, flow: Tensor) -> None:
-    """A flow [2, H, W] as a Middlebury .flo file."""
-    vectors = flow.permute(1, 2, 0).contiguous().cpu().numpy().astype("<f4")
-    sides = np.array([vectors.shape[1], vectors.shape[0]], "<i4")
-    path.write_bytes(TAG.tobytes() + sides.tobytes() + vectors.tobytes())
-
-
 def _load_folder(folder: Path) -> Flow:
     files = sorted(folder.glob("*.flo"))
     if not files:

@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import numpy as np
 import torch
 
 from reelbrush.lab.sample import scene as sample
@@ -64,6 +65,13 @@ def exact(scene, cuts=()):
     """The sample's exact flow and occlusion as a Flow."""
     ways = (way.permute(0, 3, 1, 2).contiguous() for way in (scene.forward, scene.backward))
     return Flow(*ways, ~scene.occluded_forward, ~scene.occluded_backward, 1, "exact", cuts=cuts)
+
+
+def write_flo(path, flow):
+    """A flow [2, H, W] as a Middlebury .flo file."""
+    vectors = flow.permute(1, 2, 0).numpy().astype("<f4")
+    height, width, _ = vectors.shape
+    path.write_bytes(b"PIEH" + np.array([width, height], "<i4").tobytes() + vectors.tobytes())
 
 
 def flickering(frames, amount=0.06, seed=0):

@@ -14,7 +14,7 @@ from reelbrush.nodes.flow import store
 from reelbrush.nodes.flow.conventions import soft_reliability
 from reelbrush.nodes.flow.nodes import LoadFlow
 
-from .scenes import exact, occluder, sample_scene, uniform
+from .scenes import exact, occluder, sample_scene, uniform, write_flo
 
 
 def same(a, b):
@@ -33,7 +33,7 @@ def test_a_saved_flow_comes_back_whole(tmp_path):
 
 def test_flo_files_are_what_middlebury_says(tmp_path):
     vectors = torch.arange(24, dtype=torch.float32).view(2, 3, 4)
-    store.write_flo(tmp_path / "a.flo", vectors)
+    write_flo(tmp_path / "a.flo", vectors)
     raw = (tmp_path / "a.flo").read_bytes()
     assert raw[:4] == b"PIEH" and np.frombuffer(raw[4:12], "<i4").tolist() == [4, 3]
     assert np.frombuffer(raw[12:20], "<f4").tolist() == [0.0, 12.0]  # u and v of the first pixel
@@ -45,8 +45,8 @@ def test_flo_files_are_what_middlebury_says(tmp_path):
 def test_a_folder_as_artistic_videos_names_it(tmp_path, step):
     _, _, flow = occluder(5, 24, 40, 8, 2)
     for t in range(flow.pairs):
-        store.write_flo(tmp_path / f"forward_{t + 9}_{t + 9 + step}.flo", flow.forward[t])
-        store.write_flo(tmp_path / f"backward_{t + 9 + step}_{t + 9}.flo", flow.backward[t])
+        write_flo(tmp_path / f"forward_{t + 9}_{t + 9 + step}.flo", flow.forward[t])
+        write_flo(tmp_path / f"backward_{t + 9 + step}_{t + 9}.flo", flow.backward[t])
     back = store.load(tmp_path)
     assert same(flow, back) and back.stride == step  # 9, 10, 11, 12: numbers, not letters
 
@@ -54,7 +54,7 @@ def test_a_folder_as_artistic_videos_names_it(tmp_path, step):
 def test_forward_files_alone_are_inverted(tmp_path):
     _, masks, flow = occluder(4, 24, 40, 8, 2)
     for t in range(flow.pairs):
-        store.write_flo(tmp_path / f"{t:05}.flo", flow.forward[t])
+        write_flo(tmp_path / f"{t:05}.flo", flow.forward[t])
     back = store.load(tmp_path)
     assert torch.equal(back.forward, flow.forward)
     known = invert(flow.forward)[1]
@@ -70,7 +70,7 @@ def test_unknown_motion_is_not_valid(tmp_path):
     for way, start, end in (("forward", 1, 2), ("backward", 2, 1)):
         vectors = torch.zeros(2, 6, 8)
         vectors[:, 2, 3], vectors[0, 4, 4] = 1e9, torch.nan
-        store.write_flo(tmp_path / f"{way}_{start}_{end}.flo", vectors)
+        write_flo(tmp_path / f"{way}_{start}_{end}.flo", vectors)
     flow = store.load(tmp_path)
     assert flow.forward.abs().max() == 0
     assert (~flow.forward_valid).nonzero().tolist() == [[0, 2, 3], [0, 4, 4]]
@@ -86,7 +86,7 @@ def test_unknown_motion_is_not_valid(tmp_path):
 )
 def test_a_folder_that_makes_no_clip_is_rejected(tmp_path, names, words):
     for name in names:
-        store.write_flo(tmp_path / name, torch.zeros(2, 4, 4))
+        write_flo(tmp_path / name, torch.zeros(2, 4, 4))
     with pytest.raises(ValueError, match=words):
         store.load(tmp_path)
 
@@ -111,7 +111,7 @@ def test_the_loader_lists_what_is_there(home):
     store.save(flow, store.target("night/one"))
     store.save(flow, home / "input" / "two.flow.safetensors")
     (home / "input" / "sintel").mkdir()
-    store.write_flo(home / "input" / "sintel" / "frame_0001.flo", flow.forward[0])
+    write_flo(home / "input" / "sintel" / "frame_0001.flo", flow.forward[0])
     (home / "input" / "empty").mkdir()
     names = store.names()
     assert names == ["two.flow.safetensors", "sintel", "night/one.flow.safetensors [output]"]

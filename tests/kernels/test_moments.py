@@ -3,15 +3,9 @@
 import pytest
 import torch
 
-from reelbrush.kernels.moments import (
-    apply_color_map,
-    color_map,
-    color_moments,
-    match_colors,
-    match_moments,
-    moments,
-    normalize,
-)
+from reelbrush.kernels.moments import color_map, color_moments, match_moments, moments, normalize
+
+from .colors import match_colors
 
 
 def draw(*shape, seed=0):
@@ -70,9 +64,3 @@ def test_the_noise_of_a_grey_picture_does_not_become_colour():
     colourful = draw(1, 3, 16, 16, seed=3)
     matrix, _ = color_map(color_moments(grey), color_moments(colourful))
     assert torch.linalg.eigvalsh(matrix).max() <= 4 + 1e-9
-
-
-def test_a_colour_map_is_applied_per_frame():
-    x, matrix, offset = draw(2, 3, 2, 2), draw(2, 3, 3, seed=1), draw(2, 3, seed=2)
-    out = apply_color_map(x, matrix, offset)
-    torch.testing.assert_close(out[1, :, 0, 1], matrix[1] @ x[1, :, 0, 1] + offset[1])

@@ -4,8 +4,9 @@ import numpy
 import pytest
 import torch
 
-from reelbrush.kernels.moments import match_colors
-from reelbrush.kernels.palette import BEND, GAIN, look_up, match_palette, palette_table, sample
+from reelbrush.kernels.palette import BEND, GAIN, look_up, palette_table, sample
+
+from .colors import match_colors, match_palette
 
 
 def cloud(seed, height=90, width=70, n=1):
