@@ -18,7 +18,7 @@ from .graph import Definition
 MAX_ANSWER = 64 << 20  # bytes of JSON; /object_info with many packs has a few million
 MAX_MESSAGE = 16 << 20  # bytes of a websocket message; previews are the largest
 MAX_DOWNLOAD = 64 << 30
-MAX_TEXT = 2000  # characters of an error message or a title
+MAX_TEXT = 500  # characters of an error message or a title
 CONNECT_TIME, ANSWER_TIME, TRANSFER_TIME = 10, 60, 6 * 3600  # seconds
 _CHUNK = 1 << 20
 
@@ -113,7 +113,7 @@ class Server:
                     yield None
                     continue
                 if message.type is aiohttp.WSMsgType.TEXT:
-                    yield json.loads(message.data)
+                    yield _parsed(message.data)
                 elif message.type is not aiohttp.WSMsgType.BINARY:  # binary messages are previews
                     raise RuntimeError(f"the server at {self.url} closed the connection")
 
@@ -135,8 +135,8 @@ class Server:
         """Fetch one result; the file appears under its name when it is complete."""
         query = {key: str(entry.get(key, "")) for key in ("filename", "subfolder", "type")}
         uncompressed = {"Accept-Encoding": "identity"}  # so that the length can be checked
-        async with self._request("/view", TRANSFER_TIME, params=query, headers=uncompressed) as answer:
-            with replacing(target) as temporary, temporary.open("wb") as file:
+        with replacing(target) as temporary, temporary.open("wb") as file:
+            async with self._request("/view", TRANSFER_TIME, params=query, headers=uncompressed) as answer:
                 size = 0
                 async for chunk in answer.content.iter_chunked(_CHUNK):
                     size += len(chunk)
@@ -157,8 +157,12 @@ async def _json(answer: Any) -> Any:
         body += chunk
         if len(body) > MAX_ANSWER:
             raise RuntimeError(f"the server's answer has more than {MAX_ANSWER >> 20} MB: is it a ComfyUI?")
+    return _parsed(body) if body.strip() else None
+
+
+def _parsed(text: str | bytes) -> Any:
     try:
-        return json.loads(body) if body.strip() else None
+        return json.loads(text)
     except ValueError as error:
         raise RuntimeError("the server's answer is not JSON: is it a ComfyUI?") from error
 

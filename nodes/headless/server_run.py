@@ -28,7 +28,12 @@ def render_on(
     url: str, path: str | Path, settings: Iterable[str] = (), out: str | Path | None = None
 ) -> list[Path]:
     """Run a graph file on a server; returns the downloaded files."""
-    return asyncio.run(_render_on(url, path, settings, out))
+    try:
+        return asyncio.run(asyncio.wait_for(_render_on(url, path, settings, out), MAX_RUN))
+    except asyncio.TimeoutError as error:
+        raise RuntimeError(f"the run took more than {MAX_RUN // 3600} hours: cancelled") from error
+    except (AttributeError, IndexError, KeyError, RecursionError, TypeError) as error:
+        raise RuntimeError("the server's answer has an unexpected form: is it a ComfyUI?") from error
 
 
 async def _render_on(
@@ -56,7 +61,7 @@ async def _render_on(
             for entry in entries
             if isinstance(entry, dict) and entry.get("type") == "output"
         ]
-        files = [_target(entry) for entry in entries] if out is None else _out_files(entries, Path(out))
+        files = map(_target, entries) if out is None else _out_files(entries, Path(out))
         return [await server.download(*pair) for pair in zip(entries, files, strict=True)]
 
 
@@ -71,7 +76,9 @@ def _out_files(entries: list[dict], out: Path) -> list[Path]:
 def _target(entry: dict[str, Any]) -> Path:
     """The next number of the result's name in output/server."""
     sub_folder, name = str(entry.get("subfolder") or ""), str(entry.get("filename") or "")
-    if not name or name != Path(name).name or clean(name) != name or name.startswith("."):
+    parts = Path(sub_folder, name).parts
+    hidden = any(part.startswith(".") and part != ".." for part in parts)
+    if hidden or name != Path(name).name or clean(name) != name or not Path(name).suffix:
         raise ValueError(f"the server's result has the file name {clean(name)!r}, which is not accepted")
     stem = Path(name).stem.rstrip("_0123456789") or "result"
     host.inside(host.folder("output") / FOLDER, f"{sub_folder}/{name}".lstrip("/"), "result")
@@ -115,12 +122,10 @@ async def _run(server: Server, graph: Graph) -> dict[str, dict]:
     async with server.messages(QUIET) as messages:
         prompt_id = str((await server.call("/prompt", prompt))["prompt_id"])
         try:
-            await asyncio.wait_for(_watch(server, graph, messages, prompt_id), MAX_RUN)
-        except (KeyboardInterrupt, asyncio.CancelledError, asyncio.TimeoutError) as error:
+            await _watch(server, graph, messages, prompt_id)
+        except (KeyboardInterrupt, asyncio.CancelledError):  # also after MAX_RUN
             await server.call("/queue", {"delete": [prompt_id]})
             await server.call("/interrupt", {"prompt_id": prompt_id})
-            if isinstance(error, asyncio.TimeoutError):
-                raise RuntimeError(f"the run took more than {MAX_RUN // 3600} hours: cancelled") from error
             raise
     return (await _finished(server, prompt_id)).get("outputs") or {}
 

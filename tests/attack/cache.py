@@ -2,6 +2,7 @@
 
 import random
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,10 +28,8 @@ def prepare(folder: Path, argument: str) -> SimpleNamespace:
             at(self, done, preview)
 
         host.Progress.at = cancel
-        try:
+        with suppress(KeyboardInterrupt):
             video.save_to(folder / "output" / "a.mkv", codec="ffv1")
-        except KeyboardInterrupt:
-            pass
         host.Progress.at = at
         masters.append(shutil.copytree(cache, folder / f"master{last}"))
     wanted = graphs.saved(folder / "output" / "a.mkv")

@@ -5,7 +5,6 @@ import copy
 import io
 import json
 import random
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -89,8 +88,9 @@ UI["nodes"][4]["inputs"] = [
 ]
 JUNK = [
     None, True, False, 0, -1, 1, 5, 2**31, 2**63, -(2**70), 10**400, 0.5, -0.0, 1e308, float("inf"),
-    float("-inf"), float("nan"), "", " ", ".", "..", "../x", "/", "/etc/passwd", "\0", "\n", "a\x1b[31m", "é" * 300,
-    "\ud800", "*", "-1", "1e9", "%width%", "CON", "ReelBrushX", "SaveVideo", "Reroute", [], [[]], {}, [None],
+    float("-inf"), float("nan"), "", " ", ".", "..", "../x", "/", "/etc/passwd", "\0", "\n", "a\x1b[31m",
+    "é" * 300, "\ud800",
+    "*", "-1", "1e9", "%width%", "CON", "ReelBrushX", "SaveVideo", "Reroute", [], [[]], {}, [None],
     ["1", 0], ["1", -1], ["99", 0], ["7", 0], [1, 2, 3], {"a": 1}, {"__value__": 1}, {"__value__": ["1", 0]},
 ]  # fmt: skip
 
@@ -185,9 +185,3 @@ def case(state: SimpleNamespace, number: int) -> str:
         return f"failure: {said[:300]!r}"
     wrong = problem(said.removeprefix("reelbrush: ").rstrip("\n"))
     return f"failure: {wrong}" if wrong else f"message: {said.strip()}"
-
-
-if __name__ == "__main__":  # look at one case
-    sys.stdout.write(
-        broken(API if int(sys.argv[1]) % 2 else UI, random.Random(f"graph {sys.argv[1]}")) + "\n"
-    )
