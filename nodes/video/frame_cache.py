@@ -84,10 +84,6 @@ class FrameCache:
         """The number of frames that need not be computed again, from the first one on."""
         return next(number for number in count() if not self._file(number, "mkv").exists()) * CHUNK
 
-    def remove(self) -> None:
-        """Forget all frames."""
-        shutil.rmtree(self.path, ignore_errors=True)
-
     def batches(self, run: Run | None, output: Stream | None, share: bool) -> Iterator[Batch]:
         """All frames: from the chunks that are there, then computed, and kept in further chunks.
 
@@ -143,8 +139,6 @@ class FrameCache:
                     number += 1
             if sum(map(len, held)):
                 pool.submit(self._write, number, Batch.join(held), {})
-
-    # -- files
 
     def _file(self, number: int, kind: str) -> Path:
         return self.path / f"{number:05}.{kind}"

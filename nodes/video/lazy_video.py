@@ -33,8 +33,6 @@ class LazyVideo(host.video_base()):
     def __init__(self, operation: Operation):
         self.operation = operation
 
-    # -- making one
-
     @classmethod
     def of(cls, video: Any) -> "LazyVideo":
         """A host's VIDEO as a lazy one. A lazy one comes back as it is."""
@@ -74,11 +72,10 @@ class LazyVideo(host.video_base()):
         if start == 0 and frames == 0 and every == 1:
             return self
         before = self.operation
-        if isinstance(before, Trim) and not 0 < before.count <= start:  # one Trim does what both would do
-            left = -(-(before.count - start) // every) if before.count else 0
-            frames = min(filter(None, (left, frames)), default=0)
-            first = before.first + start * before.every
-            return LazyVideo(before.source).then(Trim, first, frames, before.every * every)
+        if isinstance(before, Trim) and start < self.frame_count:  # one Trim does what both would do
+            left = -(-(self.frame_count - start) // every)
+            fields = (before.first + start * before.every, min(left, frames or left), before.every * every)
+            return LazyVideo(before.source).then(Trim, *fields)
         return self.then(Trim, start, frames, every)
 
     def resize(self, width: int, height: int, method: str = "area", *_: Any, **__: Any) -> "LazyVideo":
@@ -96,15 +93,11 @@ class LazyVideo(host.video_base()):
             raise ValueError(f"max_side {max_side} leaves no picture: give 16 or more, or 0 to keep the size")
         return self.resize(*(max(2, round(s * max_side / longer / 2) * 2) for s in self.get_dimensions()))
 
-    # -- properties
-
     clip: codec.VideoInfo = property(attrgetter("operation.clip"))
     width: int = property(attrgetter("clip.width"))
     height: int = property(attrgetter("clip.height"))
     fps: Fraction = property(attrgetter("clip.fps"))
     frame_count: int = property(attrgetter("clip.frame_count"))
-
-    # -- frames
 
     def chunks(self, size: int = 16) -> Iterator[Tensor]:
         """Frames [n, H, W, 3] in 0..1 as a saved file holds them, `size` at a time."""
@@ -147,24 +140,15 @@ class LazyVideo(host.video_base()):
         return host.video_components(torch.cat(frames), clip.fps, heard["audio"])
 
     def save_to(
-        self,
-        path: Target,
-        format: Any = "auto",
-        codec: Any = "auto",
-        metadata: dict | None = None,
-        *,
-        bit_depth: int | None = None,
-        crf: int | None = None,
-        preset: str | None = None,
-        **options: Any,
+        self, path: Target, format: Any = "auto", codec: Any = "auto", metadata: dict | None = None, **options
     ) -> None:
-        """Compute and write the clip. Core SaveVideo calls this. Unknown options are ignored."""
+        """Compute and write the clip. Of a host's options, `crf`, `preset` and `bit_depth` count."""
         container = _name(format)
         if container == "auto":
             suffix = "" if isinstance(path, io.BytesIO) else Path(path).suffix.lstrip(".")
             container = suffix.lower() or "mp4"
-        encoding = {"codec": _name(codec), "quality": crf, "preset": preset, "metadata": metadata}
-        save(self.operation, path, container, bit_depth=bit_depth, **encoding)
+        chosen = {"quality": options.get("crf"), **{k: options.get(k) for k in ("preset", "bit_depth")}}
+        save(self.operation, path, container, codec=_name(codec), metadata=metadata, **chosen)
 
     def get_stream_source(self) -> str | io.BytesIO:
         """A file without operations is its own stream. Anything else is rendered."""

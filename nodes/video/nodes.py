@@ -54,7 +54,7 @@ class SaveVideo:
             "optional": {
                 "audio_from": connection("VIDEO", "Use the sound of this clip instead, from its beginning."),
                 "damaged_clip": choice(
-                    ("warn", "stop"), "What happens when a file cannot be read to its end."
+                    ("warn", "stop"), "What happens when a file of the clip cannot be read to its end."
                 ),
             },
             "hidden": {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"},

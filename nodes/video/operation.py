@@ -68,6 +68,7 @@ class Operation:
     name: ClassVar[str]
     sequential: ClassVar[bool] = False  # frames are computed in order; the worker has a state
     costly: ClassVar[bool] = True  # the result is worth caching on disk
+    neighbours: ClassVar[tuple[int, int]] = (0, 0)  # how many frames before and after each frame are read
 
     label: str = field(default="", compare=False, kw_only=True)  # names the node in error messages
 
@@ -80,10 +81,8 @@ class Operation:
     def __post_init__(self) -> None:
         self.clip, self.cached, self.fingerprint  # noqa: B018  (wrong inputs give an error now)
         if self.depth > _MAX_DEPTH:
-            raise ValueError(
-                f"{self.label or self.name}: more than {_MAX_DEPTH} operations in a row: save the clip "
-                "before, and load the file here"
-            )
+            name = self.label or self.name
+            raise ValueError(f"{name}: more than {_MAX_DEPTH} operations in a row: save the clip in between")
 
     @cached_property
     def depth(self) -> int:
@@ -99,11 +98,6 @@ class Operation:
     def sound_from(self) -> "Operation | None":
         """The operation whose sound belongs to the frames."""
         return self.inputs[0] if self.inputs else None
-
-    @property
-    def neighbours(self) -> tuple[int, int]:
-        """How many frames before and after each frame are read."""
-        return 0, 0
 
     @cached_property
     def cached(self) -> bool:
@@ -157,9 +151,6 @@ def ordered(sinks: Iterable[Operation]) -> list[Operation]:
             graph[op] = op.inputs
             todo.extend(op.inputs)
     return list(TopologicalSorter(graph).static_order())
-
-
-# -- fields as JSON: the fingerprint and the serialized form -----------------------------------------
 
 
 def _fingerprint(value: Any) -> str:

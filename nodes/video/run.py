@@ -45,13 +45,7 @@ class Run:
     """
 
     def __init__(
-        self,
-        sinks: Sequence[Operation],
-        start: int = 0,
-        *,
-        batch: int = 0,
-        border: int = 0,
-        states: States | None = None,
+        self, sinks: Sequence[Operation], start=0, *, batch=0, border=0, states: States | None = None
     ):
         self._sinks, self._border = sinks, border
         self._states: States = {}

@@ -6,6 +6,7 @@ The file is written under a temporary name. After a cancel or an error nothing i
 import errno
 import io
 import os
+import shutil
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -78,7 +79,7 @@ def save(
             kept = min(clip.frame_count, cache.kept()) if cache else 0
             if kept and getattr(error, "errno", None) == errno.ENOSPC:
                 host.log.warning("the disk is full: the kept frames are removed, the clip is saved again")
-                cache.remove()
+                shutil.rmtree(cache.path, ignore_errors=True)
                 options = {"bit_depth": bit_depth, "audio_from": audio_from, "label": label, **encoding}
                 return save(op, target, container, resume=False, **options)
             text = f"stopped after {bar.done} of {clip.frame_count} frames"

@@ -95,15 +95,11 @@ class Trim(Operation, name="trim"):
 
     @cached_property
     def clip(self) -> codec.VideoInfo:
-        source = self.source.clip
-        if self.first >= source.frame_count:
-            raise ValueError(
-                f"the clip has {source.frame_count} frames: it cannot start at frame {self.first}"
-            )
-        count = -(-(source.frame_count - self.first) // self.every)
-        if self.count:
-            count = min(count, self.count)
-        return replace(source, fps=source.fps / self.every, frame_count=count)
+        source, total = self.source.clip, self.source.clip.frame_count
+        if self.first >= total:
+            raise ValueError(f"the clip has {total} frames: it cannot start at frame {self.first}")
+        count = -(-(total - self.first) // self.every)
+        return replace(source, fps=source.fps / self.every, frame_count=min(count, self.count or count))
 
     def input_frame(self, index: int) -> int:
         return self.first + index * self.every
