@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache, partial, wraps
-from inspect import getattr_static
+from inspect import getattr_static, signature
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 def checked(node: type) -> type:
     """Wrap the function of a node class, so that its IMAGE, MASK and LATENT inputs are checked first."""
     function = getattr(node, node.FUNCTION)
+    parameters = tuple(signature(function).parameters)
 
     @cache
     def checks() -> dict[str, Callable[[str, Any], Any]]:
@@ -26,11 +27,14 @@ def checked(node: type) -> type:
         }
 
     @wraps(function)
-    def call(*this: Any, **values: Any) -> Any:
+    def call(*arguments: Any, **values: Any) -> Any:
+        values |= zip(parameters, arguments, strict=False)
         for name, check in checks().items():
             if values.get(name) is not None:
                 values[name] = check(name, values[name])
-        return function(*this, **values)
+            elif name in node.INPUT_TYPES().get("required", ()):
+                raise ValueError(f"{name} is empty: connect a node that gives a picture, mask or latent")
+        return function(**values)
 
     is_static = isinstance(getattr_static(node, node.FUNCTION), staticmethod)
     setattr(node, node.FUNCTION, staticmethod(call) if is_static else call)
@@ -67,17 +71,24 @@ def mask(name: str, value: Any) -> Tensor:
 
 
 def latent(name: str, value: Any) -> dict[str, Any]:
-    """A LATENT whose samples are float32."""
-    if not isinstance(value, dict) or "samples" not in value:
-        raise ValueError(f"{name} is {type(value).__name__}, not a LATENT: connect VAE Encode")
-    return value | {"samples": _numbers(name, value["samples"], "a LATENT")}
+    """A LATENT whose samples are float32 [N, C, h, w], or with time [N, C, frames, h, w]."""
+    if not isinstance(value, dict) or value.get("samples") is None:
+        raise ValueError(f"{name} is a {type(value).__name__} without samples: connect VAE Encode")
+    samples = _numbers(name, value["samples"], "a LATENT")
+    if samples.ndim not in (4, 5):
+        raise ValueError(
+            f"{name} has the shape {list(samples.shape)}, and a LATENT is [frames, channels, height, width]: "
+            "connect VAE Encode"
+        )
+    return value | {"samples": samples}
 
 
+_LARGEST = 1e6
 _CHECKS = {"IMAGE": image, "MASK": mask, "LATENT": latent}
 
 
 def _numbers(name: str, value: Any, what: str) -> Tensor:
-    """Finite float32 values of at least one frame."""
+    """Float32 values of at least one frame, none of them so large that sums of squares are infinite."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{name} is {kind}, not {what}: connect a node that gives {what}")
@@ -85,10 +96,11 @@ def _numbers(name: str, value: Any, what: str) -> Tensor:
         raise ValueError(f"{name} has no frames (shape {list(value.shape)}): connect at least one")
     value = value.to(torch.float32)
     low, high = value.aminmax()  # one pass without a copy; NaN goes through
-    if not (low.isfinite() and high.isfinite()):
-        wrong = (~value.isfinite()).flatten(1).any(1).nonzero()[:, 0] if value.ndim > 1 else [0]
+    if not (low >= -_LARGEST and high <= _LARGEST):
+        frames = value.reshape(len(value) if value.ndim else 1, -1).abs().amax(1)
+        wrong = int((frames <= _LARGEST).logical_not().nonzero()[0])
         raise ValueError(
-            f"{name} has values that are not numbers (NaN or infinite) in frame {int(wrong[0])}: "
+            f"{name} has values that are not numbers (NaN), infinite or above {_LARGEST:g} in frame {wrong}: "
             "check the node that makes it"
         )
     return value

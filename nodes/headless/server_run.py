@@ -79,7 +79,8 @@ def _target(entry: dict[str, Any]) -> Path:
     parts = Path(sub_folder, name).parts
     hidden = any(part.startswith(".") and part != ".." for part in parts)
     if hidden or name != Path(name).name or clean(name) != name or not Path(name).suffix:
-        raise ValueError(f"the server's result has the file name {clean(name)!r}, which is not accepted")
+        shown = clean(f"{sub_folder}/{name}").strip("/")
+        raise ValueError(f"the server's result has the file name {shown!r}, which is not accepted")
     stem = Path(name).stem.rstrip("_0123456789") or "result"
     host.inside(host.folder("output") / FOLDER, f"{sub_folder}/{name}".lstrip("/"), "result")
     return host.numbered(f"{FOLDER}/{sub_folder}/{stem}", Path(name).suffix)[0]

@@ -48,7 +48,11 @@ def outcome(call: Callable[[], Any], log: Log) -> tuple[str, Any]:
         value = call()
     except Exception as error:
         kind = f"{type(error).__module__}.{type(error).__name__}"
-        if not isinstance(error, _ALLOWED) or isinstance(error, _OTHERS) or not kind.startswith("builtins."):
+        if (
+            not isinstance(error, _ALLOWED)
+            or isinstance(error, _OTHERS)
+            or not kind.startswith(("builtins.", "reelbrush."))
+        ):
             return f"failure: {kind}: {str(error)[:300]!r}", None
         wrong = problem(str(error))
         return (f"failure: {wrong}" if wrong else f"message: {error}"), None

@@ -369,6 +369,9 @@ def places(save_as: str) -> tuple[Path | None, Path]:
     return file, file.with_name(f".{file.stem}") / "training.state"
 
 
+SMALLEST = 4  # positions of the latent; below, the deepest maps of a UNet have one point
+
+
 def check(model: Any, style: Tensor, positive: list, recipe: LoRARecipe) -> None:
     """Raise an error for inputs that cannot be trained on."""
     network(model)
@@ -377,6 +380,11 @@ def check(model: Any, style: Tensor, positive: list, recipe: LoRARecipe) -> None
         raise ValueError(
             f"the style latent has shape {tuple(style.shape)}, this model needs [pictures, {channels}, "
             "height, width]: encode pictures with the VAE of this model's checkpoint"
+        )
+    if min(style.shape[-2:]) < SMALLEST:
+        raise ValueError(
+            f"the style picture has {style.shape[-1] * 8}x{style.shape[-2] * 8} pixels: use a larger one, at "
+            f"least {SMALLEST * 8} on each side"
         )
     if recipe.steps < 1 or not 1 <= recipe.rank <= MOST or not recipe.learning_rate > 0:
         raise ValueError(
