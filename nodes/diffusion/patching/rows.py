@@ -58,8 +58,13 @@ def frames_of(options: dict, count: int) -> list[int]:
     if (frames := options.get(FRAMES)) is not None and len(frames) == count:
         return list(frames)
     window = options.get("context_window")
-    if window is not None and getattr(window, "dim", 0) == 0 and len(window.index_list) == count:
-        return [int(i) for i in window.index_list]
+    if window is not None and getattr(window, "dim", 0) == 0:
+        anchor = getattr(
+            window, "causal_anchor_index", None
+        )  # newer: a frame before the window is evaluated too
+        first = [] if anchor is None or anchor < 0 else [anchor]
+        if len(numbers := [*first, *window.index_list]) == count:
+            return [int(i) for i in numbers]
     return list(range(count))
 
 
