@@ -24,17 +24,16 @@ from pathlib import Path
 from queue import Empty, Queue
 
 HERE = Path(__file__).parent
-MEMORY = 4 << 30  # bytes that a worker may take
+MEMORY = 2000  # MiB that a worker may take
 
 
 @dataclass
 class Job:
-    """One kind of attack: cases 0 to `cases` - 1 of a module, each with so many seconds."""
+    """One kind of attack: the cases of a module, or `short` of them, each with so many seconds."""
 
     name: str
     module: str
     argument: str
-    cases: int
     short: int
     seconds: float = 30
     done: int = 0
@@ -45,19 +44,22 @@ class Job:
 
 
 JOBS = [
-    *(Job(f"damaged {c} files", "media", c, 300, 12) for c in ("mp4", "mkv", "webm", "gif", "mov")),
-    Job("broken graphs", "graphs", "", 1000, 60),
-    Job("damaged frame caches", "cache", "", 100, 8),
-    Job("hostile servers", "servers", "", 0, 10, seconds=40),
-    Job("bad pictures, masks and latents for every node", "tensors", "", 0, 40, seconds=60),
-    Job("renders in parallel on one home", "processes", "parallel", 1, 0, seconds=300),
-    Job("kill -9 at a random moment", "processes", "kill", 50, 3, seconds=60),
-    Job("SIGTERM at a random moment", "processes", "term", 20, 2, seconds=60),
+    *(Job(f"damaged {c} files", "media", c, 10) for c in ("mp4", "mkv", "webm", "gif", "mov")),
+    Job("broken graphs", "graphs", "", 60),
+    Job("damaged frame caches", "cache", "", 6),
+    Job("hostile servers", "servers", "", 8, seconds=40),
+    Job("bad pictures, masks and latents for every node", "tensors", "", 40, seconds=60),
+    Job("renders in parallel on one home", "processes", "parallel", 0, seconds=300),
+    Job("kill -9 at a random moment", "processes", "kill", 2, seconds=60),
+    Job("SIGTERM at a random moment", "processes", "term", 1, seconds=60),
 ]
 
 
-def worker(module: str, argument: str, first: int, last: int) -> None:
-    """Run cases in this process: a line with the number, the outcome and details for each."""
+def worker(module: str, argument: str, first: int, cases: int) -> None:
+    """Run the cases from number `first` on, in this process; `cases` of them spread over all, 0: all.
+
+    A line for each has the number, the memory of this process and the outcome.
+    """
     sys.path.insert(0, str(HERE))
     attack = importlib.import_module(module)
     with tempfile.TemporaryDirectory(prefix="attack-") as folder:
@@ -66,9 +68,11 @@ def worker(module: str, argument: str, first: int, last: int) -> None:
             Path(folder, kind).mkdir()
         state = attack.prepare(Path(folder), argument)
         sys.stdout.write("ready\n")
-        for number in range(first, last or attack.count(state)):
-            outcome = attack.case(state, number)
+        total = attack.count(state)
+        for number in range(first, cases or total):
+            outcome = attack.case(state, number * total // (cases or total))
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+            outcome = outcome if memory < MEMORY else f"failure: {memory} MiB of memory"
             sys.stdout.write(f"{number}\t{memory}\t{outcome}\n".encode("ascii", "replace").decode())
             sys.stdout.flush()
     sys.stdout.write("end\n")
@@ -159,7 +163,7 @@ def main() -> int:
     jobs = [j for j in JOBS if args.only in j.name and (j.short or not args.short)]
     begin = time.monotonic()
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda job: attack(job, job.short if args.short else job.cases), jobs))
+        list(pool.map(lambda job: attack(job, job.short if args.short else 0), jobs))
     text = table(jobs)
     sys.stdout.write(text)
     for job in jobs:
