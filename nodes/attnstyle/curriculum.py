@@ -1,23 +1,35 @@
-"""The curriculum (section 3.4): structure first, classification ramped up.
+"""The weight of every loss over the epochs (section 3.4): structure first, classification ramped up.
 
-With u the share of completed epochs and r = smoothstep(u / 0.4), the weights of the classification losses
-are multiplied by 0.05 + 0.95 r and the weight of attention alignment by 10 - 9 r; the others are constant.
-The paper gives the order but no numbers; these are ours. Classification does not start at zero, because an
-untrained network is the identity, which keeps the structure perfectly and would learn nothing.
+The losses have very different scales, which also depend on the judge and the pictures. So a weight is a share
+of the gradient: each loss's gradient is divided by the largest norm that it has had so far, and multiplied by
+its `SHARES` times its weight relative to the default. A loss that is satisfied has a smaller gradient, and so
+a smaller share. The paper has the losses and the order, but no numbers.
+
+With u the share of completed epochs and r = smoothstep((u - 0.3) / 0.3), the shares of the classification
+losses are multiplied by 0.25 + 0.75 r and the share of attention alignment by 4 - 3 r. Classification does
+not start at zero, because an untrained network is the identity, which keeps the structure perfectly and
+would learn nothing.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor
 
-RAMP = 0.4  # share of the epochs until the weights have their given values
-FIRST = 0.05
-BOOST = 10.0
+RAMP = (0.3, 0.6)  # shares of the epochs between which classification gains and attention loses weight
+FIRST = 0.25
+BOOST = 4.0
+FORGET = 0.9  # per epoch: while the attention is random, its gradient is large, which says nothing of later
+CLASSIFICATION = ("classification", "confidence", "patches")
+# At the default weights, after the ramp. A temporal weight of 10 has a share of 0.2.
+SHARES = {"classification": 0.15, "confidence": 0.15, "patches": 0.3, "content": 0.15, "layout": 0.12}
+SHARES |= {"attention": 0.08, "tv": 0.015, "temporal": 0.02}
 
 
 @dataclass(frozen=True)
 class Weights:
-    """λ of every loss; 0 turns a loss off. The defaults are CLIPstyler's for the losses that it has."""
+    """The weight of every loss; 0 turns a loss off. CLIPstyler's numbers for the losses that it has, but only
+    their ratios to these defaults count."""
 
     classification: float = 500.0
     patches: float = 9000.0
@@ -35,41 +47,57 @@ class Weights:
                     f"the {field.name} weight is {getattr(self, field.name)}: weights are zero or more"
                 )
 
+    def shares(self) -> dict[str, float]:
+        """The share of each loss that is on."""
+        given = {f.name: getattr(self, f.name) / (f.default or 1.0) for f in fields(self)}
+        return {name: SHARES[name] * ratio for name, ratio in given.items() if ratio}
+
 
 def ramp(epoch: int, epochs: int) -> float:
-    """0 at the first epoch, 1 after the share `RAMP` of the epochs, smooth at both ends."""
-    t = min(1.0, epoch / max(1.0, RAMP * (epochs - 1)))
+    """From 0 to 1 over the middle of the training, smooth at both ends."""
+    t = (epoch / max(1, epochs - 1) - RAMP[0]) / (RAMP[1] - RAMP[0])
+    t = min(1.0, max(0.0, t))
     return t * t * (3 - 2 * t)
 
 
-def at(weights: Weights, epoch: int, epochs: int) -> Weights:
-    """The weights of one epoch."""
+def at(shares: dict[str, float], epoch: int, epochs: int) -> dict[str, float]:
+    """The shares of one epoch."""
     r = ramp(epoch, epochs)
-    share = FIRST + (1 - FIRST) * r
-    return replace(
-        weights,
-        classification=weights.classification * share,
-        patches=weights.patches * share,
-        confidence=weights.confidence * share,
-        attention=weights.attention * (BOOST + (1 - BOOST) * r),
-    )
+    factors = dict.fromkeys(CLASSIFICATION, FIRST + (1 - FIRST) * r) | {"attention": BOOST + (1 - BOOST) * r}
+    return {name: share * factors.get(name, 1.0) for name, share in shares.items()}
 
 
-def plot(losses: dict[str, list[float]], applied: list[Weights], title: str) -> Tensor:
-    """IMAGE: the weighted losses, and below them the weights of each epoch relative to the given ones."""
+class Balance:
+    """Divides gradients by the largest norm that the loss has had so far."""
+
+    def __init__(self) -> None:
+        self.largest: dict[str, float] = {}
+
+    def factor(self, name: str, norm: float) -> float:
+        """What the loss's gradient of this norm is multiplied by."""
+        kept = FORGET if name == "attention" else 1.0
+        largest = self.largest[name] = max(norm, kept * self.largest.get(name, 0.0))
+        return 1 / largest if largest > 0 else 0.0
+
+
+def norm(gradients: list[Tensor | None]) -> float:
+    """The norm of all gradients together."""
+    return torch.stack([g.norm() for g in gradients if g is not None]).norm().item()
+
+
+def plot(losses: dict[str, list[float]], shares: dict[str, list[float]], title: str) -> Tensor:
+    """IMAGE: the losses relative to their first values, and below them each one's part of the gradient."""
     from ..common.plot import figure_to_image, new_figure
 
     figure = new_figure(8, 7)
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    upper, lower = figure.subplots(2, 1, sharex=True)
     for name, values in losses.items():
-        if any(values):
-            weights = [getattr(w, name) for w in applied]
-            upper.plot([w * v for w, v in zip(weights, values, strict=True)], label=name, linewidth=1.4)
-            lower.plot([w / weights[-1] for w in weights], label=name, linewidth=1.4)
-    upper.set(title=title, ylabel="weight × loss")
-    upper.set_yscale("symlog", linthresh=1e-3)
-    lower.set(xlabel="epoch", ylabel="weight / its last")
-    lower.set_yscale("log")
+        first = next((v for v in values if v), 1.0)
+        upper.plot([v / first for v in values], label=name, linewidth=1.4)
+        lower.plot(shares[name], label=name, linewidth=1.4)
+    upper.set(title=title, ylabel="loss / its first value")
+    upper.set_yscale("symlog", linthresh=1e-2)
+    lower.set(xlabel="epoch", ylabel="part of the gradient", ylim=(0, 1))
     for axes in (upper, lower):
         axes.grid(alpha=0.25)
     if upper.get_legend_handles_labels()[0]:

@@ -18,7 +18,6 @@ The paper names this judge but gives no formulas; these are ours. It needs an im
 SDXL). Each patch costs two UNet evaluations per noise level, so use few patches.
 """
 
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -136,8 +135,14 @@ class DiffusionJudge:
         return ((z - denoised) / sigma).square().mean(1)
 
     def aim(
-        self, style_text: str, source_text: str, content: Tensor, others: Sequence[str] = ()
+        self,
+        style_text: str,
+        source_text: str,
+        content: Tensor,
+        others: Sequence[str] = (),
+        templates: str = "",
     ) -> "DiffusionAim":
+        """The texts are prompts, so `templates` are not used."""
         return DiffusionAim(self, style_text, source_text, content, others)
 
     def probability(self, images: Tensor, texts: list[str]) -> Tensor:
@@ -183,14 +188,26 @@ class DiffusionAim:
             errors = errors.unflatten(0, (len(content), self.REPEATS)).mean(1)
         self.typical = errors.mean()
         self.content = errors[:, 0] - errors[:, 1]
-        # what `loss` saw last: the pictures, the state that its noise was drawn from, and their errors
-        self._seen: tuple[weakref.ref, Tensor, Tensor] | None = None
+        # of shared pictures: the state that their noise is drawn from, and their errors
+        self._shared: tuple[Tensor, Tensor, Tensor] | None = None
+
+    @contextmanager
+    def sharing(self, images: Tensor) -> Iterator[None]:
+        state = self.generator.get_state()
+        self._shared = images, state, self._errors(images)
+        try:
+            yield
+        finally:
+            self._shared = None
+
+    def _errors(self, images: Tensor) -> Tensor:
+        """[M, 2]: the mean errors with the style text and with the source text."""
+        if self._shared is not None and self._shared[0] is images:
+            return self._shared[2]
+        return self.judge.errors(images, self.texts, self.generator).mean((-1, -2))
 
     def loss(self, images: Tensor, frame: Tensor) -> Tensor:
-        state = self.generator.get_state()
-        errors = self.judge.errors(images, self.texts, self.generator).mean((-1, -2))
-        self._seen = (weakref.ref(images), state, errors)
-        style, source = errors.unbind(1)
+        style, source = self._errors(images).unbind(1)
         return 1 + torch.tanh(SHARPNESS * (style - source - self.content[frame]) / self.typical)
 
     def doubt(self, images: Tensor) -> Tensor:
@@ -198,11 +215,10 @@ class DiffusionAim:
         return -(-SHARPNESS * errors / self.typical).log_softmax(-1)[:, 0] / SHARPNESS
 
     def _choices(self, images: Tensor) -> Tensor:
-        """[M, texts and others]: mean errors under one noise; what `loss` has predicted is not run again."""
-        seen, self._seen = self._seen, None
-        if seen is None or seen[0]() is not images:
+        """[M, texts and others]: mean errors under one noise."""
+        if self._shared is None or self._shared[0] is not images:
             return self.judge.errors(images, self.texts + self.others, self.generator).mean((-1, -2))
-        _, state, errors = seen
+        _, state, errors = self._shared
         if not self.others:
             return errors
         self.generator.set_state(state)

@@ -48,5 +48,6 @@ def fit(
     about = {"style_text": style_text, "source_text": source_text, "size": list(pictures.shape[-2:])}
     if settings.others:
         about["other_texts"] = list(settings.others)
-    title = f"AttnStyle: {style_text[:60]} ({len(result.applied)} epochs)"
-    return TextStyle.of(result.network, **about), curriculum.plot(result.losses, result.applied, title)
+    epochs = max(map(len, result.losses.values()))
+    title = f"AttnStyle: {style_text[:60]} ({epochs} epochs)"
+    return TextStyle.of(result.network, **about), curriculum.plot(result.losses, result.shares, title)

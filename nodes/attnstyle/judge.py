@@ -12,15 +12,15 @@ the content picture itself, where the cosine has no useful gradient.
 A judge without towers is possible: training only uses its `Aim` (see diffusion_judge.py).
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
-from .prompts import embed
+from .prompts import OURS, embed
 
 SOFT = 0.01
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -28,6 +28,10 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 class Aim(Protocol):
     """A style text and content pictures, prepared by one judge."""
+
+    def sharing(self, images: Tensor) -> AbstractContextManager:
+        """In the block, losses of these very pictures share one pass through the judge."""
+        ...
 
     def loss(self, images: Tensor, frame: Tensor) -> Tensor:
         """[M]: each picture's distance from the style; `frame` [M] is the number of its content picture."""
@@ -55,7 +59,14 @@ class Judge(Protocol):
         """Keep the weights on the device, ready for gradients, during many calls."""
         ...
 
-    def aim(self, style_text: str, source_text: str, content: Tensor, others: Sequence[str] = ()) -> Aim: ...
+    def aim(
+        self,
+        style_text: str,
+        source_text: str,
+        content: Tensor,
+        others: Sequence[str] = (),
+        templates: str = OURS,
+    ) -> Aim: ...
 
     def probability(self, images: Tensor, texts: list[str]) -> Tensor:
         """[N, T]: the texts' shares, as in zero-shot classification."""
@@ -81,13 +92,10 @@ class EmbeddingJudge:
         """Normalised pixels [N, 3, size, size] to embeddings of pictures [N, D] and of patches [N, P, D]."""
         raise NotImplementedError
 
-    def image(self, images: Tensor) -> Tensor:
-        """[N, D], unit length."""
-        return normalize(self.towers(self.pixels(images))[0], dim=-1)
-
-    def patch_tokens(self, images: Tensor) -> Tensor:
-        """[N, P, D], unit length, patches row by row."""
-        return normalize(self.towers(self.pixels(images))[1], dim=-1)
+    def see(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit embeddings of pictures [N, D] and of their patches, row by row [N, P, D]."""
+        whole, patches = self.towers(self.pixels(images))
+        return normalize(whole, dim=-1), normalize(patches, dim=-1)
 
     def pixels(self, images: Tensor) -> Tensor:
         """The whole picture, resized to the judge's square (a crop would lose its sides)."""
@@ -99,13 +107,24 @@ class EmbeddingJudge:
         return (images - mean) / std
 
     def aim(
-        self, style_text: str, source_text: str, content: Tensor, others: Sequence[str] = ()
+        self,
+        style_text: str,
+        source_text: str,
+        content: Tensor,
+        others: Sequence[str] = (),
+        templates: str = OURS,
     ) -> "DirectionalAim":
-        return DirectionalAim(self, style_text, source_text, content, others)
+        texts = [embed(self.text, text, templates) for text in (style_text, source_text, *others)]
+        if (texts[0] - texts[1]).norm() < 1e-3:
+            raise ValueError(
+                f"the judge cannot tell the style text {style_text!r} from the source text {source_text!r}: "
+                "describe the pictures in source_text, and the wanted style in style_text"
+            )
+        return DirectionalAim(self, torch.stack(texts), content)
 
     def probability(self, images: Tensor, texts: list[str]) -> Tensor:
         words = torch.stack([embed(self.text, text) for text in texts])
-        image = self.image(images)
+        image, _ = self.see(images)
         return (self.scale * image @ words.to(image).T).softmax(-1)
 
 
@@ -118,37 +137,36 @@ def directional(image: Tensor, content: Tensor, direction: Tensor) -> Tensor:
 class DirectionalAim:
     """The direction from the source text to the style text, and the embeddings of the content pictures.
 
-    `others` are more classes for `doubt`: texts that also might describe a picture.
+    `texts` [T, D] are the style text, the source text, and more classes for `doubt`.
     """
 
-    def __init__(
-        self,
-        judge: EmbeddingJudge,
-        style_text: str,
-        source_text: str,
-        content: Tensor,
-        others: Sequence[str] = (),
-    ):
+    def __init__(self, judge: EmbeddingJudge, texts: Tensor, content: Tensor):
         self.judge = judge
         with torch.no_grad():
-            self.content = judge.image(content).clone()
-            texts = (style_text, source_text, *others)
-            self.choices = torch.stack([embed(judge.text, t) for t in texts]).to(self.content)
+            self.content = judge.see(content)[0].clone()
+        self.choices = texts.to(self.content)
         self.words = self.choices[:2]
-        way = self.words[0] - self.words[1]
-        if way.norm() < 1e-3:
-            raise ValueError(
-                f"the judge cannot tell the style text {style_text!r} from the source text {source_text!r}: "
-                "describe the pictures in source_text, and the wanted style in style_text"
-            )
-        self.direction = normalize(way, dim=-1)
+        self.direction = normalize(self.words[0] - self.words[1], dim=-1)
+        self._shared: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
+
+    @contextmanager
+    def sharing(self, images: Tensor) -> Iterator[None]:
+        self._shared = images, self.judge.see(images)
+        try:
+            yield
+        finally:
+            self._shared = None
+
+    def _see(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        known = self._shared is not None and self._shared[0] is images
+        return self._shared[1] if known else self.judge.see(images)
 
     def loss(self, images: Tensor, frame: Tensor) -> Tensor:
-        return directional(self.judge.image(images), self.content[frame], self.direction)
+        return directional(self._see(images)[0], self.content[frame], self.direction)
 
     def doubt(self, images: Tensor) -> Tensor:
-        logits = self.judge.scale * self.judge.image(images) @ self.choices.T
+        logits = self.judge.scale * self._see(images)[0] @ self.choices.T
         return -logits.log_softmax(-1)[:, 0] / self.judge.scale
 
     def layout(self, images: Tensor) -> Tensor:
-        return self.words @ self.judge.patch_tokens(images).transpose(-1, -2)
+        return self.words @ self._see(images)[1].transpose(-1, -2)

@@ -3,16 +3,16 @@
     L_total = λ_cls L_cls + λ_conf L_conf + λ_ms Σ_s λ^(s) L_cls^(s) + λ_att L_att + λ_con L_con
               + λ_layout L_layout + λ_tv L_tv + λ_temp L_temp
 
-The paper's global loss "measures the classifier's confidence on the full image". CLIPstyler's global loss
-measures only the direction of the change, and is small also for a small change. Both are here: L_cls is the
-direction, L_conf the confidence.
+The λ are shares of the gradient, see curriculum.py. The paper's global loss "measures the classifier's
+confidence on the full image". CLIPstyler's global loss measures only the direction of the change, and is
+small also for a small change. Both are here: L_cls is the direction, L_conf the confidence.
 
 Squared norms are means over elements, so that a weight means the same at every size. L_tv is CLIPstyler's
 (the weight 2e-3 is for this definition). L_temp is ours, for clips. The paper names a textual layout
 map but does not define it; `LayoutLoss` gives our definition.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from .network import FeaturePair
 from .patches import SIDES, cut, share_out
 
 WINDOW = 7
+NETWORKS_OWN, CLIPSTYLERS = "of the network", "CLIPstyler (conv4_2, conv5_2)"
+# CLIPstyler reads the outputs of convolutions that the next ReLU has already overwritten.
+CONTENT_LAYERS = {NETWORKS_OWN: (), CLIPSTYLERS: ("relu4_2", "relu5_2")}
 Perceptual = Callable[[Tensor], Mapping[str, Tensor]]
 
 
@@ -59,7 +62,9 @@ def reject(losses: Tensor, threshold: float) -> Tensor:
 
 
 class PatchLoss(nn.Module):
-    """Σ_s λ^(s) L_cls^(s): the mean over augmented patches of each scale, after `reject`."""
+    """Σ_s λ^(s) L_cls^(s) / Σ_s λ^(s): the mean over augmented patches of each scale, after `reject`."""
+
+    AT_ONCE = 4  # patches per pass through the judge: their graphs take most of a training's memory
 
     def __init__(
         self,
@@ -76,12 +81,18 @@ class PatchLoss(nn.Module):
         self.scales = dict(scales)
         self.counts = share_out(patches, self.scales)
 
+    def parts(self, styl: Tensor, frame: Tensor) -> Iterator[Tensor]:
+        """The terms of the loss, a few patches each."""
+        for scale, count in self.counts.items():
+            weight = self.scales[scale] / sum(self.scales.values()) / count
+            for begin in range(0, count, self.AT_ONCE):
+                some = min(self.AT_ONCE, count - begin)
+                drawn = cut(styl, some, SIDES[scale], self.size, self.generator)
+                losses = self.aim.loss(drawn.images, frame[drawn.frame])
+                yield weight * reject(losses, self.threshold).sum()
+
     def forward(self, styl: Tensor, frame: Tensor) -> Tensor:
-        drawn = [cut(styl, count, SIDES[s], self.size, self.generator) for s, count in self.counts.items()]
-        of = frame[torch.cat([d.frame for d in drawn])]
-        losses = self.aim.loss(torch.cat([d.images for d in drawn]), of)
-        per_scale = reject(losses, self.threshold).split(list(self.counts.values()))
-        return sum(self.scales[s] * part.mean() for s, part in zip(self.counts, per_scale, strict=True))
+        return torch.stack([*self.parts(styl, frame)]).sum()
 
 
 class AlignmentLoss(nn.Module):
@@ -92,19 +103,25 @@ class AlignmentLoss(nn.Module):
 
 
 class ContentLoss(nn.Module):
-    """L_con = Σ_l ||φ_l(I_styl) - φ_l(I_cont)||^2 over the layers in the network's attribute `content`.
+    """L_con = Σ_l ||φ_l(I_styl) - φ_l(I_cont)||^2 over the layers in the network's attribute `content`, or
+    those of `CONTENT_LAYERS`.
 
     Without such an attribute, these are its two deepest layers. Each layer is divided by its root mean
     square on the content pictures, so that a weight means the same with every network (CLIPstyler's 150 was
     chosen for VGG-19).
     """
 
-    def __init__(self, perceptual: Perceptual, content: Tensor):
+    def __init__(self, perceptual: Perceptual, content: Tensor, layers: str = NETWORKS_OWN):
         super().__init__()
         self.perceptual = perceptual
         with torch.no_grad():
             features = dict(perceptual(content))
-        names = getattr(perceptual, "content", tuple(features)[-2:])
+        names = CONTENT_LAYERS[layers] or getattr(perceptual, "content", tuple(features)[-2:])
+        if missing := [name for name in names if name not in features]:
+            raise ValueError(
+                f"the content layers {layers} need a VGG, but the perceptual network "
+                f"({type(perceptual).__name__}) has no layer {missing[0]}: choose torchvision's VGG-19"
+            )
         self.content = {name: features[name] for name in names}
         self.scale = {k: f.square().mean().sqrt().clamp_min(1e-6) for k, f in self.content.items()}
 
@@ -145,7 +162,7 @@ class LayoutLoss(nn.Module):
 class TotalVariationLoss(nn.Module):
     """L_tv: the norms of the differences in the four directions, summed; the mean over pictures."""
 
-    def forward(self, styl: Tensor) -> Tensor:
+    def forward(self, styl: Tensor, frame: Tensor | None = None) -> Tensor:
         x = styl
         differences = (
             x[..., 1:] - x[..., :-1],

@@ -2,11 +2,23 @@
 
 from .. import host
 from ..common.files import changed
-from ..common.inputs import choice, connection, decimal, integer, names, seed, strength, switch, text
+from ..common.inputs import (
+    choice,
+    connection,
+    decimal,
+    integer,
+    max_side,
+    names,
+    seed,
+    strength,
+    switch,
+    text,
+)
 from ..video.lazy_video import LazyVideo
-from . import keyframes, nodes_judge, perceptual, style
+from . import keyframes, nodes_judge, perceptual, prompts, style
 from .curriculum import Weights
 from .fit import fit
+from .losses import CONTENT_LAYERS
 from .nodes_judge import CATEGORY, JUDGE
 from .train import Settings
 
@@ -32,10 +44,14 @@ class KeyFrames:
     @classmethod
     def INPUT_TYPES(cls):
         count = integer(4, 1, 64, "The number of frames. A clip with more shots gets one per shot.")
-        return {"required": {"video": connection("VIDEO", "The clip."), "count": count}}
+        side = "Shrink the frames so that their longer side has at most this many pixels. 0 keeps the size."
+        return {
+            "required": {"video": connection("VIDEO", "The clip."), "count": count},
+            "optional": {"max_side": max_side(side)},
+        }
 
-    def pick(self, video, count):
-        images, numbers = keyframes.pick(LazyVideo.of(video), count)
+    def pick(self, video, count, max_side=0):
+        images, numbers = keyframes.pick(LazyVideo.of(video).fit(max_side), count)
         return (images, ", ".join(map(str, numbers)))
 
 
@@ -71,6 +87,8 @@ class AttnStyle:
             "Other descriptions that might fit the result, one per line. The judge must prefer the style "
             "text to all of them, and to the source text."
         )
+        templates = "The sentences that the texts are put into before they are embedded and averaged."
+        layers = "The layers of the content loss. CLIPstyler's need a VGG as perceptual network."
         return {
             "required": {
                 "judge": connection(JUDGE, "Measures how well a text describes a picture."),
@@ -92,7 +110,7 @@ class AttnStyle:
                 "patches": integer(64, 1, 512, "Patches per epoch, over all scales. Fewer are faster."),
                 "threshold": decimal(0.7, 0.0, 2.0, threshold),
                 "curriculum": switch(
-                    True, "Structure first: the judge's weights rise during 40% of the run."
+                    True, "Structure first: the judge's weights rise between 30% and 60% of the run."
                 ),
                 "perceptual": choice(perceptual.names(), network, perceptual.EMBEDDED),
                 "seed": seed("For the first weights and all random patches."),
@@ -101,6 +119,8 @@ class AttnStyle:
                 "early_stop": switch(True, "Stop when the loss falls by less than 0.5% in 30 epochs."),
                 "confidence_weight": _weight(20000.0, "The judge's confidence in the style text."),
                 "other_texts": text("", others, multiline=True),
+                "templates": choice(list(prompts.SETS), templates),
+                "content_layers": choice(list(CONTENT_LAYERS), layers),
             },
         }
 

@@ -5,7 +5,8 @@ epochs, as in CLIPstyler.
 """
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 
 from .. import host
 from . import curriculum
-from .curriculum import Weights
+from .curriculum import Balance, Weights
 from .judge import Judge
 from .losses import (
+    NETWORKS_OWN,
     AlignmentLoss,
     ClassificationLoss,
     ConfidenceLoss,
@@ -28,6 +30,7 @@ from .losses import (
 from .motion import between, moved
 from .network import AttnStyleNet
 from .patches import parse_scales
+from .prompts import OURS
 
 FRAMES = 4  # key frames per step
 HALVE = 100  # epochs
@@ -49,6 +52,8 @@ class Settings:
     early_stop: bool = True
     seed: int = 0
     others: tuple[str, ...] = ()  # more classes of the zero-shot classifier
+    templates: str = OURS
+    content_layers: str = NETWORKS_OWN
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class EpochReport:
 
     epoch: int
     losses: dict[str, float]
-    weights: Weights
+    shares: dict[str, float]
     picture: Tensor  # [3, H, W]: the first of this step's stylized key frames, detached
 
 
@@ -65,7 +70,7 @@ class EpochReport:
 class Result:
     network: AttnStyleNet
     losses: dict[str, list[float]]
-    applied: list[Weights]
+    shares: dict[str, list[float]]  # each loss's part of the summed gradient norms
 
 
 def frozen(module: nn.Module, device: torch.device) -> nn.Module:
@@ -117,77 +122,129 @@ class _Session:
             torch.manual_seed(settings.seed)
             network = AttnStyleNet()
         self.network = network.to(content.device, memory_format=torch.channels_last)
-        aim = judge.aim(style_text, source_text, content, settings.others)
+        self.aim = judge.aim(style_text, source_text, content, settings.others, settings.templates)
         scales = parse_scales(settings.patch_scales)
-        # losses of the stylized pictures and the numbers of their key frames
-        self.judged: dict[str, nn.Module] = {}
+        # losses of whole pictures by the judge, which share its passes; losses of patches; other losses
+        self.sharing: dict[str, nn.Module] = {}
         if weights.classification:
-            self.judged["classification"] = ClassificationLoss(aim)
+            self.sharing["classification"] = ClassificationLoss(self.aim)
         if weights.confidence:
-            self.judged["confidence"] = ConfidenceLoss(aim)
+            self.sharing["confidence"] = ConfidenceLoss(self.aim)
+        if weights.layout:
+            self.sharing["layout"] = LayoutLoss(self.aim, content)
+        self.patches, self.others = None, {}
         if weights.patches and scales:
             draw = {"patches": settings.patches, "threshold": settings.threshold, "generator": self.generator}
-            self.judged["patches"] = PatchLoss(aim, judge.size, scales, **draw)
+            self.patches = PatchLoss(self.aim, judge.size, scales, **draw)
         if weights.content:
             if perceptual is None:
                 raise ValueError(
                     "the content loss needs a perceptual network: choose one, or set content_weight to 0"
                 )
-            self.judged["content"] = ContentLoss(frozen(perceptual, content.device), content)
-        if weights.layout:
-            self.judged["layout"] = LayoutLoss(aim, content)
-        self.alignment, self.tv, self.temporal = AlignmentLoss(), TotalVariationLoss(), TemporalLoss()
+            self.others["content"] = ContentLoss(
+                frozen(perceptual, content.device), content, settings.content_layers
+            )
+        if weights.tv:
+            self.others["tv"] = TotalVariationLoss()
+        self.alignment, self.temporal, self.balance = AlignmentLoss(), TemporalLoss(), Balance()
         self.motions = between(content.cpu()) if weights.temporal else []
+        if not weights.shares():
+            raise ValueError("every loss weight is zero: there is nothing to train for")
 
     def run(self, watch: Callable[[EpochReport], None] | None) -> Result:
-        settings = self.settings
-        optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate)
+        settings, parameters = self.settings, list(self.network.parameters())
+        optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate)
         halve = torch.optim.lr_scheduler.StepLR(optimizer, HALVE, 0.5)
         curves: dict[str, list[float]] = {}
-        applied: list[Weights] = []
-        patience = Patience()
-        for epoch in range(settings.epochs):
-            asked = settings.weights
-            weights = curriculum.at(asked, epoch, settings.epochs) if settings.curriculum else asked
-            styl, losses = self.losses(epoch)
-            total = torch.stack([getattr(weights, name) * loss for name, loss in losses.items()]).sum()
-            check_finite(total, losses, epoch, settings.learning_rate)
+        parts: dict[str, list[float]] = {}
+        patience, asked, epochs = Patience(), settings.weights, settings.epochs
+        for epoch in range(epochs):
+            shares = asked.shares()
+            if settings.curriculum:
+                shares = curriculum.at(shares, epoch, epochs)
             optimizer.zero_grad(set_to_none=True)
-            total.backward()
+            picture, losses, pulls = self.step(epoch, shares, parameters)
+            total = sum(getattr(asked, name) * loss for name, loss in losses.items())
+            check_finite(total, losses, epoch, settings.learning_rate)
             optimizer.step()
             halve.step()
-            values = {name: loss.item() for name, loss in losses.items()}
-            for name, value in values.items():
-                curves.setdefault(name, []).append(value)
-            applied.append(weights)
+            whole = sum(pulls.values()) or 1.0
+            for name, loss in losses.items():
+                curves.setdefault(name, []).append(loss)
+                parts.setdefault(name, []).append(pulls[name] / whole)
             if watch:
-                watch(EpochReport(epoch, values, weights, styl[0].detach()))
-            if settings.early_stop and weights == asked and patience.ends(total.item()):
+                watch(EpochReport(epoch, losses, shares, picture))
+            ramped = not settings.curriculum or curriculum.ramp(epoch, epochs) == 1
+            if settings.early_stop and ramped and patience.ends(total):
                 break
-        return Result(self.network.train(False).requires_grad_(False), curves, applied)
+        return Result(self.network.train(False).requires_grad_(False), curves, parts)
 
-    def losses(self, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The stylized key frames of this epoch's step, and every loss that is switched on."""
-        asked, n = self.settings.weights, len(self.content)
+    def step(
+        self, epoch: int, shares: dict[str, float], parameters: list[nn.Parameter]
+    ) -> tuple[Tensor, dict[str, float], dict[str, float]]:
+        """Set the network's gradients. Gives the first stylized picture, the losses, and their pulls: the
+        norms of their gradients as they are weighted.
+
+        Every loss but the alignment is differentiated with respect to the pictures, one after the other, so
+        that memory holds the graph of one loss at a time."""
+        n = len(self.content)
         frame = (torch.arange(min(n, FRAMES)) + epoch * FRAMES) % n
-        frame = frame.to(self.content.device)
-        shown = self.content[frame].contiguous(memory_format=torch.channels_last)
-        styl, pairs = self.network.with_features(shown)
-        losses = {name: loss(styl, frame) for name, loss in self.judged.items()}
-        if asked.attention:
-            losses["attention"] = self.alignment(pairs)
-        if asked.tv:
-            losses["tv"] = self.tv(styl)
-        if asked.temporal:
-            losses["temporal"] = self.flicker(shown, styl, frame.tolist())
-        if not losses:
-            raise ValueError("every loss weight is zero: there is nothing to train for")
-        return styl, losses
+        shown = self.content[frame.to(self.content.device)].contiguous(memory_format=torch.channels_last)
+        inputs, motion = shown, None
+        if "temporal" in shares:
+            neighbours, *motion = moved(shown, self.generator)
+            inputs = torch.cat([shown, neighbours])
+        drawn, pairs = self.network.with_features(inputs)
+        pictures = drawn.detach().requires_grad_()
+        values, gradients = {}, {}
+        for name, part in self.terms(pictures, frame.to(pictures.device), motion):
+            (gradient,) = torch.autograd.grad(part, pictures, retain_graph=name in self.sharing)
+            values[name] = values.get(name, 0.0) + part.item()
+            gradients[name] = gradients.get(name, 0.0) + gradient
+            del part, gradient  # their graph, before the next one is built
+        pulls, pull = {}, torch.zeros_like(pictures)
+        for name, gradient in gradients.items():
+            size = curriculum.norm([gradient])
+            factor = shares[name] * self.balance.factor(name, size)
+            pulls[name] = factor * size
+            pull += factor * gradient
+        drawn.backward(pull, retain_graph="attention" in shares)
+        if "attention" in shares:
+            loss = self.alignment([(f[: len(shown)], a[: len(shown)]) for f, a in pairs])
+            values["attention"] = loss.item()
+            gradient = torch.autograd.grad(loss, parameters, allow_unused=True)
+            # this gradient is one of the weights: `reach` is what a gradient of the pictures is there
+            reach = curriculum.norm([p.grad for p in parameters]) / max(curriculum.norm([pull]), 1e-12)
+            size = curriculum.norm(gradient)
+            factor = shares["attention"] * self.balance.factor("attention", size)
+            pulls["attention"] = factor * size
+            for parameter, g in zip(parameters, gradient, strict=True):
+                if g is not None:
+                    parameter.grad += factor * (reach or 1.0) * g
+        return pictures[0].detach(), values, pulls
 
-    def flicker(self, shown: Tensor, styl: Tensor, frame: list[int]) -> Tensor:
+    def terms(
+        self, pictures: Tensor, frame: Tensor, motion: list[Tensor] | None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """The losses of the stylized pictures, which are followed by their stylized neighbours; large ones
+        in parts."""
+        styl = pictures[: len(frame)]
+        if self.sharing:
+            with self.aim.sharing(styl):
+                for name, loss in self.sharing.items():
+                    yield name, loss(styl, frame)
+        for part in self.patches.parts(styl, frame) if self.patches else ():
+            yield "patches", part
+        for name, loss in self.others.items():
+            yield name, loss(styl, frame)
+        if motion:
+            yield "temporal", self.flicker(styl, pictures[len(frame) :], *motion, frame.tolist())
+
+    def flicker(
+        self, styl: Tensor, neighbours: Tensor, flow: Tensor, valid: Tensor, frame: list[int]
+    ) -> Tensor:
         """The temporal loss on artificial neighbours and on key frames of this step that share a view."""
-        neighbours, flow, valid = moved(shown, self.generator)
-        parts = [self.temporal(self.network(neighbours), styl, flow, valid)]
+        parts = [self.temporal(neighbours, styl, flow, valid)]
         for motion in self.motions:
             if motion.a in frame and motion.b in frame:
                 a, b = (frame.index(i) for i in (motion.a, motion.b))
@@ -196,11 +253,11 @@ class _Session:
         return torch.stack(parts).mean() * CONTRAST**2
 
 
-def check_finite(total: Tensor, losses: dict[str, Tensor], epoch: int, rate: float) -> None:
+def check_finite(total: float, losses: dict[str, float], epoch: int, rate: float) -> None:
     """Stop a training that has diverged: its pictures would all be black."""
-    if torch.isfinite(total):
+    if math.isfinite(total):
         return
-    broken = ", ".join(name for name, loss in losses.items() if not torch.isfinite(loss)) or "their sum"
+    broken = ", ".join(name for name, loss in losses.items() if not math.isfinite(loss)) or "their sum"
     raise ValueError(
         f"the training diverged at epoch {epoch + 1} ({broken} is not finite): "
         f"set learning_rate below {rate:g}, or lower the loss weights"

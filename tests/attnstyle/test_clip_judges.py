@@ -30,7 +30,7 @@ def test_embeddings_are_those_of_the_two_towers(pair):
     with torch.inference_mode():  # ComfyUI's own forward, where ComfyUI runs it
         own = vision.encode_image(pixels)["image_embeds"].clone()
     torch.testing.assert_close(
-        judge.image(pixels.movedim(-1, 1)), torch.nn.functional.normalize(own, dim=-1), atol=1e-5, rtol=1e-4
+        judge.see(pixels.movedim(-1, 1))[0], torch.nn.functional.normalize(own, dim=-1), atol=1e-5, rtol=1e-4
     )
     with torch.no_grad():
         pooled = clip.encode_from_tokens(clip.tokenize("a red dog"), return_pooled="unprojected")[1]
@@ -39,7 +39,7 @@ def test_embeddings_are_those_of_the_two_towers(pair):
     expected = torch.nn.functional.normalize(projected, dim=-1)
     torch.testing.assert_close(judge.text(["a red dog"]), expected, atol=1e-5, rtol=1e-4)
     assert (judge.text(["a red dog"]) @ judge.text(["two ships"]).T).item() < 0.999
-    tokens = judge.patch_tokens(pixels.movedim(-1, 1))
+    tokens = judge.see(pixels.movedim(-1, 1))[1]
     assert tokens.shape == (2, 16, 24)
 
 
@@ -50,10 +50,10 @@ def test_the_gradient_is_that_of_a_small_step(pair):
     goal = judge.text(["a red dog"]).clone()
     with torch.inference_mode(False), torch.enable_grad(), judge.ready():
         x = x.clone().requires_grad_()
-        (slope,) = torch.autograd.grad((judge.image(x) * goal).sum(), x)
+        (slope,) = torch.autograd.grad((judge.see(x)[0] * goal).sum(), x)
         way = slope / slope.norm()
         with torch.no_grad():
-            near = [(judge.image(x + s * 0.02 * way) * goal).sum() for s in (1, -1)]
+            near = [(judge.see(x + s * 0.02 * way)[0] * goal).sum() for s in (1, -1)]
     assert (near[0] - near[1]).item() / 0.04 == pytest.approx(slope.norm().item(), rel=0.02)
 
 
@@ -126,8 +126,8 @@ def test_a_folder_judge_agrees_with_transformers(folder):
     with torch.inference_mode():
         out = model(**tokens, pixel_values=(x - 0.4) / 0.3)
     torch.testing.assert_close(judge.text(["a red dog", "a photo"]), out.text_embeds, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(judge.image(x), out.image_embeds, atol=1e-5, rtol=1e-4)
-    mine = judge.scale * judge.image(x) @ judge.text(["a red dog", "a photo"]).T
+    torch.testing.assert_close(judge.see(x)[0], out.image_embeds, atol=1e-5, rtol=1e-4)
+    mine = judge.scale * judge.see(x)[0] @ judge.text(["a red dog", "a photo"]).T
     torch.testing.assert_close(mine, out.logits_per_image, atol=1e-3, rtol=1e-4)
 
 

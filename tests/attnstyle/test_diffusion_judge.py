@@ -142,7 +142,7 @@ def test_doubt_is_minus_the_log_share_of_the_style_text(judge, pictures):
 
 
 @pytest.mark.parametrize("others", [[], ["blue", "green"]])
-def test_doubt_takes_over_the_passes_that_the_loss_made(judge, pictures, monkeypatch, others):
+def test_doubt_shares_the_passes_that_the_loss_made(judge, pictures, monkeypatch, others):
     cont, passes = pictures(2, 64, 64), []
     one = DiffusionJudge._error
     monkeypatch.setattr(DiffusionJudge, "_error", lambda *given: passes.append(1) or one(*given))
@@ -152,13 +152,13 @@ def test_doubt_takes_over_the_passes_that_the_loss_made(judge, pictures, monkeyp
         alone = aim.doubt(cont)
         del passes[:]
         aim.generator.manual_seed(5)
-        aim.loss(cont, torch.arange(2))
-        together = aim.doubt(cont)
+        with aim.sharing(cont):
+            aim.loss(cont, torch.arange(2))
+            together = aim.doubt(cont)
         assert len(passes) == 2 * 2 * (2 + len(others))  # pictures, levels, texts: each once
         torch.testing.assert_close(together, alone)
-        aim.loss(cont, torch.arange(2))
         state = aim.generator.get_state()
-        other = aim.doubt(cont.flip(0))  # not what the loss saw: passes of its own, under new noise
+        other = aim.doubt(cont.flip(0))  # not shared: passes of its own, under new noise
         aim.generator.set_state(state)
         torch.testing.assert_close(other, aim.doubt(cont.flip(0)), atol=0, rtol=0)
     assert (alone[0] - alone[1]).abs() > 1e-4

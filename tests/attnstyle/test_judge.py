@@ -1,5 +1,7 @@
 """Judges: prompts, probabilities, and what the two-tower aim asks for."""
 
+import hashlib
+
 import pytest
 import torch
 
@@ -7,13 +9,22 @@ from reelbrush.nodes.attnstyle.comfy_judge import wrong_projection
 from reelbrush.nodes.attnstyle.diffusion_judge import parse_range
 from reelbrush.nodes.attnstyle.folder_judge import check_folder
 from reelbrush.nodes.attnstyle.judge import directional
-from reelbrush.nodes.attnstyle.prompts import TEMPLATES, embed, wordings
+from reelbrush.nodes.attnstyle.prompts import CLIPSTYLER, TEMPLATES, embed, wordings
 
 
 def test_a_prompt_is_worded_in_every_template():
     rows = wordings("  van \n Gogh {} ")
     assert len(rows) == len(TEMPLATES) == len(set(TEMPLATES))
     assert all("van Gogh {}" in row for row in rows)
+
+
+def test_clipstylers_templates_are_those_of_clip_for_imagenet():
+    rows = wordings("{}", CLIPSTYLER)
+    assert len(rows) == len(set(rows)) == 79
+    found = hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()
+    assert found == "00a733af73d61c0001ce20a02d23a9a9121408352a9eba60baab4f070c2b8e68"  # of its template.py
+    with pytest.raises(ValueError, match="templates 'few' are unknown"):
+        wordings("cat", "few")
 
 
 def test_an_empty_prompt_is_refused(judge):
@@ -24,7 +35,7 @@ def test_an_empty_prompt_is_refused(judge):
 def test_probability_is_a_softmax_over_the_texts(judge, pictures):
     x = pictures(2)
     p = judge.probability(x, ["red", "blue", "a photo"])
-    image = judge.image(x)
+    image = judge.see(x)[0]
     for i in range(2):
         scores = [10 * float(image[i] @ embed(judge.text, t)) for t in ("red", "blue", "a photo")]
         torch.testing.assert_close(p[i], torch.tensor(scores).softmax(0))
@@ -47,8 +58,8 @@ def test_texts_that_mean_the_same_are_refused(judge, pictures):
 
 
 def test_pictures_of_any_shape_are_squashed(judge, pictures):
-    assert judge.image(pictures(2, 20, 90)).shape == (2, 4)
-    tokens = judge.patch_tokens(pictures(2, 20, 90))
+    assert judge.see(pictures(2, 20, 90))[0].shape == (2, 4)
+    tokens = judge.see(pictures(2, 20, 90))[1]
     assert tokens.shape == (2, 16, 4)
     torch.testing.assert_close(tokens.norm(dim=-1), torch.ones(2, 16))
 

@@ -87,7 +87,16 @@ def test_the_node_hands_every_input_on(judge, pictures, monkeypatch):
             source_text="a photo",
             perceptual="eye",
             other_texts="blue\n\n  a green thing \n",
+            templates="T",
+            content_layers="L",
         )
     assert got.pop("weights") == Weights(**{name: float(i + 1) for i, name in enumerate(names)})
     wanted = {"style_text": "red", "source_text": "a photo", "perceptual": "eye"}
-    assert got == {**plain, **rest, **wanted, "others": ("blue", "a green thing")}
+    assert got == {
+        **plain,
+        **rest,
+        **wanted,
+        "others": ("blue", "a green thing"),
+        "templates": "T",
+        "content_layers": "L",
+    }
