@@ -20,6 +20,7 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +29,7 @@ from torch import Tensor
 from ... import host
 from ..inversion.trajectory import Trajectory
 from .layers import AttentionLayer, family
+from .rows import rows
 from .unet import Features, UNetCall
 
 CACHES = ("gpu", "cpu", "recompute")
@@ -46,6 +48,15 @@ class FeatureKey(NamedTuple):
     size: tuple[int, ...]  # of the trajectory's latents
     frames: tuple[int, ...]  # of a content; () for a style
     wanted: Hashable  # what is read; in CPU memory, one layer
+    text: Hashable = None  # the negative side whose text is read with; None: the trajectory's text
+
+
+@dataclass
+class SideText:
+    """The text of a negative side: for all its frames, or for each of them."""
+
+    key: Hashable
+    tensors: dict[str, Tensor]  # [1 or frames, ...]
 
 
 # in CPU memory, by trajectory
@@ -56,7 +67,9 @@ class FeatureCache:
     """Features of a trajectory's pictures at the noise level of a call.
 
     With `frames_apart`, the pictures are the frames of a content, and a call gets those of its own frames.
-    Otherwise they are one style, and their tokens are concatenated.
+    Otherwise they are one style, and their tokens are concatenated. A style is read with the text of its
+    trajectory, but for the rows of a negative conditioning with that row's text: in eq. 12 with guidance, the
+    style is a row of the same batch. With null-text embeddings it is then read once per frame.
     """
 
     def __init__(
@@ -81,20 +94,52 @@ class FeatureCache:
         host.on_cleanup(model, f"reelbrush {name}", self._levels.clear)
 
     def features(self, call: UNetCall, frames: Sequence[int] = (), wanted: Hashable = None) -> dict[Any, Any]:
-        """By layer number: [1, tokens, C] of a style, [frames, tokens, C] of a content.
+        """By layer number: of a style [1, tokens, C], or with texts of their own [rows, tokens, C]; of a
+        content [frames, tokens, C].
 
         `wanted` tells what to read where a subclass reads other things than layers.
         """
         wanted = (self.names, tuple(self.layers)) if wanted is None else wanted
-        key = self._key(call, tuple(frames) if self.frames_apart else (), wanted)
+        if self.frames_apart:
+            return self._features(call, self._key(call, tuple(frames), wanted))
+        key = self._key(call, (), wanted)
+        texts = self._negative_texts(call)
+        if not any(texts):
+            return self._features(call, key)
+        n, sides = len(call.x) // len(texts), []
+        for text in texts:
+            features = self._features(call, key._replace(text=text and text.key), text)
+            sides.append({i: f.map(lambda t: t.expand(n, -1, -1)) for i, f in features.items()})
+        return {i: Features.joined([side[i] for side in sides]) for i in sides[0]}
+
+    def _negative_texts(self, call: UNetCall) -> list[SideText | None]:
+        """For each side of the call its own text, None where the style is read with its trajectory's."""
+        of_call = rows(call.options, len(call.x))
+        texts: list[SideText | None] = [None] * len(of_call.sides)
+        for place, side in enumerate(of_call.sides):
+            if side[0] != 1 or call.context is None:
+                continue
+            part = slice(place * of_call.count, (place + 1) * of_call.count)
+            tensors = {"c_crossattn": call.context[part]} | ({} if call.y is None else {"y": call.y[part]})
+            alike = all((t == t[:1]).all() for t in tensors.values())
+            if alike:
+                tensors = {name: t[:1] for name, t in tensors.items()}
+            known = host.conditions(self.base, self.trajectory.conditioning, call.x[:1], call.sigma)
+            same = all(torch.equal(known[name].to(t), t) for name, t in tensors.items() if name in known)
+            if not (alike and same):
+                texts[place] = SideText((side, () if alike else of_call.frames), tensors)
+        return texts
+
+    def _features(self, call: UNetCall, key: FeatureKey, text: SideText | None = None) -> dict[Any, Any]:
         if key in self._levels:
             return self._levels[key]
-        features = self._recall(key, call.x.device) or self._compute(call, key)
+        features = None if text else self._recall(key, call.x.device)
+        features = features or self._compute(call, key, text)
         if self.cache != "recompute":
             self._levels[key] = features
             while self._too_many():
                 self._levels.popitem(last=False)
-        if self.cache == "cpu":
+        if self.cache == "cpu" and text is None:
             self._remember(key, features)
         return features
 
@@ -103,13 +148,20 @@ class FeatureCache:
             return len(self._levels) > _CALLS
         return len({(key.sigma, key.timestep) for key in self._levels}) > _LEVELS
 
-    def _compute(self, call: UNetCall, key: FeatureKey) -> dict[Any, Any]:
+    def _compute(self, call: UNetCall, key: FeatureKey, text: SideText | None = None) -> dict[Any, Any]:
         if self.frames_apart:
             latents = self.trajectory.of_frames(call.sigma, key.frames, call.x)
         else:
             latents = self.trajectory.at(call.sigma).to(call.x.device)
         conditions = host.conditions(self.base, self.trajectory.conditioning, latents, call.sigma)
-        return self._read(call, latents, conditions, key.wanted)
+        if text is not None:
+            pictures, texts = len(latents), len(text.tensors["c_crossattn"])
+            latents = latents.repeat(texts, 1, 1, 1)
+            conditions |= {name: t.repeat_interleave(pictures, 0) for name, t in text.tensors.items()}
+        features = self._read(call, latents, conditions, key.wanted)
+        if text is None or texts == 1:
+            return features
+        return {n: f.map(lambda t: t.view(texts, -1, t.shape[-1])) for n, f in features.items()}
 
     def _read(self, call: UNetCall, latents: Tensor, conditions: dict, wanted: Hashable) -> dict[Any, Any]:
         features = call.read(latents, conditions, self.layers, self.names)

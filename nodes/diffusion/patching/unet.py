@@ -172,8 +172,13 @@ class Features:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Features:
         """The same layer with every tensor changed."""
-        tensors = {name: getattr(self, name) for name in ("q", "k", "v", "out")}
-        return replace(self, **{name: change(t) for name, t in tensors.items() if t is not None})
+        return self.joined([self], lambda tensors: change(tensors[0]))
+
+    @staticmethod
+    def joined(parts: list[Features], join: Callable[[list[Tensor]], Tensor] = torch.cat) -> Features:
+        """The features of several evaluations of one layer as one."""
+        names = [name for name in ("q", "k", "v", "out") if getattr(parts[0], name) is not None]
+        return replace(parts[0], **{name: join([getattr(part, name) for part in parts]) for name in names})
 
 
 @dataclass

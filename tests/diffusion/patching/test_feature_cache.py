@@ -55,6 +55,11 @@ def test_conds_and_unconds_share_the_style(kind):
     model = make(kind)
     with counted(model) as rows:
         sample(zstar(model, trajectory(model), **FREE), frames=2, cfg=4.0)
+    assert rows == [1, 1, 4] * 3, "the negative text is another one: the style is read with both"
+    style = trajectory(model)
+    style.conditioning = conditioning(model, seed=2)
+    with counted(model) as rows:
+        sample(zstar(model, style, **FREE), frames=2, cfg=4.0)
     assert rows == [1, 4] * 3
 
 
