@@ -184,4 +184,5 @@ def test_a_long_clip_s_content_does_not_pile_up_on_the_device(kind):
     with counted(model) as rows:
         sample(split, frames=10, cfg=3.0)
     assert max(held) == 4
-    assert rows == ([1, 2, 4] + [2, 4] * 4) * 3  # the style, then the content of each call and the call
+    # the style with either text, then the content of each call and the call
+    assert rows == ([1, 1, 2, 4] + [2, 4] * 4) * 3
