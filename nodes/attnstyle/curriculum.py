@@ -1,12 +1,12 @@
 """The weight of every loss over the epochs (section 3.4): structure first, classification ramped up.
 
 The losses have very different scales, which also depend on the judge and the pictures. So a weight is a share
-of the gradient: each loss's gradient is divided by the largest norm that it has had so far, and multiplied by
-its `SHARES` times its weight relative to the default. A loss that is satisfied has a smaller gradient, and so
-a smaller share. The paper has the losses and the order, but no numbers.
+of the gradient: each loss's gradient is divided by the largest norm that it has had lately, and multiplied by
+its `SHARES` times its weight relative to the default. A loss that has just been satisfied has a smaller
+gradient, and so a smaller share. The paper has the losses and the order, but no numbers.
 
 With u the share of completed epochs and r = smoothstep((u - 0.3) / 0.3), the shares of the classification
-losses are multiplied by 0.25 + 0.75 r and the share of attention alignment by 4 - 3 r. Classification does
+losses are multiplied by 0.15 + 0.85 r and the share of attention alignment by 4 - 3 r. Classification does
 not start at zero, because an untrained network is the identity, which keeps the structure perfectly and
 would learn nothing.
 """
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 RAMP = (0.3, 0.6)  # shares of the epochs between which classification gains and attention loses weight
-FIRST = 0.25
+FIRST = 0.15
 BOOST = 4.0
-FORGET = 0.9  # per epoch: while the attention is random, its gradient is large, which says nothing of later
+FORGET = 0.95  # per epoch: at the content picture itself, some gradients are much larger than ever after
 CLASSIFICATION = ("classification", "confidence", "patches")
 # At the default weights, after the ramp. A temporal weight of 10 has a share of 0.2.
 SHARES = {"classification": 0.15, "confidence": 0.15, "patches": 0.3, "content": 0.15, "layout": 0.12}
@@ -68,15 +68,14 @@ def at(shares: dict[str, float], epoch: int, epochs: int) -> dict[str, float]:
 
 
 class Balance:
-    """Divides gradients by the largest norm that the loss has had so far."""
+    """Divides gradients by the largest norm that the loss has had lately."""
 
     def __init__(self) -> None:
         self.largest: dict[str, float] = {}
 
     def factor(self, name: str, norm: float) -> float:
         """What the loss's gradient of this norm is multiplied by."""
-        kept = FORGET if name == "attention" else 1.0
-        largest = self.largest[name] = max(norm, kept * self.largest.get(name, 0.0))
+        largest = self.largest[name] = max(norm, FORGET * self.largest.get(name, 0.0))
         return 1 / largest if largest > 0 else 0.0
 
 

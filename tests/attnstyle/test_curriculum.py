@@ -28,7 +28,7 @@ def test_structure_leads_for_a_third_of_the_epochs_and_classification_follows():
     over = [at(Weights().shares(), e, 150) for e in range(150)]
     for name in CLASSIFICATION:
         values = [shares[name] for shares in over]
-        assert values == sorted(values) and values[0] == pytest.approx(0.25 * SHARES[name])
+        assert values == sorted(values) and values[0] == pytest.approx(0.15 * SHARES[name])
     attention = [shares["attention"] for shares in over]
     assert attention == sorted(attention, reverse=True)
     assert attention[0] == pytest.approx(4 * SHARES["attention"])
@@ -50,13 +50,11 @@ def test_few_epochs_work(epochs):
     assert all(at(Weights().shares(), e, epochs)["patches"] > 0 for e in range(epochs))
 
 
-def test_a_gradient_is_divided_by_the_largest_that_the_loss_has_had():
+def test_a_gradient_is_divided_by_the_largest_that_the_loss_has_had_lately():
     balance = Balance()
     norms = (0.0, 4.0, 1.0, 8.0, 2.0)
     got = [balance.factor("content", norm) * norm for norm in norms]
-    assert got == pytest.approx([0, 1, 0.25, 1, 0.25])
-    fading = [balance.factor("attention", norm) * norm for norm in (4.0, 2.0, 2.0, 2.0)]
-    assert fading == pytest.approx([1, 2 / 3.6, 2 / 3.24, 2 / 2.916]), "its first gradients are forgotten"
+    assert got == pytest.approx([0, 1, 1 / (4 * 0.95), 1, 2 / (8 * 0.95)]), "slowly forgotten"
     assert balance.factor("layout", 1e-6) * 1e-6 == pytest.approx(1), "each loss by its own"
 
 
