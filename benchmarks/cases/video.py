@@ -24,7 +24,7 @@ def _bare(source: Path, settings: formats.EncoderSettings, flags: int | None) ->
         out = write.add_stream(settings.encoder, rate=info.fps)
         out.width, out.height, out.pix_fmt = info.width, info.height, "yuv420p"
         stream.thread_type = out.thread_type = "AUTO"
-        out.options = formats.encoder_options(settings, "yuv420p")
+        out.options = formats.encoder_options(settings, "yuv420p", info)
         to_rgb, to_yuv = (av.video.reformatter.VideoReformatter() for _ in range(2))
         for number, frame in enumerate(read_from.decode(stream), 1):
             rgb = to_rgb.reformat(

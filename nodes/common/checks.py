@@ -80,7 +80,7 @@ def latent(name: str, value: Any) -> dict[str, Any]:
             f"{name} has the shape {list(samples.shape)}, and a LATENT is [frames, channels, height, width]: "
             "connect VAE Encode"
         )
-    return value | {"samples": samples}
+    return value if samples is value["samples"] else value | {"samples": samples}
 
 
 _LARGEST = 1e6

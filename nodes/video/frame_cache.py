@@ -1,10 +1,8 @@
 """The frame cache: finished frames of a costly graph, kept losslessly on disk by its fingerprint.
 
-It serves two purposes: a save that was interrupted continues where it stopped, and a second reader of the
-same graph (another format, the optical-flow error) reads frames instead of computing them.
-Frames are stored in chunks in `output/.reelbrush/<fingerprint>/`, with the states of sequential operations
-at the last chunk border. They are stored as integers. Readers get integers also for frames that are not from
-the cache, so the result is the same with and without a cache.
+A save that was interrupted continues where it stopped, and a second reader of the same graph does not compute
+it again. Chunks of integer frames are in `output/.reelbrush/<fingerprint>/`, with the states of sequential
+operations at the last border. Readers get integers without a cache too, so the result is the same.
 """
 
 import hashlib
@@ -90,9 +88,13 @@ class FrameCache:
         `output` of a `run` from frame 0 is used to compute when the first chunk is absent. With `share`,
         the chunks of another process that computes this clip are awaited.
         """
+        if output is not None and not share:  # others read the run too: it must be read to its end
+            return (yield from self._compute(run, output, 0))
         number, size, mine = 0, CHUNK, not (share and self._keeping)
         with self._claim:
-            while size == CHUNK and number * CHUNK < self.op.clip.frame_count:
+            while size == CHUNK and not self._file(number, "end").exists():
+                if number * CHUNK >= self.op.clip.frame_count and not self._file(number, "mkv").exists():
+                    break
                 if (batch := self._read(number)) is not None:
                     yield batch
                     number, size = number + 1, len(batch)
@@ -106,10 +108,7 @@ class FrameCache:
                         return (yield from self._compute(own, own.outputs[0], number))
 
     def _claimed(self) -> bool:
-        """Whether this process computes the clip now; otherwise another one does, and it was awaited a bit.
-
-        Readers in one process never wait for each other.
-        """
+        """Whether this process computes the clip now. Readers in one process do not wait for each other."""
         if self.path in _claims:
             return True
         if self._claim.enter_context(host.locked(self.path / "lock", wait=False)):
@@ -117,6 +116,7 @@ class FrameCache:
             self._claim.callback(_claims.discard, self.path)
             return True
         self._claim.close()
+        host.show_text("another process computes this clip: waiting")
         host.check_interrupt()
         time.sleep(_PAUSE)
         return False
@@ -127,7 +127,6 @@ class FrameCache:
         writing: list[Future] = []
         with ThreadPoolExecutor(1, "reelbrush frame cache") as pool:
             for batch in _as_pixels(self.op, output):
-                yield batch
                 held.append(batch)
                 while sum(map(len, held)) >= CHUNK:
                     joined = Batch.join(held)
@@ -137,20 +136,24 @@ class FrameCache:
                     states = run.states_before((number + 1) * CHUNK)
                     writing = [pool.submit(self._write, number, joined[:CHUNK], states)]
                     number += 1
+                yield batch  # what its reader stops at is kept
             if sum(map(len, held)):
                 pool.submit(self._write, number, Batch.join(held), {})
+            elif self._keeping:
+                pool.submit(self._file(number, "end").touch)
 
     def _file(self, number: int, kind: str) -> Path:
         return self.path / f"{number:05}.{kind}"
-
-    def _mark(self, number: int) -> str:
-        return f"{self.op.fingerprint} {number}"
 
     def _read(self, number: int) -> Batch | None:
         """A chunk; None when it is absent or damaged, so that it is computed again."""
         path = self._file(number, "mkv")
         try:
-            return Batch(*codec.read_lossless(path, self._mark(number))) if path.exists() else None
+            return (
+                Batch(*codec.read_lossless(path, f"{self.op.fingerprint} {number}"))
+                if path.exists()
+                else None
+            )
         except Exception as error:  # whatever damage does to the decoder
             host.log.warning("cached frames are computed again: %s", error)
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -181,7 +184,7 @@ class FrameCache:
                     if old < self._file(number, "states"):
                         old.unlink(missing_ok=True)
             with replacing(self._file(number, "mkv")) as temporary:
-                codec.write_lossless(temporary, batch.frames, batch.times, self._mark(number))
+                codec.write_lossless(temporary, batch.frames, batch.times, f"{self.op.fingerprint} {number}")
             if prune(keep=self.path) < 0:
                 size = f"{limit() / 2**30:.3g} GB"
                 raise OSError(f"no room (REELBRUSH_CACHE_GB and the disk, less 1 GB, leave {size})")

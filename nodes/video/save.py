@@ -1,7 +1,4 @@
-"""Saving a clip: frames stream into an encoder, which works in a thread of its own.
-
-The file is written under a temporary name. After a cancel or an error nothing is left of it.
-"""
+"""Saving a clip: frames stream into an encoder in a thread of its own. A cancel leaves no file."""
 
 import errno
 import io

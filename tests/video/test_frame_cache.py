@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from fractions import Fraction
 
 import av
 import pytest
@@ -12,8 +14,10 @@ import torch
 
 from reelbrush.nodes import host
 from reelbrush.nodes.video import codec, frame_cache
+from reelbrush.nodes.video.batch import Batch
 from reelbrush.nodes.video.frame_cache import FrameCache
 from reelbrush.nodes.video.lazy_video import LazyVideo, in_step
+from reelbrush.nodes.video.operation import Operation
 
 from .graphs import Trail, TrailWorker, all_of, costly, frames, lazy, pixels, saved, trailed
 
@@ -253,3 +257,38 @@ def test_two_processes_use_one_cache(home, tmp_path):
         cached, computed = (torch.cat([batch.frames for batch in batches]) for batches in (cached, computed))
     assert torch.equal(cached, computed)
     assert not [p for p in (home / "output").rglob("*") if p.name.endswith(".part")]
+
+
+class Announced(Operation, name="test.announced"):
+    """A clip that announces another number of frames than it has."""
+
+    source: Operation
+    says: int
+    has: int
+
+    @property
+    def clip(self):
+        return replace(self.source.clip, frame_count=self.says)
+
+    def frames(self, inputs, start, batch):
+        if start > self.has:
+            raise ValueError(f"there is no frame {start}")
+        return (Batch(x[None], (Fraction(i, 12),)) for i, x in enumerate(frames(self.has)[start:], start))
+
+
+@pytest.mark.parametrize(("says", "has"), [(48, 40), (40, 45), (41, 50), (40, 48), (40, 41)])
+def test_a_clip_with_another_number_of_frames_than_announced_is_the_same_each_time(home, says, has):
+    clip = lazy(says).then(Announced, says, has).then(Trail)
+    first = torch.cat(list(clip.chunks(5)))
+    assert len(first) == has
+    for _ in range(2):
+        torch.testing.assert_close(torch.cat(list(clip.chunks(5))), first)
+
+
+@pytest.mark.parametrize("batch", [5, 16])
+def test_what_a_reader_got_is_kept_when_it_stops(home, batch):
+    clip = lazy(40).then(Trail)
+    chunks = clip.chunks(batch)
+    got = sum(len(next(chunks)) for _ in range(2))
+    chunks.close()
+    assert got - 8 < FrameCache(clip.operation).kept() <= got + 16
