@@ -64,11 +64,11 @@ def losses(
     out = network(torch.cat([content, moved.frame]), network.encode_style(torch.cat([style, style[:1]])))
     pictures, made = out[: len(content)], judge(out[: len(content)].clamp(-0.25, 1.25))
     return {
-        "pixels": 4 * (pictures - target).abs().mean(),
-        "features": distance(made, wanted),
-        "moments": moments_loss(made, wanted, LAYERS, bounded=True),
-        "gram": gram_loss(made, wanted, LAYERS, bounded=True),
-        "temporal": 30 * temporal_loss(out[:1], out[-1:], moved),
+        "pixels": 2 * (pictures - target).abs().mean(),
+        "features": 0.3 * distance(made, wanted),
+        "moments": 2 * moments_loss(made, wanted, LAYERS, bounded=True),
+        "gram": 2 * gram_loss(made, wanted, LAYERS, bounded=True),
+        "temporal": 15 * temporal_loss(out[:1], out[-1:], moved),
     }
 
 
@@ -124,7 +124,7 @@ def main() -> None:
             for k, p in network.named_parameters():
                 average[k].lerp_(p, 1 - min(0.995, (1 + step) / (10 + step)))
         if step % 20 == 0:
-            log.info("step %d: %s", step, " ".join(f"{k} {float(v):.3f}" for k, v in terms.items()))
+            log.info("step %d: %s", step, " ".join(f"{k} {v.item():.3f}" for k, v in terms.items()))
         if step % 100 == 0 or step == args.steps:
             saved = {"network": network.state_dict(), "average": average, "step": step}
             with replacing(state) as temporary:
