@@ -46,18 +46,18 @@ def limit() -> float:
 
 
 @contextmanager
-def pixels(
+def pixel_streams(
     operations: Sequence[Operation], *, batch: int = 0, resume: bool = True
 ) -> Iterator[list[Iterator[Batch]]]:
     """The frames of clips as integers, computed in one pass; with `resume` through their caches."""
     caches = {op: FrameCache(op) for op in operations if resume and op.cached}
-    fresh = [op for op in operations if op not in caches or not caches[op].kept()]
+    fresh = [op for op in operations if op not in caches or not caches[op].frames_kept()]
     border = CHUNK if any(op in caches for op in fresh) else 0
     with ExitStack() as stack:
         run = stack.enter_context(closing(Run(fresh, batch=batch, border=border)))
         computed = dict(zip(fresh, run.outputs, strict=True))
         streams = [
-            caches[op].batches(run, computed.get(op), share=len(operations) == 1)
+            caches[op].batches(run, computed.get(op), wait=len(operations) == 1)
             if op in caches
             else _as_pixels(op, computed[op])
             for op in operations
@@ -75,22 +75,22 @@ class FrameCache:
     def __init__(self, op: Operation):
         self.op = op
         self.path = root() / f"{op.fingerprint[:32]}-{_FORMAT}"
-        self._keeping = limit() > 0
+        self._writing = limit() > 0
         self._claim = ExitStack()
 
-    def kept(self) -> int:
+    def frames_kept(self) -> int:
         """The number of frames that need not be computed again, from the first one on."""
         return next(number for number in count() if not self._file(number, "mkv").exists()) * CHUNK
 
-    def batches(self, run: Run | None, output: Stream | None, share: bool) -> Iterator[Batch]:
+    def batches(self, run: Run | None, output: Stream | None, wait: bool) -> Iterator[Batch]:
         """All frames: from the chunks that are there, then computed, and kept in further chunks.
 
-        `output` of a `run` from frame 0 is used to compute when the first chunk is absent. With `share`,
+        `output` of a `run` from frame 0 is used to compute when the first chunk is absent. With `wait`,
         the chunks of another process that computes this clip are awaited.
         """
-        if output is not None and not share:  # others read the run too: it must be read to its end
+        if output is not None and not wait:  # others read the run too: it must be read to its end
             return (yield from self._compute(run, output, 0))
-        number, size, mine = 0, CHUNK, not (share and self._keeping)
+        number, size, mine = 0, CHUNK, not (wait and self._writing)
         with self._claim:
             while size == CHUNK and not self._file(number, "end").exists():
                 if number * CHUNK >= self.op.clip.frame_count and not self._file(number, "mkv").exists():
@@ -139,7 +139,7 @@ class FrameCache:
                 yield batch  # what its reader stops at is kept
             if sum(map(len, held)):
                 pool.submit(self._write, number, Batch.join(held), {})
-            elif self._keeping:
+            elif self._writing:
                 pool.submit(self._file(number, "end").touch)
 
     def _file(self, number: int, kind: str) -> Path:
@@ -173,7 +173,7 @@ class FrameCache:
 
     def _write(self, number: int, batch: Batch, states: States) -> None:
         """Write a chunk, and the states before the next one. A render goes on when that fails."""
-        if not self._keeping:
+        if not self._writing:
             return
         try:
             if states:
@@ -190,7 +190,7 @@ class FrameCache:
                 raise OSError(f"no room (REELBRUSH_CACHE_GB and the disk, less 1 GB, leave {size})")
         except Exception as error:  # keeping is best effort
             host.log.warning("frames are no longer kept for resuming: %s", error)
-            self._keeping = False
+            self._writing = False
             self._claim.close()
 
 

@@ -20,7 +20,7 @@ from .. import host
 from ..common import checks
 from . import codec
 from .batch import Stream, as_floats, filled
-from .frame_cache import pixels
+from .frame_cache import pixel_streams
 from .operation import Operation
 from .run import Run
 from .save import Target, save, sound
@@ -107,7 +107,7 @@ class LazyVideo(host.video_base()):
     def frames_at(self, numbers: list[int]) -> Tensor:
         """Chosen frames [len(numbers), H, W, 3], in one pass up to the last of them."""
         wanted, frames = set(numbers), {}
-        with pixels([self.operation]) as (batches,):
+        with pixel_streams([self.operation]) as (batches,):
             for at, frame in enumerate(f for batch in batches for f in batch.frames):
                 if at in wanted:
                     frames[at] = codec.to_float(frame[..., :3])
@@ -224,7 +224,7 @@ def running_node(name: str) -> str:
 def in_step(videos: list[LazyVideo], size: int = 16) -> Iterator[tuple[Tensor, ...]]:
     """Frames of several clips, `size` at a time, in one pass: what they share is computed once."""
     operations = {video.operation.fingerprint: video.operation for video in videos}
-    with pixels(list(operations.values()), batch=size) as streams:
+    with pixel_streams(list(operations.values()), batch=size) as streams:
         buffers = {key: Stream(batches, 0) for key, batches in zip(operations, streams, strict=True)}
         at, frames = 0, {}
         while (last := filled("the clips", list(buffers.values()), at + size)) > at:

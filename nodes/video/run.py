@@ -103,7 +103,7 @@ class Run:
                 floats = (as_floats(t.frames, worker.device, worker.dtype) for t in taken)
                 frames = worker(*floats, index=at, inner=inner)
                 if len(frames) != last - at:
-                    raise RuntimeError(f"gave {len(frames)} frames for {last - at}")
+                    raise RuntimeError(f"gave {len(frames)} frames for the {last - at} of `inner`")
                 if border and last % border == 0:
                     state = {name: t.detach().cpu().clone() for name, t in worker.state().items()}
                     self._states[key, last] = state

@@ -18,7 +18,7 @@ from .. import host
 from ..common.files import replacing
 from . import codec
 from .batch import Batch
-from .frame_cache import FrameCache, pixels
+from .frame_cache import FrameCache, pixel_streams
 from .operation import Operation
 from .sources import FileSource, FrameSource, Trim
 
@@ -49,7 +49,7 @@ def save(
         try:
             with (
                 nullcontext(target) if in_memory else replacing(target) as path,
-                pixels([op], resume=resume) as (batches,),
+                pixel_streams([op], resume=resume) as (batches,),
             ):
                 batch = next(batches, None)
                 if batch is None:
@@ -73,7 +73,7 @@ def save(
                     for encoded in waiting:
                         encoded.result()
         except BaseException as error:
-            kept = min(clip.frame_count, cache.kept()) if cache else 0
+            kept = min(clip.frame_count, cache.frames_kept()) if cache else 0
             if kept and getattr(error, "errno", None) == errno.ENOSPC:
                 host.log.warning("the disk is full: the kept frames are removed, the clip is saved again")
                 shutil.rmtree(cache.path, ignore_errors=True)

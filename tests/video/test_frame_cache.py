@@ -93,7 +93,7 @@ def test_a_lost_or_damaged_chunk_is_computed_again(home, lost):
     (kept.path / f"{lost:05}.mkv").write_bytes(b"damaged")
     costly(video).save_to(home / "output" / "b.mkv")
     assert torch.equal(torch.cat(list(costly(video).chunks(7))), pixels(all_of(costly(video))))
-    assert (kept.path / f"{lost:05}.mkv").stat().st_size > 100 and kept.kept() == 40
+    assert (kept.path / f"{lost:05}.mkv").stat().st_size > 100 and kept.frames_kept() == 40
 
 
 def test_a_chunk_in_the_place_of_another_is_computed_again(home):
@@ -166,7 +166,7 @@ def test_frames_are_not_kept_when_the_disk_is_nearly_full(home, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     costly(lazy()).save_to(home / "output" / "a.mkv")
     assert len(saved(home / "output" / "a.mkv")) == 40
-    assert FrameCache(costly(lazy()).operation).kept() == 0
+    assert FrameCache(costly(lazy()).operation).frames_kept() == 0
 
 
 def test_kept_frames_make_room_when_the_disk_is_full(home, monkeypatch, caplog):
@@ -174,14 +174,14 @@ def test_kept_frames_make_room_when_the_disk_is_full(home, monkeypatch, caplog):
     video, write = costly(lazy()), codec.Writer.write
 
     def full_with_cache(self, *frame):
-        if FrameCache(video.operation).kept() > 8:
+        if FrameCache(video.operation).frames_kept() > 8:
             raise OSError(errno.ENOSPC, "No space left on device")
         write(self, *frame)
 
     monkeypatch.setattr(codec.Writer, "write", full_with_cache)
     video.save_to(home / "output" / "a.mkv")
     assert len(saved(home / "output" / "a.mkv")) == 40
-    assert FrameCache(video.operation).kept() == 0
+    assert FrameCache(video.operation).frames_kept() == 0
     assert "the disk is full: the kept frames are removed" in caplog.text
 
 
@@ -201,7 +201,9 @@ def test_a_full_disk_without_kept_frames_is_one_sentence(home, monkeypatch, capl
 def test_results_do_not_depend_on_what_the_cache_holds(home):
     video = lazy()
     first = [torch.cat(part) for part in zip(*in_step([costly(video), video], 7), strict=True)]
-    assert FrameCache(costly(video).operation).kept() == 40, "a second consumer fills the cache as well"
+    assert FrameCache(costly(video).operation).frames_kept() == 40, (
+        "a second consumer fills the cache as well"
+    )
     TrailWorker.calls = 0
     second = [torch.cat(part) for part in zip(*in_step([costly(video), video], 7), strict=True)]
     assert TrailWorker.calls == 0
@@ -215,7 +217,7 @@ def test_the_oldest_caches_are_removed_at_the_limit(home, monkeypatch):
     monkeypatch.setenv("REELBRUSH_CACHE_GB", str(1.5 * size / 2**30))
     b.save_to(home / "output" / "b.mkv")
     assert not FrameCache(a.operation).path.exists()
-    assert FrameCache(b.operation).kept() == 40
+    assert FrameCache(b.operation).frames_kept() == 40
     monkeypatch.setenv("REELBRUSH_CACHE_GB", str(0.5 * size / 2**30))
     a.save_to(home / "output" / "c.mkv")
     assert sum(f.stat().st_size for f in frame_cache.root().rglob("*") if f.is_file()) < 0.8 * size
@@ -252,8 +254,11 @@ def test_two_processes_use_one_cache(home, tmp_path):
     assert sum(computed) == 40
     op = costly(lazy(40, (48, 64))).operation
     assert torch.equal(saved(targets[0]), saved(targets[1]))
-    assert FrameCache(op).kept() == 40
-    with frame_cache.pixels([op]) as (cached,), frame_cache.pixels([op], resume=False) as (computed,):
+    assert FrameCache(op).frames_kept() == 40
+    with (
+        frame_cache.pixel_streams([op]) as (cached,),
+        frame_cache.pixel_streams([op], resume=False) as (computed,),
+    ):
         cached, computed = (torch.cat([batch.frames for batch in batches]) for batches in (cached, computed))
     assert torch.equal(cached, computed)
     assert not [p for p in (home / "output").rglob("*") if p.name.endswith(".part")]
@@ -291,4 +296,4 @@ def test_what_a_reader_got_is_kept_when_it_stops(home, batch):
     chunks = clip.chunks(batch)
     got = sum(len(next(chunks)) for _ in range(2))
     chunks.close()
-    assert got - 8 < FrameCache(clip.operation).kept() <= got + 16
+    assert got - 8 < FrameCache(clip.operation).frames_kept() <= got + 16
