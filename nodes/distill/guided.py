@@ -1,6 +1,6 @@
 """Attention distillation guided sampling (algorithm 2): classifier guidance with Adam's step size.
 
-    z <- one deterministic step of the sampler, to the next noise level
+    z <- one step of the sampler, to the next noise level (Euler, as in the paper, or any SAMPLER)
     z_s <- the style's latent noised to that level
     z <- AdaIN(z, z_s);  M times:  z <- Adam(z, dL_AD(z, z_s)/dz)      with a new Adam at every level
 
@@ -14,7 +14,6 @@ level of timestep 0, not at zero: the UNet was not trained on lower levels.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -46,9 +45,10 @@ class Guide:
     target_mask: Tensor | None = None
     recipe: DistillRecipe = TEXT_TO_IMAGE
     frames_per_call: int = 0  # 0: from free memory
+    sampler: Any = None  # a SAMPLER that steps from level to level; None: Euler
 
     def sampling(self, noise: Noise) -> host.SamplingFunction:
-        """The sampling function of a SAMPLER: Euler steps, each followed by guidance."""
+        """The sampling function of a SAMPLER: steps of Euler or of `sampler`, each followed by guidance."""
 
         def sample(denoise: host.Denoiser, x: Tensor, sigmas: Tensor) -> Tensor:
             recomputation = None
@@ -56,18 +56,30 @@ class Guide:
                 prepare = lambda clone: host.Recomputation(clone, recomputable)  # noqa: E731
                 recomputation = denoise.load_differentiable(prepare)
             guidance = GuidedRun(self, denoise.model, x, noise, recomputation)
-            for i, (now, following) in enumerate(pairwise(sigmas)):
-                denoised = denoise(x, now)
-                guided = guidance.active(float(now))
+            i, last = 0, len(sigmas) - 1
+            while i < last:
+                guided, to = guidance.active(float(sigmas[i])), i + 1
+                while self.sampler and not guided and to < last and not guidance.active(float(sigmas[to])):
+                    to += 1  # a sampler that uses earlier steps may do so where nothing comes between
+                following = sigmas[to]
                 level = guidance.reachable(following) if guided else following
-                x = x + ddim.noise_in(x, denoised, now) * (level - now)
+                x, denoised = self._steps(denoise, x, torch.cat([sigmas[i:to], level[None]]), i)
                 if guided:
                     z = guidance(ddim.to_z(x, level), float(level))
                     x = z if following == 0 else ddim.to_x(z, level)
-                denoise.step(i, x, denoised)
+                denoise.step(to - 1, x, denoised)
+                i = to
             return x
 
         return sample
+
+    def _steps(self, denoise: host.Denoiser, x: Tensor, sigmas: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        """The latent at the last of some levels, and x0."""
+        if self.sampler:
+            return denoise.through(self.sampler, x, sigmas, index)
+        now, level = sigmas
+        denoised = denoise(x, now)
+        return x + ddim.noise_in(x, denoised, now) * (level - now), denoised
 
 
 class GuidedRun:

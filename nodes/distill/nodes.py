@@ -101,7 +101,7 @@ class ADSampler:
     DESCRIPTION = (
         "A sampler that samples in the style of reference pictures (Attention Distillation, algorithm 2), "
         "for SamplerCustom and SamplerCustomAdvanced. Prompt, guidance scale, ControlNet and LoRA work as "
-        "usual."
+        "usual. It steps with Euler, or with any connected sampler."
     )
     SEARCH_ALIASES = ("attention distillation", "style guidance", "guided sampling", "style reference", "AD")
     RETURN_TYPES = ("SAMPLER",)
@@ -117,7 +117,7 @@ class ADSampler:
             "required": {
                 "style": _STYLE,
                 "null": NULL,
-                "iterations": integer(2, 0, 100, "Adam steps at each noise level. 0 is off: Euler."),
+                "iterations": integer(2, 0, 100, "Adam steps per noise level. 0 is off: the plain sampler."),
                 "learning_rate": decimal(0.015, 0.0, 1.0, "0.015 for text, 0.05 for textures.", 0.001),
                 "adain": switch(True, "Give the latent the style's mean and standard deviation first."),
                 "content_weight": decimal(0.0, 0.0, 10.0, "Weight of the content's layout."),
@@ -134,6 +134,11 @@ class ADSampler:
                     0, 0, 256, "Frames that the UNet evaluates at once; 0: automatic."
                 ),
                 "on_nan": _ON_NAN,
+                "sampler": connection(
+                    "SAMPLER",
+                    "Steps from level to level instead of Euler, from KSamplerSelect. It starts anew at each "
+                    "guided level, so that a multi-step sampler is of first order there.",
+                ),
             },
         }
 

@@ -11,6 +11,7 @@ to the last chosen layer's queries. The style costs one row per timestep for all
 again as far as memory allows.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -54,6 +55,8 @@ class References:
     style_mask: Tensor | None = None
     target_mask: Tensor | None = None
     memory: int = 0  # bytes of style features that may be kept for later calls
+    reads: Counter[float] | None = None  # how often each timestep will be read; None: all are kept that fit
+    _kept: set[float] | None = field(default=None, repr=False)
     _styles: dict[float, list[StyleFeatures]] = field(default_factory=dict, repr=False)
     _labels: dict[tuple, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
     _queries: tuple = field(default=(), repr=False)
@@ -64,7 +67,10 @@ class References:
             with own_edges():
                 layers = features.join(self.reader(self.style, t, "kv"))
             size = sum(layer.k.nbytes + layer.v.nbytes for layer in layers)
-            if size > self.memory:
+            if self.reads is not None and self._kept is None:  # those that are read most
+                again = [t for t, count in self.reads.most_common() if count > 1]
+                self._kept = set(again[: self.memory // size])
+            if size > self.memory or (self._kept is not None and t not in self._kept):
                 return layers
             self.memory -= size
             self._styles[t] = [layer.to(host.offload_device()) for layer in layers]

@@ -1,6 +1,7 @@
 """From a MODEL and LATENTs to a LATENT: checks, scaling, memory, progress. The nodes call these functions."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import host
-from .clip import shot_starts, stylize
+from .clip import FrameBatch, batches, shot_starts, stylize
 from .expand import Expansion, TextureCanvas, expand
 from .features import FeatureReader, opened
 from .guided import seeded
@@ -90,10 +91,9 @@ def optimized(
         warm = flow is not None and warm_steps > 0 and len(z) > 1
         if warm:
             references.memory = min(STYLE_MEMORY, host.free_memory(host.offload_device()) // 4)
-            if (
-                not recipe.frames_per_call
-            ):  # a finished frame is a good start for the next, less for later ones
-                per_call = 1
+            if not recipe.frames_per_call:
+                per_call = 1  # a finished frame is a good start for the next, less for later ones
+            references.reads = style_reads(batches(len(z), flow.cuts, per_call, True), steps, warm_steps)
         total = frame_steps(len(z), flow.cuts if warm else (), steps, warm_steps if warm else steps)
         with host.progress(total, "Distilling style", "frame steps") as bar:
             z = stylize(
@@ -106,6 +106,11 @@ def optimized(
                 report=follow(bar, reader.base, curves),
             )
         return as_latent(z, reader), curves
+
+
+def style_reads(batches: Iterable[FrameBatch], steps: int, warm_steps: int) -> Counter[float]:
+    """How many calls read the style at each timestep."""
+    return Counter(t for batch in batches for t in set(batch.timesteps(steps, warm_steps)))
 
 
 def frame_steps(frames: int, cuts: Sequence[int], steps: int, warm_steps: int) -> int:

@@ -72,6 +72,23 @@ class Denoiser:
             conds = [self._with_context(c, context) for c in conds]
         return self._batch(conds, x, self._sigmas(x, sigma))
 
+    def through(self, sampler: Any, x: Tensor, sigmas: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        """A SAMPLER's own steps over some of this run's levels, from step `index` on: x, and its last x0.
+
+        Each call draws other noise. A sampler that uses earlier steps starts without any.
+        """
+        function = getattr(sampler, "sampler_function", None)
+        if function is None:
+            raise ValueError(
+                f"a sampler of the type {type(sampler).__name__} cannot be run in parts: "
+                "connect KSamplerSelect or a sampler node of ComfyUI"
+            )
+        seen = {"denoised": x}
+        extra = {**self._extra, "seed": (self._extra.get("seed") or 0) + index}
+        options = getattr(sampler, "extra_options", {})
+        x = function(self._model, x, sigmas, extra_args=extra, callback=seen.update, disable=True, **options)
+        return x, seen["denoised"]
+
     def load_differentiable(self, prepare: Callable[[Any], Any]) -> Any:
         """Let gradients flow through the model until the end of this run; returns what `prepare` returns.
 

@@ -88,6 +88,19 @@ def test_no_iterations_is_core_euler_bit_for_bit(model):
     assert torch.equal(sampled(model, guide(model, iterations=0)), sampled(model))
 
 
+@pytest.mark.parametrize("name", ["dpmpp_2m", "heun", "uni_pc", "euler_ancestral", "dpmpp_3m_sde"])
+def test_core_samplers_inside_the_guided_loop(model, name):
+    import comfy.samplers
+
+    inner = comfy.samplers.sampler_object(name)
+    plain = sampled(model, inner)
+    assert torch.equal(sampled(model, guide(model, iterations=0, sampler=inner)), plain)
+    guided, euler = sampled(model, guide(model, sampler=inner)), sampled(model, guide(model))
+    assert guided.isfinite().all()
+    assert float((guided - plain).abs().mean()) > 0.1 * float(plain.std())
+    assert not torch.allclose(guided, euler, atol=1e-3) or name in ("dpmpp_2m", "uni_pc")  # first order alone
+
+
 def test_weight_patches_stay_in_use_in_a_guided_sampling(model):
     """The sampler loads a differentiable clone: with learning rate 0 it must still be Euler's result."""
     patched, weights = model.clone(), model.model.state_dict()

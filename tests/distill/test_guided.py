@@ -48,6 +48,46 @@ def test_no_iterations_is_plain_euler_bit_for_bit():
     assert torch.equal(drawn(of, guide(of, iterations=0)), drawn(of))
 
 
+class Inner:
+    """A SAMPLER of ComfyUI's shape: Euler, as k-diffusion writes it. It notes how it is called."""
+
+    extra_options = {"s_noise": 0.7}
+
+    def __init__(self):
+        self.calls = []
+
+    def sampler_function(self, model, x, sigmas, extra_args, callback, disable, s_noise):
+        self.calls.append((len(sigmas), extra_args.get("seed"), s_noise))
+        for i, (now, then) in enumerate(pairwise(sigmas)):
+            denoised = model(x, now * x.new_ones(len(x)), **extra_args)
+            callback({"x": x, "i": i, "sigma": now, "denoised": denoised})
+            x = x + (x - denoised) / now * (then - now)
+        return x
+
+
+def test_any_sampler_steps_from_level_to_level():
+    of, inner = model(), Inner()
+    got = drawn(of, guide(of, sampler=inner))
+    torch.testing.assert_close(got, drawn(of, guide(of)), rtol=1e-3, atol=1e-4)
+    assert [count for count, _, _ in inner.calls] == [2, 2, 2], "anew at each guided level"
+    assert len({seed for _, seed, _ in inner.calls}) == 3, "each with its own noise"
+    assert {s_noise for _, _, s_noise in inner.calls} == {0.7}
+
+
+@pytest.mark.parametrize(("settings", "levels"), [({"iterations": 0}, [4]), ({"start_percent": 0.6}, [3, 2])])
+def test_a_sampler_keeps_its_earlier_steps_where_nothing_is_guided(settings, levels):
+    of, inner = model(), Inner()
+    got = drawn(of, guide(of, sampler=inner, **settings))
+    torch.testing.assert_close(got, drawn(of, guide(of, **settings)), rtol=1e-3, atol=1e-4)
+    assert [count for count, _, _ in inner.calls] == levels
+
+
+def test_a_sampler_of_another_kind_is_rejected():
+    of = model()
+    with pytest.raises(ValueError, match="connect KSamplerSelect"):
+        drawn(of, guide(of, sampler=object()))
+
+
 def test_outside_its_range_it_is_plain_euler_bit_for_bit():
     of = model()
     assert torch.equal(drawn(of, guide(of, start_percent=0.9, end_percent=0.95)), drawn(of))

@@ -9,6 +9,7 @@ from reelbrush.kernels.distill import distance, distance_reference, query_distan
 from reelbrush.nodes import host
 from reelbrush.nodes.diffusion.patching.layers import attention_layers
 from reelbrush.nodes.distill import features, optimize, run
+from reelbrush.nodes.distill.clip import FrameBatch, batches
 from reelbrush.nodes.distill.optimize import DistillRecipe, References, distill, falling
 
 from ..diffusion.tiny import LAYOUTS, conditioning, tiny_model
@@ -134,6 +135,23 @@ def test_a_style_is_kept_for_later_calls_as_far_as_memory_allows(monkeypatch):
         refs.memory = size + 1
         refs.style_at(301), refs.style_at(301), refs.style_at(1), refs.style_at(1)
     assert len(rows) == 1 + 1 + 2
+
+
+def test_a_clip_keeps_the_style_at_the_timesteps_that_it_reads_again(monkeypatch):
+    """Defaults: 200 steps for the first frame, 60 for the others. Memory for 30 timesteps is enough."""
+    frames, steps, warm = 4, 200, 60
+    reads = run.style_reads(batches(frames, (), 1, True), steps, warm)
+    assert len({t for t, count in reads.items() if count > 1}) == 30
+    rows = rows_seen(monkeypatch)
+    with references(model()) as refs:
+        size = sum(s.k.nbytes + s.v.nbytes for s in refs.style_at(2.0))
+        refs.memory, refs.reads = 30 * size, reads
+        del rows[:]
+        for batch in batches(frames, (), 1, True):
+            for t in dict.fromkeys(batch.timesteps(steps, warm)):
+                refs.style_at(t)
+    cold, again = (set(FrameBatch(range(1), w).timesteps(steps, warm)) for w in (False, True))
+    assert len(rows) == len(cold | again)  # version 0.1 read 21 of the 30 again for every warm frame
 
 
 # -- masks -----------------------------------------------------------------------------------------
