@@ -320,6 +320,20 @@ def test_bad_pictures_masks_and_latents_get_one_sentence_that_names_the_input(no
         assert str(caught.value).startswith(f"{name} ") and "\n" not in str(caught.value)
 
 
+def test_a_number_that_is_not_finite_and_a_missing_connection_get_one_sentence(node_id, recipe):
+    given = recipe.inputs(3, recipe.sizes[0])
+    required = nodes.NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()["required"]
+    for name, (kind, _) in declared(nodes.NODE_CLASS_MAPPINGS[node_id]).items():
+        if name in required:
+            wanted = f"connect a node that gives {kind}" if isinstance(kind, str) else "choose a value"
+            with pytest.raises(ValueError, match=f"^{name} is empty: {wanted}$"):
+                run(node_id, given | {name: None})
+        for value in (float("nan"), float("-inf")):
+            if kind == "FLOAT":
+                with pytest.raises(ValueError, match=f"^{name} is {value}: give a number$"):
+                    run(node_id, given | {name: value})
+
+
 def outcome(node_id, arguments):
     """The results as plain data, or the error message."""
     try:

@@ -1,8 +1,8 @@
 """The check of IMAGE, MASK and LATENT at the entry of every node: what other nodes give is not trusted."""
 
-from collections.abc import Callable
-from functools import cache, partial, wraps
+from functools import cache, wraps
 from inspect import getattr_static, signature
+from math import isfinite
 from typing import Any
 
 import torch
@@ -10,30 +10,31 @@ from torch import Tensor
 
 
 def checked(node: type) -> type:
-    """Wrap the function of a node class, so that its IMAGE, MASK and LATENT inputs are checked first."""
+    """Wrap the function of a node class, so that its inputs are checked first.
+
+    Tensors have the right form and values, numbers are finite, and what must be connected is there.
+    """
     function = getattr(node, node.FUNCTION)
     parameters = tuple(signature(function).parameters)
 
     @cache
-    def checks() -> dict[str, Callable[[str, Any], Any]]:
+    def inputs() -> list[tuple[str, str, bool]]:
         declared = node.INPUT_TYPES()
-        return {
-            name: _CHECKS[kind] if kinds == kind else partial(_if_tensor, _CHECKS[kind])
+        return [
+            (name, kinds if isinstance(kinds, str) else "COMBO", group == "required")
             for group in ("required", "optional")
             for name, (kinds, *_) in declared.get(group, {}).items()
-            if isinstance(kinds, str)
-            for kind in kinds.split(",")
-            if kind in _CHECKS
-        }
+        ]
 
     @wraps(function)
     def call(*arguments: Any, **values: Any) -> Any:
         values |= zip(parameters, arguments, strict=False)
-        for name, check in checks().items():
+        for name, kinds, required in inputs():
             if values.get(name) is not None:
-                values[name] = check(name, values[name])
-            elif name in node.INPUT_TYPES().get("required", ()):
-                raise ValueError(f"{name} is empty: connect a node that gives a picture, mask or latent")
+                values[name] = _value(name, kinds, values[name])
+            elif required:
+                wanted = "choose a value" if kinds == "COMBO" else f"connect a node that gives {kinds}"
+                raise ValueError(f"{name} is empty: {wanted}")
         return function(**values)
 
     is_static = isinstance(getattr_static(node, node.FUNCTION), staticmethod)
@@ -41,9 +42,12 @@ def checked(node: type) -> type:
     return node
 
 
-def _if_tensor(check: Callable[[str, Any], Any], name: str, value: Any) -> Any:
-    """The check of an input that also takes another type, which is no tensor."""
-    return check(name, value) if isinstance(value, Tensor) else value
+def _value(name: str, kinds: str, value: Any) -> Any:
+    for kind in kinds.split(","):
+        # An input of several types may have something else than a tensor.
+        if kind in _CHECKS and (kind == kinds or isinstance(value, Tensor)):
+            value = _CHECKS[kind](name, value)
+    return value
 
 
 def image(name: str, value: Any) -> Tensor:
@@ -83,8 +87,24 @@ def latent(name: str, value: Any) -> dict[str, Any]:
     return value if samples is value["samples"] else value | {"samples": samples}
 
 
+def number(name: str, value: Any) -> Any:
+    """A FLOAT, which another node may have computed."""
+    if isinstance(value, float) and not isfinite(value):
+        raise ValueError(f"{name} is {value}: give a number")
+    return value
+
+
+def text(name: str, value: Any) -> Any:
+    """A STRING, which may hold half of a character when it comes from a damaged file."""
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} has characters that are not valid text: type it again") from None
+    return value
+
+
 _LARGEST = 1e6
-_CHECKS = {"IMAGE": image, "MASK": mask, "LATENT": latent}
+_CHECKS = {"IMAGE": image, "MASK": mask, "LATENT": latent, "FLOAT": number, "STRING": text}
 
 
 def _numbers(name: str, value: Any, what: str) -> Tensor:

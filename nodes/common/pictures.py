@@ -12,6 +12,7 @@ from .. import host
 from .files import replacing
 
 MAX_MEGAPIXELS = 100  # of one frame or picture; a file of a few kilobytes can claim any size
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # others start programs: EPS Ghostscript
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -30,7 +31,7 @@ def size(path: Path) -> tuple[int, int]:
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=_FORMATS) as opened:
             return opened.size
     except Image.DecompressionBombError as error:
         raise ValueError(f"the picture {path.name!r} is too large: make it smaller") from error
@@ -53,7 +54,7 @@ def read(path: Path) -> tuple[Tensor, Tensor | None]:
 
     check_size(path.name, *size(path))
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=_FORMATS) as opened:
             if _is_deep(opened):
                 return _read_deep(path)
             picture = ImageOps.exif_transpose(opened)

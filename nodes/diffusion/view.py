@@ -86,7 +86,7 @@ def maps(
     height, width = f.size
     q, k, v = (f.heads(name).float() for name in "qkv")
     if what == "self-attention":
-        x, y = (min(int(p * n), n - 1) for p, n in zip(point, (width, height), strict=True))
+        x, y = (min(max(int(p * n), 0), n - 1) for p, n in zip(point, (width, height), strict=True))
         at = y * width + x
         return {f"from {x}, {y}": weights(q[:, :, at : at + 1], k).mean(1)[0, 0].view(height, width)}
     k_s, v_s = (style.heads(name).float() for name in "kv")

@@ -73,7 +73,7 @@ def input_path(name: str, what: str = "file") -> Path:
     """An existing file or folder below `input/`; the name comes from a graph and is not trusted."""
     name = name.removesuffix(" [input]")
     path = inside(folder("input"), name, what)
-    if not path.exists() or path.samefile(folder("input")):  # "", "." and the like are no choice
+    if not (path.is_file() or path.is_dir()) or path.samefile(folder("input")):  # "" and "." are no choice
         raise ValueError(f"the {what} {name!r} is not in the input folder: copy it there, or choose another")
     return path
 
@@ -137,7 +137,7 @@ def model_path(kind: str, name: str) -> Path:
     for base in bases:
         link = Path(os.path.normpath(base / name))  # a model may be a link to another disk
         path = link if link.is_relative_to(base) else inside(base, name, f"{kind} model")
-        if path.exists():
+        if path.is_file() or path.is_dir():
             return path
     raise ValueError(f"the {kind} model {name!r} was not found: put it into {bases[0].parent.name}/{kind}/")
 

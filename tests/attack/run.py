@@ -49,9 +49,10 @@ JOBS = [
     Job("damaged frame caches", "cache", "", 6),
     Job("hostile servers", "servers", "", 8, seconds=40),
     Job("bad pictures, masks and latents for every node", "tensors", "", 40, seconds=60),
-    Job("renders in parallel on one home", "processes", "parallel", 0, seconds=300),
-    Job("kill -9 at a random moment", "processes", "kill", 2, seconds=60),
-    Job("SIGTERM at a random moment", "processes", "term", 1, seconds=60),
+    Job("odd values of every widget and connection of every node", "widgets", "", 20, seconds=60),
+    Job("renders in parallel on one home", "processes", "parallel", 0, seconds=600),
+    Job("kill -9 at a random moment", "processes", "kill", 2, seconds=300),
+    Job("SIGTERM at a random moment", "processes", "term", 1, seconds=300),
 ]
 
 
@@ -90,7 +91,7 @@ def attack(job: Job, cases: int) -> Job:
 def _attack_from(job: Job, number: int, cases: int) -> int | None:
     code = [sys.executable, __file__, "--worker", job.module, job.argument, str(number), str(cases)]
     process = subprocess.Popen(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    limit = 120.0  # seconds for imports and preparations
+    limit = 600.0  # seconds for imports and preparations
     lines: Queue[str] = Queue()
     errors: list[str] = []
 

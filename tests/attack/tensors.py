@@ -1,8 +1,9 @@
 """Bad pictures, masks and latents for every node that takes them."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -67,18 +68,21 @@ ROWS: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
-def prepare(folder: Path, argument: str) -> SimpleNamespace:
-    import sys
-
+def recipes() -> ModuleType:
+    """The test of every node, which knows how to call them."""
     sys.path.insert(0, str(TESTS / "recipes"))
-    every = load("test_every_node")
+    torch.manual_seed(0)
+    return load("test_every_node")
+
+
+def prepare(folder: Path, argument: str) -> SimpleNamespace:
+    every = recipes()
     cases = []
     for node in every.IDS:
         recipe = every.RECIPES[node]
         if not recipe.needs:
             inputs = [name for name, *_ in every.tensor_inputs(node, recipe)]
             cases += [(node, name, row) for name in inputs for row in ROWS]
-    torch.manual_seed(0)
     return SimpleNamespace(every=every, cases=cases, log=Log())
 
 

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import subprocess
 import zlib
 
 import cv2
@@ -105,6 +106,16 @@ def test_a_huge_float_tiff_is_an_error_message(tmp_path):
     (tmp_path / "f.tif").write_bytes(data)
     with pytest.raises(ValueError, match="50000x50000 pixels"):
         read(tmp_path / "f.tif")
+
+
+def test_formats_that_pillow_reads_with_other_programs_are_not_opened(tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started"))
+    monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("a program was started"))
+    eps = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    (tmp_path / "a.png").write_text(eps)
+    assert Image.open(tmp_path / "a.png").format == "EPS"
+    with pytest.raises(ValueError, match=r"'a.png' cannot be read"):
+        read(tmp_path / "a.png")
 
 
 def test_what_is_no_picture_is_an_error_message(tmp_path):

@@ -1,6 +1,7 @@
 """Graphs that run without ComfyUI: the saved files, and error messages that name the node."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,18 @@ def test_set_with_an_empty_name_does_not_take_the_whole_input_folder(graph, home
     pictures.write(home / "input" / "private.png", torch.rand(8, 8, 3))
     with pytest.raises(ValueError, match="the clip '' is not in the input folder"):
         render(graph(), ["1.file="])
+
+
+def test_a_pipe_in_the_input_folder_is_not_waited_for(graph, home):
+    for name in ("clip.mp4", "picture.png"):
+        (home / "input" / name).unlink(missing_ok=True)
+        os.mkfifo(home / "input" / name)
+    with pytest.raises(ValueError, match=r"the clip 'clip.mp4' is not in the input folder"):
+        render(graph())
+    load = {"1": {"class_type": "LoadImage", "inputs": {"image": "picture.png"}}}
+    show = {"2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}}
+    with pytest.raises(ValueError, match=r"the picture 'picture.png' is not in the input folder"):
+        render(graph(data=load | show))
 
 
 def test_a_chain_of_3000_trims_runs(graph, home):

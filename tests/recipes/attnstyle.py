@@ -122,7 +122,7 @@ RECIPES = {
         same_size=True,
         alone="images",
         off=({"strength": 0.0}, "images", 0),
-        wrong=[({"model": None}, "connect AttnStyle")],
+        wrong=[({"model": "x"}, "connect AttnStyle"), ({"model": None}, "model is empty: connect")],
     ),
     "ReelBrushAttnStyleApplyVideo": Recipe(
         lambda n, size: {"model": trained(), "video": clip(n, size), "strength": 1.0},

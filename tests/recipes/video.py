@@ -44,7 +44,8 @@ RECIPES = {
         wrong=[(dict(video=clip(3, (16, 16)), start=5), "cannot start at frame 5")],
     ),
     "ReelBrushPreviewVideo": Recipe(
-        lambda n, size: dict(video=clip(n, size), frames=4), wrong=[(dict(video=None), "VIDEO is needed")]
+        lambda n, size: dict(video=clip(n, size), frames=4),
+        wrong=[(dict(video="x"), "VIDEO is needed"), (dict(video=None), "connect a node that gives VIDEO")],
     ),
     "ReelBrushEncodeVideo": Recipe(
         lambda n, size: dict(video=clip(n, size), vae=Vae(), max_side=0),

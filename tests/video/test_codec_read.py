@@ -317,6 +317,22 @@ def test_a_fault_is_one_sentence(make, words):
     assert "\n" not in str(caught.value) and ": " in str(caught.value)  # what is wrong, and what mends it
 
 
+PLAYLISTS = {
+    "hls.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:2.0,\n{clip}\n#EXT-X-ENDLIST\n",
+    "concat.txt": "ffconcat version 1.0\nfile '{clip}'\n",
+    "stream.sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n",
+}
+
+
+@pytest.mark.parametrize("name", PLAYLISTS)
+def test_a_playlist_opens_no_other_file_and_no_address(tmp_path, name):
+    (tmp_path / "clip.ts").write_bytes(encode(numbered(5), container="mpegts").getvalue())
+    (tmp_path / name).write_text(PLAYLISTS[name].format(clip="clip.ts"))
+    assert codec.probe(tmp_path / "clip.ts").width == 64
+    with pytest.raises(ValueError, match="is not a video that can be read"):
+        codec.probe(tmp_path / name)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"'gone.mp4' does not exist"):
         codec.probe(tmp_path / "gone.mp4")

@@ -16,6 +16,12 @@ from . import whole
 from .media import SWS_MATRICES, ColorTags, Orientation, VideoInfo
 from .pictures import ENDINGS, pictures_of, read_text
 
+# No playlists and descriptions of streams (HLS, DASH, SDP, concat): they name other files and addresses.
+_FORMATS = (
+    "mov,matroska,gif,avi,mpegts,mpeg,mpegvideo,m4v,flv,asf,ogg,mxf,nut,dv,rm,ivf,obu,h264,hevc,mjpeg,"
+    "yuv4mpegpipe,apng,image2,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,tiff_pipe"
+)
+_OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
 _SLOWEST = Fraction(1, 10_000)  # frames per second
 Source = str | os.PathLike | io.BytesIO
 
@@ -48,7 +54,7 @@ def open_source(source: Source) -> Iterator[Any]:
     if not head:
         raise ValueError(f"{label(source)} is empty: copy or download it again")
     try:
-        container = av.open(file, metadata_errors="replace")
+        container = av.open(file, metadata_errors="replace", options=_OPTIONS)
     except (av.FFmpegError, ValueError) as error:
         raise ValueError(f"{label(source)} {_why_not(head, error)}") from error
     with container:
