@@ -144,7 +144,7 @@ def test_a_float_from_a_clip_feeds_another_node(graph):
         (load(file="a" * 300), r"\(node 1\): the clip name has 300 bytes"),
         (save(filename_prefix="a" * 300), r"node 3\): the filename_prefix name has 300 bytes"),
         (save(filename_prefix="a" * 240), r"node 3\): the filename_prefix name has 2.. bytes"),
-        (save(filename_prefix="a\ud800"), r"node 3\): filename_prefix has characters that are not valid text"),
+        (save(filename_prefix="a\ud800"), r"node 3\): filename_prefix has characters that are not valid"),
         (save(format="vhs"), "format is 'vhs', but it can be auto, mp4"),
         (save(filename_prefix="../a"), r"node 3\).*leaves the output"),
         (save(video=["3", 0]), r"cycle: Save Video \(node 3\)"),
