@@ -2,7 +2,8 @@
 
 from functools import cache, wraps
 from inspect import getattr_static, signature
-from math import isfinite
+from math import inf
+from numbers import Real
 from typing import Any
 
 import torch
@@ -12,27 +13,27 @@ from torch import Tensor
 def checked(node: type) -> type:
     """Wrap the function of a node class, so that its inputs are checked first.
 
-    Tensors have the right form and values, numbers are finite, and what must be connected is there.
+    Tensors have the right form and values, numbers are within their limits, and nothing is missing.
     """
     function = getattr(node, node.FUNCTION)
     parameters = tuple(signature(function).parameters)
 
     @cache
-    def inputs() -> list[tuple[str, str, bool]]:
+    def inputs() -> list[tuple[str, str, dict[str, Any], bool]]:
         declared = node.INPUT_TYPES()
         return [
-            (name, kinds if isinstance(kinds, str) else "COMBO", group == "required")
+            (name, kinds if isinstance(kinds, str) else "COMBO", *(options or [{}]), group == "required")
             for group in ("required", "optional")
-            for name, (kinds, *_) in declared.get(group, {}).items()
+            for name, (kinds, *options) in declared.get(group, {}).items()
         ]
 
     @wraps(function)
     def call(*arguments: Any, **values: Any) -> Any:
         values |= zip(parameters, arguments, strict=False)
-        for name, kinds, required in inputs():
+        for name, kinds, options, required in inputs():
             if values.get(name) is not None:
-                values[name] = _value(name, kinds, values[name])
-            elif required:
+                values[name] = _value(name, kinds, options, values[name])
+            elif required and name in values:
                 wanted = "choose a value" if kinds == "COMBO" else f"connect a node that gives {kinds}"
                 raise ValueError(f"{name} is empty: {wanted}")
         return function(**values)
@@ -42,12 +43,20 @@ def checked(node: type) -> type:
     return node
 
 
-def _value(name: str, kinds: str, value: Any) -> Any:
+def _value(name: str, kinds: str, options: dict[str, Any], value: Any) -> Any:
+    if kinds in ("INT", "FLOAT"):
+        _number(name, value, **options)
     for kind in kinds.split(","):
         # An input of several types may have something else than a tensor.
         if kind in _CHECKS and (kind == kinds or isinstance(value, Tensor)):
             value = _CHECKS[kind](name, value)
     return value
+
+
+def _number(name: str, value: Any, min: float = -inf, max: float = inf, **_: Any) -> None:
+    """An INT or FLOAT. The front end keeps what is typed within its limits, but not what is connected."""
+    if not isinstance(value, Real) or not min <= value <= max or value in (inf, -inf):
+        raise ValueError(f"{name} is {str(value)[:30]}: give a number from {min:g} to {max:g}")
 
 
 def image(name: str, value: Any) -> Tensor:
@@ -87,13 +96,6 @@ def latent(name: str, value: Any) -> dict[str, Any]:
     return value if samples is value["samples"] else value | {"samples": samples}
 
 
-def number(name: str, value: Any) -> Any:
-    """A FLOAT, which another node may have computed."""
-    if isinstance(value, float) and not isfinite(value):
-        raise ValueError(f"{name} is {value}: give a number")
-    return value
-
-
 def text(name: str, value: Any) -> Any:
     """A STRING, which may hold half of a character when it comes from a damaged file."""
     try:
@@ -104,7 +106,7 @@ def text(name: str, value: Any) -> Any:
 
 
 _LARGEST = 1e6
-_CHECKS = {"IMAGE": image, "MASK": mask, "LATENT": latent, "FLOAT": number, "STRING": text}
+_CHECKS = {"IMAGE": image, "MASK": mask, "LATENT": latent, "STRING": text}
 
 
 def _numbers(name: str, value: Any, what: str) -> Tensor:

@@ -19,7 +19,7 @@ from .. import host
 from .features import FeatureReader
 from .guided import Noise
 from .optimize import DistillRecipe, References, distill, falling
-from .seamless import AXES
+from .seamless import sides
 
 TEXTURE = DistillRecipe(content_weight=0.0)
 
@@ -53,7 +53,7 @@ class TextureCanvas:
 
     def windows(self) -> list[tuple[Tensor, Tensor]]:
         """Row and column numbers [h], [w] of each window."""
-        x, y = AXES[self.seamless]
+        x, y = sides(self.seamless)
         cells = lambda start, size: (start + torch.arange(min(self.window, size))) % size  # noqa: E731
         return [
             (cells(top, self.height), cells(left, self.width))

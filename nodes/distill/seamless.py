@@ -25,6 +25,13 @@ _own_edges: ContextVar[bool] = ContextVar("own_edges", default=False)
 MARGIN = 16  # latent pixels from the opposite edge, where a VAE decodes in tiles
 
 
+def sides(axes: str) -> tuple[bool, bool]:
+    """Whether the picture continues at its left and right, and at its upper and lower edges."""
+    if axes not in AXES:
+        raise ValueError(f"{axes!r} names no edges: choose one of {', '.join(AXES)}")
+    return AXES[axes]
+
+
 @contextmanager
 def own_edges() -> Iterator[None]:
     """In this context, patched convolutions pad with zeros like the original ones."""
@@ -67,7 +74,7 @@ def padded_convolutions(module: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
 
 def circular(conv: nn.Conv2d, axes: str) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
     """A `_conv_forward` with circular padding along `axes` and zero padding along the others."""
-    along_x, along_y = AXES[axes]
+    along_x, along_y = sides(axes)
     high, wide = conv.padding
 
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -82,7 +89,7 @@ def circular(conv: nn.Conv2d, axes: str) -> Callable[[Tensor, Tensor, Tensor | N
 
 def wrapped_tiles(decode: Callable[..., Tensor], axes: str, scale: int) -> Callable[..., Tensor]:
     """Tiled decoding of latents with a margin from the opposite edge, which is cut off afterwards."""
-    x, y = (MARGIN if on else 0 for on in AXES[axes])
+    x, y = (MARGIN if on else 0 for on in sides(axes))
 
     def decode_tiled(samples: Tensor, *args, **options) -> Tensor:
         dx, dy = min(x, samples.shape[-1]), min(y, samples.shape[-2])

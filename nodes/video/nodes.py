@@ -63,7 +63,7 @@ class SaveVideo:
     def save(self, video, filename_prefix, format, codec, quality, resume, audio_from=None, **options):
         clip = LazyVideo.of(video)
         audio = None if audio_from is None else LazyVideo.of(audio_from).operation
-        container = _containers()[format]
+        container = _containers().get(format, format)
         suffix = "" if container == "png" else f".{container}"
         target, subfolder = host.numbered(filename_prefix, suffix, (clip.width, clip.height))
         with host.strict(options.pop("damaged_clip", "warn") == "stop"):

@@ -74,7 +74,7 @@ def test_the_node_hands_every_input_on(judge, pictures, monkeypatch):
     names = ("classification", "patches", "attention", "content", "layout", "tv", "temporal", "confidence")
     inputs = ("global", "patch", "attention", "content", "layout", "tv", "temporal", "confidence")
     given = {f"{name}_weight": float(i + 1) for i, name in enumerate(inputs)}
-    plain = {"epochs": 11, "learning_rate": 0.25, "patch_scales": "local 2", "patches": 12, "threshold": 0.5}
+    plain = {"epochs": 11, "learning_rate": 0.05, "patch_scales": "local 2", "patches": 12, "threshold": 0.5}
     rest = {"curriculum": False, "early_stop": False, "seed": 13}
     with pytest.raises(InterruptedError):
         AttnStyle().run(

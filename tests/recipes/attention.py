@@ -113,7 +113,7 @@ RECIPES = {
         wrong=[BAD_LAYERS, ({"anchors": "x"}, "choose first, previous")],
     ),
     "ReelBrushFramesPerCall": Recipe(
-        lambda frames, size: {"model": MODEL, "frames": 4}, wrong=[({"frames": -1}, "give 0")]
+        lambda frames, size: {"model": MODEL, "frames": 4}, wrong=[({"frames": -1}, "a number from 0")]
     ),
     "ReelBrushAttentionView": Recipe(
         view,

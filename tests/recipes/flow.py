@@ -53,7 +53,7 @@ RECIPES = {
         wrong=[
             (dict(method="raft-small"), "raft"),
             (dict(method="guess"), "none of"),
-            (dict(stride=0), "1 or more"),
+            (dict(stride=0), "a number from 1"),
         ],
     ),
     "ReelBrushSaveFlow": Recipe(

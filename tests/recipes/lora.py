@@ -49,7 +49,7 @@ RECIPES = {
         wrong=[
             ({"projections": "q,w"}, "name some of q, k, v and out"),
             ({"save_as": "../mine"}, "leaves the loras folder"),
-            ({"steps": 0}, "must be positive"),
+            ({"steps": 0}, "a number from 1"),
             ({"style": {"samples": torch.zeros(1, 16, 8, 8)}}, "encode pictures with the VAE"),
             ({"model": torch.nn.Linear(2, 2)}, "not a Stable Diffusion"),
             ({"positive": []}, "the conditioning is empty"),
