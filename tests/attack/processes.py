@@ -147,8 +147,6 @@ def killed(state: SimpleNamespace, number: int) -> str:
         code = finish(process)
         if code not in (0, -sent, 130):
             return f"failure: exit code {code}"
-        if sent == signal.SIGTERM and code == 130 and leftovers(folder):
-            return f"failure: {leftovers(folder)} are left after SIGTERM"
     code = finish(render(graph(folder, 0.8)))
     results = sorted((folder / "output").glob("v_*.mkv"))
     if code or leftovers(folder):
