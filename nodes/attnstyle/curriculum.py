@@ -85,16 +85,16 @@ def norm(gradients: list[Tensor | None]) -> float:
 
 
 def plot(losses: dict[str, list[float]], shares: dict[str, list[float]], title: str) -> Tensor:
-    """IMAGE: the losses relative to their first values, and below them each one's part of the gradient."""
+    """IMAGE: the losses relative to their largest values, and below them each one's part of the gradient."""
     from ..common.plot import figure_to_image, new_figure
 
     figure = new_figure(8, 7)
     upper, lower = figure.subplots(2, 1, sharex=True)
     for name, values in losses.items():
-        first = next((v for v in values if v), 1.0)
-        upper.plot([v / first for v in values], label=name, linewidth=1.4)
+        largest = max(values, default=0) or 1.0  # not the first: content and layout start at zero
+        upper.plot([v / largest for v in values], label=name, linewidth=1.4)
         lower.plot(shares[name], label=name, linewidth=1.4)
-    upper.set(title=title, ylabel="loss / its first value")
+    upper.set(title=title, ylabel="loss / its largest value")
     upper.set_yscale("symlog", linthresh=1e-2)
     lower.set(xlabel="epoch", ylabel="part of the gradient", ylim=(0, 1))
     for axes in (upper, lower):

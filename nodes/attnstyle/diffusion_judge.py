@@ -30,6 +30,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...kernels.ddim import noised
 from .. import host
+from ..diffusion.patching.layers import network
 
 SHARPNESS = 50.0  # k
 LAYOUT_SIDE = 16
@@ -56,13 +57,9 @@ class DiffusionJudge:
     def __init__(
         self, model: Any, vae: Any, clip: Any, timesteps: str = "0.2-0.6", samples: int = 2, size: int = 512
     ):
+        network(model)  # flow models have timesteps too, but no noise to predict
         self.model, self.vae, self.clip = host.differentiable(model), vae, clip
         self.range, self.samples, self.size = parse_range(timesteps), samples, size
-        if not hasattr(model.model.model_sampling, "timestep"):
-            raise ValueError(
-                f"the model ({type(model.model).__name__}) has no timesteps: "
-                "the diffusion judge takes SD1.x, SD2 and SDXL models"
-            )
         self._encoder = VAEEncoder(vae.first_stage_model)
         self._weights: dict[str, Tensor] | None = None
         self._base: Any = None

@@ -61,11 +61,11 @@ def test_a_gradient_is_divided_by_the_largest_that_the_loss_has_had_lately():
 def test_the_plot_draws_losses_and_their_parts_of_the_gradient(monkeypatch):
     figures, draw = [], plotting.figure_to_image
     monkeypatch.setattr(plotting, "figure_to_image", lambda f: figures.append(f) or draw(f))
-    losses = {"patches": [2 - e / 30 for e in range(20)], "layout": [0.0, 0.0] + [0.5] * 18}
+    losses = {"patches": [2 - e / 30 for e in range(20)], "layout": [0.0, 1e-9] + [0.5] * 18}
     parts = {"patches": [0.7] * 20, "layout": [0.3] * 20}
     full, less = plot(losses, parts, "t"), plot({"patches": losses["patches"]}, parts, "t")
     assert full.shape == (1, 700, 800, 3) and not torch.equal(full, less)
     upper, lower = ({line.get_label(): line.get_ydata() for line in a.lines} for a in figures[0].axes)
     assert upper["patches"] == pytest.approx([v / 2 for v in losses["patches"]])
-    assert list(upper["layout"]) == [0, 0] + [1] * 18
+    assert list(upper["layout"]) == [0, 2e-9] + [1] * 18, "a loss that starts at almost zero"
     assert {name: list(values) for name, values in lower.items()} == parts

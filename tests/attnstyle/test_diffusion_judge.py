@@ -201,8 +201,9 @@ def test_the_gradient_goes_through_comfyuis_own_encoder(pictures):
     assert (near[0] - near[1]).item() / 0.04 == pytest.approx(slope.norm().item(), rel=0.05)
 
 
-def test_a_model_without_timesteps_is_refused():
-    flow = SimpleNamespace(model=SimpleNamespace(model_sampling=object(), diffusion_model=nn.Module()))
+def test_a_flow_model_is_rejected():
+    sampling = SimpleNamespace(timestep=lambda sigma: 1000 * sigma, sigmas=torch.linspace(1e-3, 1, 1000))
+    flow = SimpleNamespace(model=SimpleNamespace(model_sampling=sampling, diffusion_model=nn.Module()))
     flow.clone = lambda: flow
-    with pytest.raises(ValueError, match="has no timesteps"):
+    with pytest.raises(ValueError, match="not a Stable Diffusion"):
         DiffusionJudge(flow, Vae(), Clip())
