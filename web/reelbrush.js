@@ -1,14 +1,53 @@
 // ReelBrush in ComfyUI's browser: the finished clip replaces the live preview of the node that saved it,
-// and is shown again after the page is loaded anew.
+// and is shown again after the page is loaded anew. Links have a colour per type, nodes have a badge.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
 const RESULT = "reelbrush_result";
 
-// The front end's own store of previews; null in front ends without it.
-function previewStore() {
+// Colours of links; themes have none for these types.
+const COLOURS = {
+  VIDEO: "#4db6ac",
+  REELBRUSH_STYLE: "#f06292",
+  REELBRUSH_STYA2K: "#7e57c2",
+  REELBRUSH_FLOW: "#ffb74d",
+  REELBRUSH_TRAJECTORY: "#a1887f",
+  REELBRUSH_LORA: "#dce775",
+  REELBRUSH_ATTNSTYLE: "#ba68c8",
+  REELBRUSH_JUDGE: "#90a4ae",
+};
+
+// A store of the front end: "nodeOutput" has the previews, "nodeDef" the nodes; null in front ends without it.
+function store(name) {
   const pinia = document.querySelector("#vue-app")?.__vue_app__?.config.globalProperties.$pinia;
-  return pinia?._s.get("nodeOutput") ?? null;
+  return pinia?._s.get(name) ?? null;
+}
+
+// A theme sets its colours when it is loaded, and clears those of the types that it does not know.
+function colourLinks() {
+  const style = document.createElement("style");
+  const names = Object.entries(COLOURS).map(([type, colour]) => `--color-datatype-${type}: ${colour};`);
+  style.textContent = `:root { ${names.join(" ")} }`; // Nodes 2.0
+  document.head.append(style);
+  for (const colours of [app.canvas.default_connection_color_byType, app.canvas.constructor.link_type_colors]) {
+    if (!colours) continue;
+    for (const [type, ours] of Object.entries(COLOURS)) {
+      let themes = colours[type];
+      Object.defineProperty(colours, type, {
+        configurable: true,
+        enumerable: true,
+        get: () => themes || ours,
+        set: (colour) => (themes = colour),
+      });
+    }
+  }
+}
+
+// The badge has the name of the folder below custom_nodes; show the name of the pack instead.
+function nameBadges() {
+  for (const [name, definition] of Object.entries(store("nodeDef")?.nodeDefsByName ?? {}))
+    if (name.startsWith("ReelBrush") && definition.nodeSource)
+      definition.nodeSource = { ...definition.nodeSource, displayText: "ReelBrush", badgeText: "ReelBrush" };
 }
 
 // A node by the id that the server uses: "12", or "5:12" for node 12 inside the subgraph node 5.
@@ -29,8 +68,8 @@ function locatorOf(node) {
 }
 
 function clearPreview(node) {
-  const store = previewStore();
-  if (store?.revokePreviewsByLocatorId) store.revokePreviewsByLocatorId(locatorOf(node));
+  const previews = store("nodeOutput");
+  if (previews?.revokePreviewsByLocatorId) previews.revokePreviewsByLocatorId(locatorOf(node));
   else delete app.nodePreviewImages?.[locatorOf(node)];
   node.preview = node.imgs = undefined;
   const still = node.widgets?.findIndex((widget) => widget.name === "$$canvas-image-preview") ?? -1;
@@ -45,7 +84,7 @@ export function saveDraft() {
 
 function showResult(node, output) {
   app.nodeOutputs = { ...app.nodeOutputs, [String(node.id)]: output };
-  previewStore()?.setNodeOutputsByExecutionId?.(String(node.id), output);
+  store("nodeOutput")?.setNodeOutputsByExecutionId?.(String(node.id), output);
   node.setDirtyCanvas?.(true, true);
 }
 
@@ -53,6 +92,8 @@ app.registerExtension({
   name: "ReelBrush",
 
   setup() {
+    colourLinks();
+    nameBadges();
     api.addEventListener("executed", ({ detail }) => {
       const saved = detail?.output?.animated?.some(Boolean);
       if (!saved && !detail?.output?.reelbrush_compare) return;

@@ -6,7 +6,8 @@ A `Flow` holds both directions and both validity masks of every pair (t, t + str
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ CONSISTENCY = (0.5, 0.01)
 
 # OpenCV's DIS fails on small frames, crashes on some wide ones, and rejects aspect ratios above 8.
 MIN_SIDE, MAX_ASPECT = 32, 8
+OPENCV = tuple(f"opencv{kind}-python{end}" for kind in ("", "-contrib") for end in ("", "-headless"))
 RAFT_SMALLEST = 128  # below, its coarsest correlation level is empty
 
 
@@ -111,6 +113,7 @@ class Estimator(Protocol):
         ...
 
 
+@cache
 def opencv() -> ModuleType:
     """The OpenCV module, or an error message that says what to install."""
     try:
@@ -120,7 +123,20 @@ def opencv() -> ModuleType:
             f"optical flow needs OpenCV, and importing cv2 failed ({error}): "
             "install opencv-python, or opencv-python-headless where there is no display"
         ) from error
+    found = [name for name in OPENCV if _is_installed(name)]
+    if len(found) > 1:
+        host.log.warning(
+            "%s are installed together, and all contain the module cv2: if it fails, uninstall all but one",
+            ", ".join(found),
+        )
     return cv2
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        return bool(metadata.version(distribution))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def padded(frame: Tensor, smallest: int = MIN_SIDE, multiple: int = 1) -> Tensor:

@@ -58,6 +58,8 @@ def save(
                 depth = bit_depth or clip.bit_depth
                 info = replace(clip, width=width, height=height, alpha=channels == 4, bit_depth=depth)
                 heard = sound(op, batch.times[0], audio_from=audio_from)
+                if audio_from is not None and not (heard.get("audio") or heard.get("audio_from")):
+                    host.warn("audio_from has no sound, so the clip is saved without sound")
                 node = copy_context()  # for warnings
                 with (
                     codec.Writer(path, info, container=container, **heard, **encoding) as writer,

@@ -4,6 +4,8 @@ Needs COMFYUI_PATH, the package playwright and Debian's chromium. ComfyUI runs w
 after its installation: nothing is in `input/` but what this pack puts there.
 """
 
+import base64
+import io
 import itertools
 import json
 import os
@@ -12,9 +14,13 @@ import subprocess
 import sys
 import time
 import urllib.request
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
+import torch
+
+from reelbrush.nodes.video import codec
 
 ROOT = Path(__file__).resolve().parents[2]
 COMFYUI, CHROMIUM = os.environ.get("COMFYUI_PATH"), shutil.which("chromium")
@@ -93,7 +99,7 @@ def server(tmp_path_factory):
     base = tmp_path_factory.mktemp("comfyui")
     for name in ("custom_nodes", "input", "output", "models", "user", "temp"):
         (base / name).mkdir()
-    (base / "custom_nodes" / "ReelBrush").symlink_to(ROOT)
+    (base / "custom_nodes" / "any-folder").symlink_to(ROOT)
     log = (base / "log.txt").open("w")
     command = [sys.executable, "main.py", "--cpu", "--port", str(PORT), "--base-directory", str(base)]
     process = subprocess.Popen(command, cwd=COMFYUI, stdout=log, stderr=subprocess.STDOUT)
@@ -181,6 +187,45 @@ def test_divider_and_play_button_of_compare_videos(comfyui, design):
     page.wait_for_timeout(1500)
     times = page.evaluate("() => [...document.querySelectorAll('.rb-stage video')].map(v => v.currentTime)")
     assert min(times) > 0 and abs(times[0] - times[1]) < 0.2
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_badges_name_the_pack_and_links_have_colours_in_every_theme(comfyui, design):
+    comfyui.open("stya2k_video", DESIGNS[design])
+    badges = """() => Object.values(
+      document.querySelector('#vue-app').__vue_app__.config.globalProperties.$pinia._s.get('nodeDef').nodeDefsByName
+    ).filter(d => d.name.startsWith('ReelBrush')).map(d => d.nodeSource.badgeText)"""
+    assert set(comfyui.page.evaluate(badges)) == {"ReelBrush"}
+    colours = """() => ['VIDEO', 'REELBRUSH_STYLE', 'REELBRUSH_STYA2K', 'MODEL'].map(type => [
+      app.canvas.default_connection_color_byType[type], app.canvas.constructor.link_type_colors[type],
+      getComputedStyle(document.documentElement).getPropertyValue(`--color-datatype-${type}`)])"""
+    for theme in ("light", "dark"):
+        comfyui.set("Comfy.ColorPalette", theme)
+        comfyui.page.evaluate("t => app.extensionManager.setting.set('Comfy.ColorPalette', t)", theme)
+        comfyui.page.wait_for_timeout(1500)
+        shown = comfyui.page.evaluate(colours)
+        assert all(all(kinds) for kinds in shown[:3]), shown
+        assert len({kinds[0] for kinds in shown}) == 4
+
+
+@pytest.mark.parametrize("container", ["mkv", "gif", "mp4"])
+def test_a_dropped_clip_opens_its_workflow(comfyui, container):
+    graph = json.loads((ROOT / "workflows" / "stya2k_multi_style.json").read_text())
+    file = io.BytesIO()
+    info = codec.VideoInfo(64, 48, Fraction(24))
+    with codec.Writer(file, info, container=container, metadata={"workflow": graph}) as writer:
+        writer.write(torch.zeros(48, 64, 3, dtype=torch.uint8), Fraction(0))
+    comfyui.open("stylize_video", False)
+    comfyui.page.evaluate(
+        """async ([data, name]) => {
+          const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
+          await app.handleFile(new File([bytes], name), 'file_drop');
+        }""",
+        [base64.b64encode(file.getvalue()).decode(), f"clip.{container}"],
+    )
+    comfyui.page.wait_for_timeout(2000)
+    found = comfyui.page.evaluate("() => app.graph._nodes.map(n => n.type)")
+    assert sorted(found) == sorted(node["type"] for node in graph["nodes"])
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "subgraphs").glob("*.json")), ids=lambda path: path.stem)

@@ -121,9 +121,17 @@ def test_no_opencv_is_one_sentence(monkeypatch):
             raise ImportError("libGL.so.1: cannot open shared object file")
         return real(name, *args, **kwargs)
 
+    estimate.opencv.cache_clear()
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(RuntimeError, match="install opencv-python"):
         estimate.estimator("dis-medium")
+
+
+def test_two_distributions_of_opencv_are_named(monkeypatch, caplog):
+    monkeypatch.setattr(estimate, "_is_installed", lambda name: not name.endswith("headless"))
+    estimate.opencv.cache_clear()
+    estimate.opencv()
+    assert "opencv-python, opencv-contrib-python are installed together" in caplog.text
 
 
 def test_raft_without_weights_says_where_they_go(home):

@@ -232,6 +232,17 @@ def test_the_workflow_travels_as_core_save_video_writes_it(container, tmp_path):
         assert head.index(b"moov") < head.index(b"mdat")
 
 
+def test_a_gif_has_the_workflow_in_a_comment(tmp_path):
+    long = {"nodes": [{"id": n, "title": "Stil ä"} for n in range(40)]}  # more than one block of 255 bytes
+    target = write(tmp_path / "clip", gradient(4, 64, 48), container="gif", metadata={"workflow": long})
+    plain = write(tmp_path / "plain", gradient(4, 64, 48), container="gif")
+    assert json.loads(codec.probe(target).metadata["workflow"]) == long
+    assert codec.probe(plain).metadata == {}
+    with av.open(str(target)) as a, av.open(str(plain)) as b:
+        for one, other in zip(a.decode(video=0), b.decode(video=0), strict=True):
+            assert np.array_equal(one.to_ndarray(format="rgba"), other.to_ndarray(format="rgba"))
+
+
 def test_a_sources_own_tags_stay_without_what_describes_the_old_file():
     info = VideoInfo(64, 48, RATE, metadata={"title": "mine", "encoder": "old", "major_brand": "isom"})
     found = codec.probe(

@@ -1,5 +1,6 @@
 """Operations as data: fingerprints, serialized graphs, clips that do not fit together."""
 
+import importlib.util
 import io
 import re
 from pathlib import Path
@@ -122,12 +123,14 @@ def test_the_longest_chain_runs_within_pythons_stack(home):
         video.then(Blur, 0, 0).then(Blur, 0, 0)
 
 
-def test_the_example_of_contributing_sharpens_a_clip():
+def test_the_example_of_contributing_sharpens_a_clip(tmp_path):
     text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
     example = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
-    module = {"__name__": "reelbrush.nodes.video.sharpen", "__package__": "reelbrush.nodes.video"}
-    exec(compile(example, "CONTRIBUTING.md", "exec"), module)
+    (tmp_path / "sharpen.py").write_text(example)
+    spec = importlib.util.spec_from_file_location("reelbrush.nodes.video.sharpen", tmp_path / "sharpen.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     clip = lazy(6, (16, 16))
-    sharp = all_of(clip.then(module["Sharpen"], 1.0, node="Sharpen Video"))
+    sharp = all_of(clip.then(module.Sharpen, 1.0, node="Sharpen Video"))
     edges = [(x[:, :, 1:] - x[:, :, :-1]).abs().mean() for x in (all_of(clip), sharp)]
     assert sharp.shape == (6, 16, 16, 3) and edges[1] > 1.2 * edges[0]

@@ -108,6 +108,16 @@ def test_the_right_part_of_the_sound_is_heard(tmp_path):
         assert pitches(LazyVideo.from_file(tmp_path / "from.mkv").get_components().audio) == [400, 600]
 
 
+def test_sound_from_a_silent_clip_is_a_warning(tmp_path, caplog):
+    silent = LazyVideo.from_frames(frames(4, (16, 16)), 12)
+    loud = LazyVideo.from_frames(frames(4, (16, 16)), 12, beeps(1))
+    save(silent.operation, tmp_path / "loud.mkv", "mkv", audio_from=loud.operation)
+    assert "no sound" not in caplog.text
+    save(loud.operation, tmp_path / "silent.mkv", "mkv", audio_from=silent.operation)
+    assert "audio_from has no sound" in caplog.text
+    assert not codec.probe(tmp_path / "silent.mkv").has_audio
+
+
 def test_the_sound_of_a_clip_with_a_changing_rate_ends_with_its_picture(tmp_path):
     info = codec.VideoInfo(16, 16, Fraction(20), 100, True)
     pictures = [(f * 255).byte() for f in frames(100, (16, 16))]

@@ -1,6 +1,8 @@
 """GIF with one palette for the whole clip, in bounded memory."""
 
+import contextlib
 import io
+import json
 import os
 import shutil
 import tempfile
@@ -71,12 +73,23 @@ class GifSink(FileSink):
                 pictures.push(self._timed(frame.reformat(format=self._packed), time))
                 self.encode(graph.pull(), time)
         super().close()
+        if self._how.metadata:
+            _add_comment(self._target, json.dumps(dict(self._how.metadata)).encode())
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def abandon(self) -> None:
         self._temporary.abandon()
         super().abandon()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _add_comment(target: str | os.PathLike | io.BytesIO, comment: bytes) -> None:
+    """Puts a comment before the end mark, because FFmpeg writes none. source.py and web/drop.js read it."""
+    blocks = (comment[at : at + 255] for at in range(0, len(comment), 255))
+    data = b"\x21\xfe" + b"".join(bytes([len(block)]) + block for block in blocks) + b"\x00\x3b"
+    with contextlib.nullcontext(target) if isinstance(target, io.BytesIO) else open(target, "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(data)
 
 
 def _graph(

@@ -1,9 +1,10 @@
 """Opening a source and reading its properties: containers, streams, packets. No pixel is converted here."""
 
 import io
+import json
 import os
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -186,8 +187,19 @@ def _info(container: Any, stream: Any, frame: Any, source: Source) -> VideoInfo:
         variable=variable,
         pixel_aspect=aspect,
         start_time=start,
-        metadata={k.lower() if matroska else k: v for k, v in container.metadata.items()},
+        metadata=_tags(container, matroska),
     )
+
+
+def _tags(container: Any, matroska: bool) -> dict[str, str]:
+    """The file's tags. A GIF of ours has them as JSON in its comment."""
+    found = dict(container.metadata)
+    if container.format.name == "gif":
+        with suppress(ValueError, RecursionError):
+            ours = json.loads(found.get("comment", ""))
+            if isinstance(ours, dict) and all(isinstance(v, str) for v in ours.values()):
+                return ours
+    return {k.lower() if matroska else k: v for k, v in found.items()}
 
 
 def _seconds(stream: Any, container: Any, start: Fraction) -> Fraction:
