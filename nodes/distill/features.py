@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import host
-from ..diffusion.patching.layers import pick_layers
+from ..diffusion.patching.layers import pick_layers, recomputable
 from ..diffusion.patching.unet import Features, capture
 
 
@@ -23,10 +23,12 @@ class FeatureReader:
     def __init__(
         self, base: Any, null: list, layers: str = "last 6", recomputation: host.Recomputation | None = None
     ):
-        self.base, self.null, self.recomputation = base, null, recomputation
+        self.base, self.null = base, null
+        self.recomputation = recomputation or host.Recomputation(None, ())
         self.layers = pick_layers(base, layers)
         if not self.layers:
             raise ValueError(f"layers is {layers!r}, which names none: attention distillation needs a layer")
+        self.most_frames: int | None = None  # in an evaluation with gradients, after an out-of-memory error
         self._conditions: dict[tuple, dict[str, Tensor]] = {}
 
     @property
@@ -66,25 +68,33 @@ class FeatureReader:
             }
         return self._conditions[key]
 
-    def graph_bytes(self, z: Tensor, timestep: float) -> int:
-        """The bytes that one evaluation with gradients keeps for its backward pass."""
-        leaf = z.detach().clone().requires_grad_()
-        return host.graph_bytes(self.base, lambda: self(leaf, timestep, "qo", grad=True))
+    def graph_size(self, z: Tensor, timestep: float) -> host.GraphSize:
+        """What an evaluation of latents like z with gradients keeps for its backward pass."""
+        return host.graph_size(lambda z: self(z.requires_grad_(), timestep, "qo", grad=True), z)
 
     def frames_per_call(self, z: Tensor, timestep: float, wanted: int = 0) -> int:
         """How many frames share an evaluation with gradients: `wanted`, or for 0 as many as fit into free
-        memory. Where not even one fits, the reader recomputes in the backward pass from now on."""
-        if wanted > 0:
-            return wanted
-        one = max(1, self.graph_bytes(z[:1], timestep))
-        fits = int(host.graph_room(self.base, host.free_memory(z.device)) / one)
-        self.recomputation.on = fits < 1
-        return max(1, min(fits, len(z)))
+        memory. Where these do not fit, the reader recomputes in the backward pass from now on."""
+        needed, free, fits = min(wanted, len(z)) or 1, host.free_memory(z.device), 0
+        for self.recomputation.on in (False, True):
+            fits = self.graph_size(z, timestep).frames(z, free)
+            if fits >= needed:
+                break
+        return wanted or max(1, min(fits, len(z)))
 
-
-def recomputable(module: nn.Module) -> bool:
-    """Residual blocks and feed-forward layers. Not attention: a reading pass ends inside it."""
-    return hasattr(module, "in_layers") or hasattr(module, "net")
+    def save_memory(self, z: Tensor) -> None:
+        """After an out-of-memory error with these latents: use less memory from now on."""
+        if not self.recomputation.on:
+            self.recomputation.on = True
+            host.log.info("out of memory: computing activations again in the backward pass (slower)")
+        elif len(z) > 1:
+            self.most_frames = len(z) // 2
+            host.log.info("out of memory: %d frames at a time", self.most_frames)
+        else:
+            raise torch.OutOfMemoryError(
+                f"a latent of {z.shape[-1] * 8}x{z.shape[-2] * 8} pixels does not fit into memory, even when "
+                "activations are computed again: use a smaller size"
+            )
 
 
 @contextmanager
@@ -92,7 +102,7 @@ def opened(model: Any, null: list, layers: str = "last 6") -> Iterator[tuple[Any
     """A differentiable clone of a MODEL, loaded, and a reader on it, with gradients enabled. Its memory is
     released at the end."""
     clone = host.differentiable(model)
-    recomputation = host.Recomputation(clone, recomputable)
+    recomputation = host.Recomputation(clone, recomputable(model, pick_layers(model, layers)))
     try:
         with host.gradients(), host.loaded(clone) as base:
             yield clone, FeatureReader(base, null, layers, recomputation)

@@ -22,7 +22,8 @@ from torch import Tensor
 from ...kernels import ddim
 from ...kernels.moments import match_moments
 from .. import host
-from .features import FeatureReader, recomputable
+from ..diffusion.patching.layers import pick_layers, recomputable
+from .features import FeatureReader
 from .optimize import DistillRecipe, NotANumberError, References, distill
 
 Noise = Callable[[Tensor], Tensor]
@@ -53,8 +54,7 @@ class Guide:
         def sample(denoise: host.Denoiser, x: Tensor, sigmas: Tensor) -> Tensor:
             recomputation = None
             if self.iterations:
-                prepare = lambda clone: host.Recomputation(clone, recomputable)  # noqa: E731
-                recomputation = denoise.load_differentiable(prepare)
+                recomputation = denoise.load_differentiable(self._recomputation)
             guidance = GuidedRun(self, denoise.model, x, noise, recomputation)
             i, last = 0, len(sigmas) - 1
             while i < last:
@@ -72,6 +72,9 @@ class Guide:
             return x
 
         return sample
+
+    def _recomputation(self, model: Any) -> host.Recomputation:
+        return host.Recomputation(model, recomputable(model, pick_layers(model, self.layers)))
 
     def _steps(self, denoise: host.Denoiser, x: Tensor, sigmas: Tensor, index: int) -> tuple[Tensor, Tensor]:
         """The latent at the last of some levels, and x0."""

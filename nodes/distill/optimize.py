@@ -80,10 +80,14 @@ class References:
         """The queries of these frames' content, per layer; kept for more iterations at one timestep."""
         key = (t, tuple(frames))
         if self._queries[:1] != (key,):
-            self._queries = ()  # release the last ones before new ones are computed
+            self.release_content()  # before new ones are computed
             content = self.content if len(self.content) == 1 else self.content[list(frames)]
             self._queries = (key, [f.heads("q") for f in self.reader(content, t, "q")])
         return self._queries[1]
+
+    def release_content(self) -> None:
+        """Forget the content's queries."""
+        self._queries = ()
 
     def labels(
         self, style: tuple[int, int], target: tuple[int, int], frames: Sequence[int]
@@ -160,10 +164,15 @@ def distill(
             style_timestep, style = t, references.style_at(t)
         losses = torch.zeros(3, len(z), dtype=torch.float64)
         z.grad = torch.zeros_like(z)
-        for first in range(0, len(z), recipe.frames_per_call):
+        first = 0
+        while first < len(z):
             host.check_interrupt()
-            rows = slice(first, first + recipe.frames_per_call)
-            losses[:2, rows], z.grad[rows] = gradient(references, style, z[rows], t, recipe, frames[rows])
+            per_call = min(recipe.frames_per_call, references.reader.most_frames or len(z))
+            rows = slice(first, first + per_call)
+            result = within_memory(references, style, z[rows], t, recipe, frames[rows])
+            if result is not None:
+                losses[:2, rows], z.grad[rows] = result
+                first = rows.stop
         if anchor is not None and recipe.temporal_weight:
             losses[2], pull = temporal(z, anchor(z))
             z.grad += recipe.temporal_weight * pull
@@ -175,6 +184,27 @@ def distill(
         adam.step()
         report(DistillStep(number, t, *losses.mean(dim=1).tolist(), z.detach()))
     return z.detach()
+
+
+def within_memory(
+    references: References,
+    style: list[StyleFeatures],
+    z: Tensor,
+    t: float,
+    recipe: DistillRecipe,
+    frames: Sequence[int],
+) -> tuple[Tensor, Tensor] | None:
+    """`gradient`, or None after an out-of-memory error: the reader uses less memory from then on."""
+    try:
+        return gradient(references, style, z, t, recipe, frames)
+    except Exception as error:
+        if not host.is_out_of_memory(error):
+            raise
+    # here, outside of `except`: there the error keeps the failed graph alive
+    references.release_content()
+    host.release_memory()
+    references.reader.save_memory(z)
+    return None
 
 
 def gradient(

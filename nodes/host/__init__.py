@@ -24,12 +24,13 @@ from .folders import (
 )
 from .gradients import (
     GRAPH_SHARE,
+    GraphSize,
     Recomputation,
     differentiable,
     differentiable_attention,
     gradients,
     graph_bytes,
-    graph_room,
+    graph_size,
 )
 from .memory import (
     Managed,

@@ -1,15 +1,16 @@
 """Gradients through ComfyUI's models: a clone that has them, attention that has them, and their memory."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
-
-from .model import compute_dtype
 
 
 def differentiable(model: Any) -> Any:
@@ -39,23 +40,29 @@ def gradients() -> Iterator[None]:
 class Recomputation:
     """Gradient checkpointing on a CLONE, off until `on` is set: less memory, one more forward pass.
 
-    `chosen` names the modules below `diffusion_model` whose insides are computed again in the backward pass.
+    `paths` are the modules below `diffusion_model` whose insides are computed again in the backward pass.
     """
 
-    def __init__(self, model: Any, chosen: Callable[[nn.Module], bool]):
+    def __init__(self, model: Any, paths: Iterable[str]):
         self.on = False
-        for name, module in model.model.diffusion_model.named_modules():
-            if chosen(module):
-                path = f"diffusion_model.{name}.forward"
-                model.add_object_patch(path, self._checkpointed(model.get_model_object(path)))
+        for path in paths:
+            name = f"diffusion_model.{path}.forward"
+            model.add_object_patch(name, self._checkpointed(model.get_model_object(name)))
 
     def _checkpointed(self, forward: Callable) -> Callable:
         def run(*args, **kwargs):
             if not self.on or not torch.is_grad_enabled():
                 return forward(*args, **kwargs)
-            return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+            # the UNet writes to its options while it runs: the second pass must see those of the first
+            args = [_copied(value) for value in args]
+            kwargs = {name: _copied(value) for name, value in kwargs.items()}
+            return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
         return run
+
+
+def _copied(value: Any) -> Any:
+    return dict(value) if isinstance(value, dict) else value
 
 
 def differentiable_attention(
@@ -80,27 +87,45 @@ def differentiable_attention(
     return out if skip_output_reshape else out.transpose(1, 2).flatten(2)
 
 
-def graph_bytes(base: Any, run: Callable[[], Any]) -> int:
-    """The bytes that `run` keeps for its backward pass, weights and their copies not counted."""
-    weights = list(base.diffusion_model.parameters())
-    own, shapes = {w.data_ptr() for w in weights}, {w.shape for w in weights}
-    kept: dict[int, int] = {}
-
-    def pack(t: Tensor) -> Tensor:
-        if t.data_ptr() not in own and t.shape not in shapes:
-            kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        result = run()
-    del result
-    return sum(kept.values())
-
+# -- memory ----------------------------------------------------------------------------------------
 
 GRAPH_SHARE = 0.7  # share of the free memory for the graph; the rest is for the backward pass
+_SIDES = (16, 32)  # latents that the size of a graph is measured with
 
 
-def graph_room(base: Any, free: float) -> float:
-    """The bytes of `free` memory that a graph may use: a differentiable clone also copies all weights."""
-    copies = sum(w.numel() for w in base.diffusion_model.parameters()) * compute_dtype(base).itemsize
-    return GRAPH_SHARE * free - copies
+@dataclass(frozen=True)
+class GraphSize:
+    """The bytes that one evaluation keeps for its backward pass."""
+
+    fixed: float  # for any picture: copies of weights, text
+    per_pixel: float  # of the latents
+
+    def frames(self, latents: Tensor, free: float) -> int:
+        """How many of the latents may share an evaluation in so many bytes of free memory."""
+        one = max(1.0, self.per_pixel * latents[0, 0].numel())
+        return max(0, int((GRAPH_SHARE * free - self.fixed) / one))
+
+
+def graph_size(run: Callable[[Tensor], Any], latents: Tensor) -> GraphSize:
+    """The graph of `run(z)` for latents like these, measured with two small ones."""
+    blank = [latents.new_zeros(1, latents.shape[1], side, side) for side in _SIDES]
+    small, large = (graph_bytes(partial(run, z)) for z in blank)
+    per_pixel = (large - small) / (blank[1][0, 0].numel() - blank[0][0, 0].numel())
+    return GraphSize(small - per_pixel * blank[0][0, 0].numel(), per_pixel)
+
+
+def graph_bytes(run: Callable[[], Any]) -> int:
+    """The bytes that `run` would keep for its backward pass. Nothing is kept: the pass is impossible."""
+    kept: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def pack(t: Tensor) -> None:
+        storage = t.untyped_storage()
+        reference = StorageWeakRef(storage)  # while it lives, no other storage has this number
+        kept[reference.cdata] = reference, storage.nbytes()
+
+    def unpack(_: None) -> Tensor:
+        raise RuntimeError("this graph was only measured")
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        run()
+    return sum(size for _, size in kept.values())

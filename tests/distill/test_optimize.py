@@ -92,28 +92,6 @@ def test_without_a_content_weight_the_content_costs_nothing(monkeypatch):
     assert rows == [(1, False), (1, True)]
 
 
-def test_recomputing_to_save_memory_changes_nothing():
-    found, held = [], []
-    for recompute in (False, True):
-        with references(model(), content=contents(), recompute=recompute) as refs:
-            held.append(refs.reader.graph_bytes(contents(), 201))
-            style = refs.style_at(201)
-            found.append(optimize.gradient(refs, style, contents(), 201, DistillRecipe(), range(1))[1])
-    torch.testing.assert_close(*found)
-    assert held[1] < 0.7 * held[0]
-
-
-def test_free_memory_decides_how_many_frames_share_a_call(monkeypatch):
-    with references(model()) as refs:
-        one = refs.reader.graph_bytes(contents(), 1)
-        copied = sum(p.nbytes for p in refs.reader.base.diffusion_model.parameters()) / host.GRAPH_SHARE
-        for room, expected in ((100 * one, (8, False)), (5 * one, (3, False)), (one, (1, True))):
-            monkeypatch.setattr(host, "free_memory", lambda where=None, room=room: room + copied)
-            frames = refs.reader.frames_per_call(contents(8), 1)
-            assert (frames, refs.reader.recomputation.on) == expected
-        assert refs.reader.frames_per_call(contents(8), 1, 5) == 5
-
-
 def test_the_model_is_as_before_also_after_an_error():
     of = model()
     net = of.model.diffusion_model

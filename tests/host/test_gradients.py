@@ -1,9 +1,13 @@
 """Gradients through a clone of a MODEL, from inside inference mode, the shared model untouched."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
 from reelbrush.nodes import host
+from reelbrush.nodes.diffusion.patching.layers import attention_layers, recomputable
 
 from ..diffusion import tiny
 
@@ -78,3 +82,44 @@ def test_without_the_clone_comfyui_refuses():
         model = tiny.comfy_model("mini")
     with pytest.raises(RuntimeError, match=r"(?i)inference tensor"):
         loss_and_gradient(model)
+
+
+def test_what_is_computed_again_sees_the_options_of_its_first_pass(model):
+    """The UNet writes the address of the running block into its options; patches read it there."""
+
+    def attend(q, k, v, options):
+        kind, number = options["block"]
+        return v * (len(kind) + number + 10 * options["block_index"])
+
+    def gradient(recompute):
+        clone = host.differentiable(model)
+        recomputation = host.Recomputation(clone, recomputable(clone))
+        recomputation.on = recompute
+        replaced = {layer.address: attend for layer in attention_layers(model)}
+        with host.gradients(), host.loaded(clone) as base:
+            options = {"patches_replace": {"attn1": replaced}, "sigmas": torch.ones(1)}
+            z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+            conditions = host.conditions(base, tiny.conditioning(model), z)
+            conditions = {k: v.clone() for k, v in conditions.items() if torch.is_tensor(v)}
+            out = host.evaluate(base, z, 2.0, conditions, options)
+            return torch.autograd.grad(out.square().sum(), z)[0]
+
+    kept = gradient(False)
+    assert float(kept.abs().max()) > 1e-3
+    assert torch.equal(gradient(True), kept)
+
+
+def test_measuring_a_graph_keeps_nothing():
+    x, alive = torch.ones(1000, requires_grad=True), []
+
+    def run():
+        outputs = [x.exp() for _ in range(5)]  # exp saves its own output
+        alive.extend(weakref.ref(t) for t in outputs)
+        return outputs[0].sigmoid().sum()
+
+    gc.disable()  # a cycle would need the collector
+    try:
+        assert host.graph_bytes(run) == 4 * 1000 * 6
+        assert not any(reference() is not None for reference in alive)
+    finally:
+        gc.enable()

@@ -37,13 +37,12 @@ from ...common.inputs import comma_separated
 from ...common.plot import loss_plot
 from ..patching import unet
 from ..patching.hooks import hook_output
-from ..patching.layers import network
+from ..patching.layers import network, recomputable
 from .file import KIND, LowRank, StyleLoRA, save
 from .names import naming
 
 MOST = 4096  # of the rank: no projection is wider
 SAVE_EVERY = 15.0  # seconds between two states on disk
-_PROBE = 32  # side of the latents that the graph's memory is measured with
 
 
 @dataclass(frozen=True)
@@ -158,11 +157,6 @@ def weights_in_use(net: nn.Module) -> Iterator[Tensor]:
             yield reduce(lambda w, f: f(w), functions, weight.clone()) if functions else weight
 
 
-def _recomputed(module: nn.Module) -> bool:
-    """Residual and transformer blocks, whose insides need most of the graph's memory."""
-    return hasattr(module, "in_layers") or (hasattr(module, "attn1") and hasattr(module, "ff"))
-
-
 # -- a training ------------------------------------------------------------------------------------
 
 
@@ -175,7 +169,7 @@ class LoRATraining:
         paths = projections(model, recipe.projections)
         self.branches = fresh(network(model), paths, recipe.rank, recipe.seed, self.device)
         self.model = with_branches(model, self.branches)
-        self.recomputation = host.Recomputation(self.model, _recomputed)
+        self.recomputation = host.Recomputation(self.model, recomputable(self.model))
         self.parameters = [p for branch in self.branches.values() for p in (branch.down, branch.up)]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=recipe.learning_rate)
         self.step, self.losses = 0, []
@@ -192,13 +186,15 @@ class LoRATraining:
         noise = torch.randn(self.pictures[:1].shape, generator=g)
         return int(order[step % count]), timestep, noise.to(self.device)
 
-    def loss(self, picture: int, timestep: int, noise: Tensor, side: int | None = None) -> LossAndPicture:
-        """Eq. 3's loss of one draw; with `side`, on a corner of the picture only."""
+    def loss(self, picture: int, timestep: int, noise: Tensor) -> LossAndPicture:
+        """Eq. 3's loss of one draw."""
+        return self._loss(self.pictures[picture : picture + 1], picture, timestep, noise)
+
+    def _loss(self, clean: Tensor, picture: int, timestep: int, noise: Tensor) -> LossAndPicture:
         sigma = float(self.base.model_sampling.sigma(torch.tensor(float(timestep))))
-        clean = self.pictures[picture : picture + 1, :, :side, :side]
         conditions = host.conditions(self.base, self.text(picture), clean, sigma)
         tensors = {k: v.detach().clone().to(self.device) for k, v in conditions.items() if torch.is_tensor(v)}
-        return eq3(self.base, clean, noise[..., :side, :side], sigma, tensors)
+        return eq3(self.base, clean, noise, sigma, tensors)
 
     def text(self, picture: int) -> list:
         """The conditioning of a picture: its own where there is one for each, else all of it."""
@@ -234,10 +230,8 @@ class LoRATraining:
     def plan(self) -> None:
         """Recompute in the backward pass where the graph would not fit into free memory."""
         picture, timestep, noise = self.draw(0)
-        side = min(_PROBE, *noise.shape[-2:])
-        larger = noise[0, 0].numel() / side**2
-        graph = host.graph_bytes(self.base, lambda: self.loss(picture, timestep, noise, side))
-        self.recomputation.on = graph * larger > host.graph_room(self.base, host.free_memory(self.device))
+        graph = host.graph_size(lambda z: self._loss(z, picture, timestep, z), noise)
+        self.recomputation.on = graph.frames(noise, host.free_memory(self.device)) < 1
 
     def _advance_within_memory(self) -> LossAndPicture:
         try:

@@ -5,6 +5,7 @@ decoder blocks (0..11 on SD1.x and SD2.x, 0..8 on SDXL). Both are read from the 
 any width and depth works.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,6 +138,21 @@ def pick_blocks(model: Any, expression: str) -> list[DecoderBlock]:
     """The decoder blocks that an expression names."""
     blocks = decoder_blocks(model)
     return [blocks[i] for i in pick(expression, len(blocks), "block")]
+
+
+def recomputable(model: Any, read: Iterable[AttentionLayer] = ()) -> list[str]:
+    """Paths of the modules that are worth computing again in a backward pass: residual and transformer
+    blocks. Of a transformer block whose attention is read, only the feed-forward part: a reading pass ends
+    inside its attention, and what is read there must keep its graph."""
+    read_blocks = {layer.path.rpartition(".")[0] for layer in read}
+    paths = []
+    for path, module in network(model).named_modules():
+        residual, transformer = hasattr(module, "in_layers"), hasattr(module, "attn1")
+        if residual or (transformer and path not in read_blocks):
+            paths.append(path)
+        elif transformer:
+            paths.append(f"{path}.ff")
+    return paths
 
 
 def numbered(items: list, number: int, what: str) -> Any:

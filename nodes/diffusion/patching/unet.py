@@ -297,11 +297,14 @@ def record(
             raise StopForward
         return out
 
-    with suppress(StopForward):
-        run(with_attention(options, layers, attend, reading=True))
-    if len(features) != len(layers):
-        raise unreadable()
-    return features
+    try:
+        with suppress(StopForward):
+            run(with_attention(options, layers, attend, reading=True))
+        if len(features) != len(layers):
+            raise unreadable()
+        return dict(features)
+    finally:
+        features.clear()  # a graph with recomputation keeps the options, and so `attend`: a cycle otherwise
 
 
 def capture(
