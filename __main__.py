@@ -5,7 +5,9 @@ Exit codes: 0 success; 1 an error, with a message of one sentence; 130 interrupt
 
 import argparse
 import importlib
+import io
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -42,38 +44,68 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _open_streams() -> None:
+    """Give a process that was started with closed streams others, which write to nowhere.
+
+    Otherwise a file that is opened later gets their numbers, and what libraries log goes into that file.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if number == 0 else "w"))
+        elif number and isinstance(getattr(sys, name), io.TextIOWrapper):
+            getattr(sys, name).reconfigure(errors="backslashreplace")  # for names of files
+
+
+def _check_folder() -> None:
+    try:
+        os.getcwd()
+    except OSError:
+        raise ValueError("the current folder does not exist any more: change to another one") from None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    top = _parser().parse_args(argv[:1])
-    if top.version:
-        from . import __version__
-
-        sys.stdout.write(f"reelbrush {__version__}\n")
-        return 0
-    if not top.command:
-        _parser().print_help()
-        return 0
+    _open_streams()
     debug = "--debug" in argv
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(message)s")
     with suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
+        top = _parser().parse_args(argv[:1])
+        if top.version:
+            from . import __version__
+
+            sys.stdout.write(f"reelbrush {__version__}\n")
+        elif not top.command:
+            _parser().print_help()
+        if top.version or not top.command:
+            return 0
+        _check_folder()
         command = load_command(top.command)
         parser = argparse.ArgumentParser(f"reelbrush {top.command}", description=COMMANDS[top.command])
         parser.add_argument(
             "--debug", action="store_true", help="log more, and show the traceback of an error"
         )
         command.add_arguments(parser)
-        return int(command.run(parser.parse_args(argv[1:])) or 0)
+        code = int(command.run(parser.parse_args(argv[1:])) or 0)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted\n")
         return 130
-    except BrokenPipeError:
+    except BrokenPipeError:  # its reader has ended; Python writes what is left when it exits
+        sys.stdout = open(os.devnull, "w")
         return 1
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, MemoryError):
+            error = RuntimeError("not enough memory: close other programs, or give a smaller clip")
         expected = isinstance(error, ValueError | RuntimeError | OSError)
         text = (
             str(error)

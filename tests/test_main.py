@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -131,3 +132,58 @@ def test_every_command_has_a_module():
     for name in command.COMMANDS:
         module = command.load_command(name)
         assert callable(module.add_arguments) and callable(module.run)
+
+
+STREAMS = """
+import sys
+from types import SimpleNamespace
+from reelbrush import __main__ as command
+
+def run(args):
+    sys.stderr.write("log")
+    with open("a", "wb", 0) as file:
+        file.write(b"data")
+        assert file.fileno() > 2
+    print("caf\\xe9")
+
+command.load_command = lambda name: SimpleNamespace(add_arguments=lambda parser: None, run=run)
+sys.exit(command.main(["render"]))
+"""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_do_not_stop_a_command(tmp_path, closed):
+    shell = ["bash", "-c", f'"$0" -c "$1" {closed}', sys.executable, STREAMS]
+    assert subprocess.run(shell, cwd=tmp_path).returncode == 0
+    assert (tmp_path / "a").read_bytes() == b"data"
+
+
+def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path):
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", STREAMS], cwd=tmp_path, env=ascii_only, capture_output=True)
+    assert (done.returncode, done.stdout) == (0, b"caf\\xe9\n")
+
+
+def test_a_folder_that_was_removed_is_one_sentence(tmp_path):
+    shell = ["bash", "-c", 'rmdir "$PWD"; "$0" -c "$1"', sys.executable, STREAMS]
+    (tmp_path / "gone").mkdir()
+    done = subprocess.run(shell, cwd=tmp_path / "gone", capture_output=True, text=True)
+    message = "reelbrush: the current folder does not exist any more: change to another one\n"
+    assert (done.returncode, done.stderr) == (1, message)
+
+
+def test_a_reader_that_ends_early_is_no_error(tmp_path):
+    code = STREAMS.replace('print("caf', 'import time; time.sleep(0.5); print("caf')
+    shell = ["bash", "-c", '"$0" -c "$1" | true; exit ${PIPESTATUS[0]}', sys.executable, code]
+    done = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "log")
+
+
+def test_too_little_memory_is_one_sentence(subcommand, capsys):
+    def run(args):
+        raise MemoryError
+
+    subcommand(run)
+    assert command.main(["extra"]) == 1
+    message = "reelbrush: not enough memory: close other programs, or give a smaller clip\n"
+    assert capsys.readouterr().err == message

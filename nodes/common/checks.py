@@ -1,5 +1,6 @@
-"""The check of IMAGE, MASK and LATENT at the entry of every node: what other nodes give is not trusted."""
+"""The check of IMAGE, MASK, LATENT and AUDIO at the entry of every node: what other nodes give is not trusted."""
 
+from fractions import Fraction
 from functools import cache, wraps
 from inspect import getattr_static, signature
 from math import inf
@@ -96,6 +97,34 @@ def latent(name: str, value: Any) -> dict[str, Any]:
     return value if samples is value["samples"] else value | {"samples": samples}
 
 
+def audio(name: str, value: Any) -> dict[str, Any]:
+    """An AUDIO: samples [N, channels, n] as float32, and their rate."""
+    wanted = "connect a node that gives AUDIO"
+    if not isinstance(value, dict) or not isinstance(value.get("waveform"), Tensor):
+        raise ValueError(f"{name} is a {type(value).__name__} without a waveform: {wanted}")
+    waveform, rate = value["waveform"], value.get("sample_rate")
+    if waveform.ndim != 3 or not waveform.shape[0] or not waveform.shape[1]:
+        raise ValueError(
+            f"{name} has the shape {list(waveform.shape)}, and an AUDIO is [1, channels, samples]: {wanted}"
+        )
+    if not isinstance(rate, Real) or not 1 <= rate <= _HIGHEST_RATE:
+        raise ValueError(f"{name} has the sample rate {str(rate)[:30]}: give one from 1 to {_HIGHEST_RATE}")
+    waveform = waveform.to(torch.float32)
+    if waveform.numel() and not waveform.abs().amax() <= _LARGEST:
+        raise ValueError(
+            f"{name} has values that are not numbers (NaN), infinite or above {_LARGEST:g}: "
+            "check the node that makes it"
+        )
+    return value | {"waveform": waveform, "sample_rate": int(rate)}
+
+
+def frame_rate(name: str, value: Any) -> Fraction:
+    """Frames per second."""
+    if not isinstance(value, Real) or not _LOWEST_FPS <= value <= _HIGHEST_FPS:
+        raise ValueError(f"{name} has {str(value)[:30]} frames per second: give 0.0001 to {_HIGHEST_FPS}")
+    return Fraction(value).limit_denominator(100_000)
+
+
 def text(name: str, value: Any) -> Any:
     """A STRING, which may hold half of a character when it comes from a damaged file."""
     try:
@@ -106,7 +135,9 @@ def text(name: str, value: Any) -> Any:
 
 
 _LARGEST = 1e6
-_CHECKS = {"IMAGE": image, "MASK": mask, "LATENT": latent, "STRING": text}
+_HIGHEST_RATE = 10**6  # samples per second
+_LOWEST_FPS, _HIGHEST_FPS = 1e-4, 10**6
+_CHECKS = {"IMAGE": image, "MASK": mask, "LATENT": latent, "AUDIO": audio, "STRING": text}
 
 
 def _numbers(name: str, value: Any, what: str) -> Tensor:

@@ -7,7 +7,6 @@ and outputs of all of them. All other core nodes (checkpoints, samplers, ...) ne
 import json
 import sys
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +220,7 @@ def get_video_components(video):
     {"audio": ("AUDIO",), "bit_depth": ("INT", {"default": 8, "min": 8, "max": 10, "step": 2})},
 )
 def create_video(images, fps, audio=None, bit_depth=8):
-    return (LazyVideo.from_frames(images, Fraction(fps), audio, bit_depth),)
+    return (LazyVideo.from_frames(images, fps, audio, bit_depth),)
 
 
 _SIDE = ("INT", {"default": 512, "min": 0, "max": 16384})

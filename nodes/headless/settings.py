@@ -1,6 +1,7 @@
 """`--set NODE.INPUT=VALUE`: inputs that the command line changes."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,13 @@ def _apply(graph: Graph, text: str, catalog: Catalog) -> Setting:
         raise ValueError(f"{node}: {declared.name} takes a connection of type {declared.type}, not a value")
     setting = Setting(node, declared)
     if declared.is_file and value and value not in (declared.choices or ()):
-        path = Path(value).expanduser()
-        if path.exists():
-            setting.path = path.resolve()
-            value = str(setting.path)
+        with suppress(
+            RuntimeError, OSError, ValueError
+        ):  # ~name of nobody, too long a name, a null character
+            path = Path(value).expanduser()
+            if path.exists():
+                setting.path = path.resolve()
+                value = str(setting.path)
     node.inputs[declared.name] = _convert(node, declared, value)
     return setting
 

@@ -48,7 +48,7 @@ class LazyVideo(host.video_base()):
         if not hasattr(video, "get_components"):
             raise ValueError(f"a VIDEO is needed, not {type(video).__name__}: connect Load Video to it")
         components = video.get_components()
-        return cls.from_frames(components.images, Fraction(components.frame_rate), components.audio)
+        return cls.from_frames(components.images, components.frame_rate, components.audio)
 
     @classmethod
     def from_file(cls, source: str | os.PathLike | io.BytesIO) -> "LazyVideo":
@@ -60,8 +60,9 @@ class LazyVideo(host.video_base()):
         cls, frames: Tensor, fps: Fraction | float, audio: dict | None = None, bit_depth: int = 8
     ) -> "LazyVideo":
         """An IMAGE batch with a frame rate."""
-        rate = Fraction(fps).limit_denominator(100_000)
-        return cls(FrameSource(checks.image("the clip", frames), rate, audio, bit_depth))
+        rate = checks.frame_rate("the clip", fps)
+        sound = None if audio is None else checks.audio("the sound", audio)
+        return cls(FrameSource(checks.image("the clip", frames), rate, sound, bit_depth))
 
     def then(self, operation: type[Operation], *fields: Any, node: str = "", **named: Any) -> "LazyVideo":
         """This clip through an operation. `node` is the node's name, for errors during a save."""

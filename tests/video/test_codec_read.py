@@ -382,3 +382,59 @@ def test_pictures_are_read_exactly(pixels, channels, tmp_path):
     ((found, time),) = codec.Reader(tmp_path)
     assert time == 0 and found.dtype == (torch.uint16 if pixels.endswith("be") else torch.uint8)
     np.testing.assert_array_equal(found.numpy(), np.broadcast_to(values, (48, 64, 3)))
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_of_a_camera_are_upright(tmp_path, ending, orientation):
+    """Their EXIF data, which PyAV has no name for, contains the orientation."""
+    from PIL import Image, ImageOps
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    blocks = np.random.default_rng(0).integers(0, 256, (6, 8, 1), np.uint8)
+    path = tmp_path / f"1.{ending}"
+    Image.fromarray(np.kron(blocks, np.ones((8, 8, 3), np.uint8))).save(path, exif=exif, quality=98)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB")).astype(int)
+    Image.fromarray(upright.astype(np.uint8)).save(tmp_path / f"2.{ending}", quality=98)
+    for frame, _ in codec.Reader(tmp_path):
+        assert frame.shape == upright.shape and np.abs(frame.numpy() - upright).mean() < 2
+
+
+@pytest.mark.parametrize("text", ["x", "0", "-1", "1/0", "nan", "inf", "1e400", "", "1e-30", "9" * 30])
+@pytest.mark.parametrize("key", ["fps", "time"])
+def test_other_texts_than_numbers_in_pictures_are_ignored(tmp_path, key, text):
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text(key, text)
+    for number in range(3):
+        picture = Image.fromarray(np.full((48, 64, 3), number * 20, np.uint8))
+        picture.save(tmp_path / f"{number}.png", pnginfo=info)
+    info, times = codec.probe(tmp_path), [time for _, time in codec.Reader(tmp_path)]
+    assert info.fps == 24
+    allowed = [0] * 3 if (key, text) == ("time", "0") else [Fraction(n, 24) for n in range(3)]
+    assert times == allowed
+
+
+def test_a_cut_jpeg_file_is_reported(tmp_path, caplog):
+    """FFmpeg shows what is missing as grey, and says nothing."""
+    from PIL import Image
+
+    for number in range(3):
+        noise = np.random.default_rng(number).integers(0, 256, (48, 64, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{number}.jpg")
+    path = tmp_path / "1.jpg"
+    path.write_bytes(path.read_bytes()[:1500])
+    assert len(list(codec.Reader(tmp_path))) == 3
+    assert caplog.messages == ["'1.jpg' is damaged or cut short: copy or download it again"]
+
+
+@pytest.mark.parametrize("tag", ["x", "1:2:3:4", "0:0:1/0", "0:0:1e999999999", "-5:0:0", ":::"])
+def test_a_track_with_a_strange_duration_is_read(tag):
+    source = encode(
+        numbered(6), "ffv1", "nut", pixels="bgr0", setup=lambda s: s.metadata.update({"DURATION": tag})
+    )
+    assert codec.probe(source).fps == 25
+    assert [number_of(f) for f, _ in codec.Reader(source)] == list(range(6))

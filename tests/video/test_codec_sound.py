@@ -67,9 +67,9 @@ def test_sound_from_the_beginning_is_cut_at_the_end_without_encoding():
 
 
 @pytest.mark.parametrize("container", ["mp4", "webm"])
-@pytest.mark.parametrize(("channels", "kept"), [(1, 1), (2, 2), (4, 2), (6, 6)])
+@pytest.mark.parametrize(("channels", "kept"), [(1, 1), (2, 2), (4, 2), (6, 6), (7, 2), (8, 8)])
 def test_comfyui_audio_is_encoded(container, channels, kept):
-    wave = np.concatenate([chirp(1.0, 44100)] * 3)[:channels]
+    wave = np.concatenate([chirp(1.0, 44100)] * 4)[:channels]
     audio = {"waveform": torch.from_numpy(wave)[None], "sample_rate": 44100}
     target = write(io.BytesIO(), gradient(24, 64, 48), container=container, audio=audio)
     found = codec.read_audio(target)
@@ -78,6 +78,56 @@ def test_comfyui_audio_is_encoded(container, channels, kept):
     positions = np.linspace(0, 44099, round(rate))
     wanted = np.interp(positions, np.arange(44100), wave[0])[None]
     assert abs(offset_of(found["waveform"][0].numpy(), wanted, rate)) < 0.003
+
+
+def with_eight_channels(frames, codec="flac", channels=8, pts=0):
+    """A Matroska clip with 7.1 sound; the channels hold 1/100, 2/100 and so on."""
+    target = encode(frames, "ffv1", "matroska", pixels="bgr0")
+    out = io.BytesIO()
+    with av.open(target) as source, av.open(out, "w", format="matroska") as file:
+        video = file.add_stream_from_template(source.streams.video[0])
+        layout = {8: "7.1", 16: "hexadecagonal", 1: "mono"}[channels]
+        audio = file.add_stream(codec, rate=48000, layout=layout)
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = video
+                file.mux(packet)
+        for number in range(10):
+            level = np.arange(1, channels + 1) * 0.01 * 32768
+            wave = np.tile(level.astype(np.int16), 1024)[None]
+            frame = av.AudioFrame.from_ndarray(wave, format="s16", layout=layout)
+            frame.sample_rate, frame.pts, frame.time_base = 48000, pts + number * 1024, Fraction(1, 48000)
+            file.mux(audio.encode(frame))
+        file.mux(audio.encode(None))
+    out.seek(0)
+    return out
+
+
+def test_all_eight_channels_are_read():
+    """PyAV crashes when it makes a planar array of so many."""
+    found = codec.read_audio(with_eight_channels(numbered(5)))["waveform"]
+    assert found.shape == (1, 8, 10240)
+    levels = torch.arange(1, 9)[None, :, None] * 0.01
+    assert (found - levels).abs().max() < 1e-3
+
+
+def test_sound_with_more_channels_than_layouts_is_left_out_with_a_warning(caplog):
+    source = with_eight_channels(numbered(5), "pcm_s16le", 16)
+    target = write(io.BytesIO(), [f for f, _ in codec.Reader(source)], audio_from=source)
+    assert codec.probe(target).has_audio is False
+    assert caplog.messages == ["sound with 16 channels cannot be written and is left out: give 1 to 8"]
+
+
+def test_sound_without_samples_is_no_track(caplog):
+    audio = {"waveform": torch.zeros(1, 2, 0), "sample_rate": 44100}
+    target = write(io.BytesIO(), gradient(3, 64, 48), audio=audio)
+    assert len(list(codec.Reader(target))) == 3 and not caplog.messages
+
+
+def test_a_damaged_time_does_not_become_hours_of_silence(caplog):
+    source = with_eight_channels(numbered(5), "pcm_s16le", 1, pts=36_000 * 48_000)
+    assert codec.read_audio(source)["waveform"].shape == (1, 1, 0)
+    assert caplog.messages == ["the sound of the video in memory ends early: its times are damaged"]
 
 
 def test_sound_that_cannot_be_read_is_left_out_with_a_warning(caplog):

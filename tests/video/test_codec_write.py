@@ -329,9 +329,6 @@ FAULTS = {
     "no frames": ({}, [], "no frames were written"),
     "unknown container": ({"container": "ogv"}, [(48, 64)], "'ogv' is not a video container"),
     "codec that does not fit": ({"container": "webm", "codec": "h264"}, [(48, 64)], "one of vp9"),
-    "nine channels of sound": (
-        {"audio": {"waveform": torch.zeros(1, 9, 100), "sample_rate": 8000}}, [(48, 64)], "9 channels",
-    ),
 }  # fmt: skip
 
 

@@ -142,15 +142,17 @@ class FileSink:
         channels = first.shape[0]
         layout = _LAYOUTS.get(channels)
         if layout is None:
-            raise ValueError(f"sound with {channels} channels cannot be written: give 1 to 8")
+            host.warn(f"sound with {channels} channels cannot be written and is left out: give 1 to 8")
+            return
+        kept = channels if channels in (1, 2, 6, 8) else 2  # layouts that every player supports
         opus = self._how.container.sounds[0] == "opus"
         rates = _OPUS_RATES if opus else _AAC_RATES
         stream = self._file.add_stream(
             "libopus" if opus else "aac",
             rate=rate if rate in rates else 48000,
-            layout=layout if channels in (1, 2, 6, 8) else "stereo",  # layouts that every player supports
+            layout=layout if kept == channels else "stereo",
         )
-        stream.bit_rate = 96_000 * min(channels, 6)
+        stream.bit_rate = 96_000 * min(kept, 6)
         self._sound = encoded(stream, chain([first], pieces), rate, layout)
 
     def add_sound_of(self, source: Source, span: tuple[Fraction, Fraction | None] | None) -> None:

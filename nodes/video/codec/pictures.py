@@ -3,10 +3,15 @@
 import re
 import struct
 import zlib
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_NUMBER = re.compile(r"-?\d{1,12}(/\d{1,12}|\.\d{1,12})?")
+_ORIENTATION = 0x0112  # an EXIF tag
+_LARGEST = 10**6  # frames per second, seconds
 
 
 def pictures_of(folder: Path) -> list[Path]:
@@ -51,3 +56,25 @@ def read_text(path: Path) -> dict[str, str]:
             elif kind == b"iTXt" and value[:2] == b"\0\0":
                 text[key.decode("latin-1")] = value[2:].split(b"\0", 2)[-1].decode("utf-8", "replace")
     return text
+
+
+def number(text: dict[str, str], key: str, low: Fraction = Fraction(0)) -> Fraction | None:
+    """A number among a picture's texts; None if it is absent, no number or not between `low` and 10^6."""
+    value = text.get(key, "").strip()
+    try:
+        found = Fraction(value) if _NUMBER.fullmatch(value) else None
+    except ZeroDivisionError:
+        return None
+    return found if found is not None and low <= found <= _LARGEST else None
+
+
+def exif_orientation(source: Any) -> tuple[bool, bool, bool]:
+    """Whether a picture is to be transposed, then mirrored in x and in y, according to its EXIF data."""
+    from PIL import Image
+
+    try:
+        with Image.open(source) as picture:
+            number = picture.getexif().get(_ORIENTATION, 1)
+    except (OSError, SyntaxError, ValueError):
+        return False, False, False
+    return number in (5, 6, 7, 8), number in (2, 3, 6, 7), number in (3, 4, 7, 8)

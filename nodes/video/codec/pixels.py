@@ -38,12 +38,12 @@ class ToRGB:
         self._info = info
         self._deep = info.bit_depth > 8
         self._scale = VideoReformatter()
-        self._turned: int | None = None  # the angle at which `_up` was read
+        self._read: tuple[int, Source] | None = None  # the angle and the source at which `_up` was read
         self._up = Orientation()
 
     def __call__(self, frame: Any, number: int, source: Source) -> np.ndarray:
-        if frame.rotation != self._turned:
-            self._turned, self._up = frame.rotation, orientation(frame)
+        if (frame.rotation, source) != self._read:
+            self._read, self._up = (frame.rotation, source), orientation(frame, source)
         info, up = self._info, self._up
         size = (frame.height, frame.width) if up.transpose else (frame.width, frame.height)
         if size != (info.width, info.height):

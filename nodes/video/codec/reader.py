@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ... import host
 from .media import VideoInfo
+from .pictures import number as seconds
 from .pictures import pictures_of, read_text
 from .pixels import ToRGB
 from .source import (
@@ -119,8 +120,24 @@ class Reader:
 
     def _pictures(self) -> Iterator[tuple[Tensor, Fraction]]:
         for number, path in list(enumerate(pictures_of(Path(self.source))))[self.start : self.stop]:
-            with open_source(path) as container:
-                frame = first_frame(container, video_stream(container, path), path)
+            frame = self._picture(path)
             text = read_text(path)
-            time = Fraction(text["time"]) if "time" in text else number / self.info.fps
+            time = seconds(text, "time")
+            time = number / self.info.fps if time is None else time
             yield torch.from_numpy(self._to_rgb(frame, number, path)), time
+
+    def _picture(self, path: Path) -> Any:
+        """The frame of a picture file. FFmpeg shows the rest of an incomplete JPEG as grey, silently."""
+        for options in ({"err_detect": "explode"}, {}):
+            with open_source(path) as container:
+                stream = video_stream(container, path)
+                stream.codec_context.options = options
+                try:
+                    frame = first_frame(container, stream, path)
+                except ValueError:
+                    if not options:
+                        raise
+                    continue
+            if not options:
+                host.warn(f"{label(path)} is damaged or cut short: copy or download it again")
+            return frame

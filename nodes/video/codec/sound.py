@@ -12,6 +12,8 @@ from ... import host
 from .media import contiguous
 from .source import Source, decoding_errors, is_cover, is_folder, label, open_source, probe
 
+_LONGEST_SILENCE = 3600  # seconds that gaps of a track may have
+
 
 def origin_of(container: Any, source: Source) -> Fraction:
     """The time of the first frame in the file's own times; 0 for a file without video."""
@@ -57,10 +59,9 @@ def encoded(stream: Any, pieces: Iterator[np.ndarray], rate: int, layout: str) -
     """Encode samples to packets."""
     at = 0
     for piece in pieces:
-        for block in np.array_split(piece, max(1, piece.shape[1] // rate), axis=1):
-            frame = av.AudioFrame.from_ndarray(
-                np.ascontiguousarray(block, np.float32), format="fltp", layout=layout
-            )
+        for block in np.array_split(piece, max(1, piece.shape[1] // rate), axis=1) if piece.size else ():
+            packed = np.ascontiguousarray(block.T, np.float32).reshape(1, -1)
+            frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=layout)
             frame.sample_rate, frame.pts, frame.time_base = rate, at, Fraction(1, rate)
             at += block.shape[1]
             for packet in stream.encode(frame):
@@ -79,17 +80,22 @@ def samples_from(source: Source, start: Fraction, stop: Fraction | None) -> Iter
     with open_source(source) as container:
         sound = container.streams.audio[0]
         rate, origin = sound.codec_context.sample_rate, origin_of(container, source)
-        resampler = av.AudioResampler(format="fltp", layout=sound.codec_context.layout, rate=rate)
+        channels = sound.codec_context.channels
+        resampler = av.AudioResampler(format="flt", layout=sound.codec_context.layout, rate=rate)
         if start > 1:  # decode from a little earlier: the first packets after a seek are incomplete
             container.seek(int((start + origin - Fraction(1, 2)) / sound.time_base), stream=sound)
 
         def pieces() -> Iterator[tuple[int, np.ndarray]]:
-            at = 0
+            at, silence = round(start * rate), 0
             for frame in container.decode(sound):
                 if frame.pts is not None:
-                    at = round((frame.pts * Fraction(frame.time_base) - origin) * rate)
+                    end, at = at, round((frame.pts * Fraction(frame.time_base) - origin) * rate)
+                    silence += max(0, at - end)
+                if silence > _LONGEST_SILENCE * rate:
+                    host.warn(f"the sound of {label(source)} ends early: its times are damaged")
+                    return
                 for part in resampler.resample(frame):
-                    yield at, part.to_ndarray()
+                    yield at, part.to_ndarray().reshape(-1, channels).T
                 at += frame.samples
 
         last = None if stop is None else round(stop * rate)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ import av
 from ...common import pictures
 from . import whole
 from .media import SWS_MATRICES, ColorTags, Orientation, VideoInfo
-from .pictures import ENDINGS, pictures_of, read_text
+from .pictures import ENDINGS, exif_orientation, number, pictures_of, read_text
 
 # No playlists and descriptions of streams (HLS, DASH, SDP, concat): they name other files and addresses.
 _FORMATS = (
@@ -24,6 +25,7 @@ _FORMATS = (
 )
 _OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
 _SLOWEST = Fraction(1, 10_000)  # frames per second
+_DURATION = re.compile(r"(\d{1,6}):(\d{1,2}):(\d{1,2}(?:\.\d{1,12})?)")
 Source = str | os.PathLike | io.BytesIO
 
 
@@ -160,7 +162,7 @@ def _info(container: Any, stream: Any, frame: Any, source: Source) -> VideoInfo:
     count = stream.frames if exact else max(1, round(seconds * fps) or stream.frames)
     width, height = frame.width, frame.height
     aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)
-    if orientation(frame).transpose:
+    if orientation(frame, source).transpose:
         width, height, aspect = height, width, 1 / aspect
     variable = abs(Fraction(stream.base_rate or fps) / fps - 1) > Fraction(1, 50)
     colors = (int(context.color_range or frame.color_range), int(context.colorspace))
@@ -204,8 +206,9 @@ def _tags(container: Any, matroska: bool) -> dict[str, str]:
 
 def _seconds(stream: Any, container: Any, start: Fraction) -> Fraction:
     """The duration of the video track (or of the container) from the header; 0 if there is none."""
-    if duration := stream.metadata.get("DURATION"):  # Matroska: hours:minutes:seconds of this track
-        hours, minutes, seconds = duration.split(":")
+    # Matroska: hours:minutes:seconds of this track
+    if duration := _DURATION.fullmatch(stream.metadata.get("DURATION", "")):
+        hours, minutes, seconds = duration.groups()
         return 3600 * int(hours) + 60 * int(minutes) + Fraction(seconds) - start
     if stream.duration:
         return stream.duration * Fraction(stream.time_base)
@@ -221,9 +224,12 @@ def has_alpha(frame: Any, codec: str) -> bool:
     return True
 
 
-def orientation(frame: Any) -> Orientation:
+def orientation(frame: Any, source: Source) -> Orientation:
     """How a frame is rotated. Call this once per clip: PyAV's side data keeps its frame alive."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV does not know the kind of another entry, such as EXIF data
+        return Orientation(*exif_orientation(source))
     return Orientation.of(bytes(matrix) if matrix is not None else None)
 
 
@@ -260,7 +266,7 @@ def _probe_pictures(folder: Path) -> VideoInfo:
     first, text = probe(paths[0]), read_text(paths[0])
     return replace(
         first,
-        fps=Fraction(text.get("fps", 24)),
+        fps=number(text, "fps", low=_SLOWEST) or Fraction(24),
         frame_count=len(paths),
         exact=True,
         variable=False,
