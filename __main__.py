@@ -55,7 +55,7 @@ def _open_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "r" if number == 0 else "w"))
+            setattr(sys, name, open(os.devnull, "r" if number == 0 else "w"))  # noqa: SIM115
         elif number and isinstance(getattr(sys, name), io.TextIOWrapper):
             getattr(sys, name).reconfigure(errors="backslashreplace")  # for names of files
 
@@ -99,13 +99,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("\ninterrupted\n")
         return 130
     except BrokenPipeError:  # its reader has ended; Python writes what is left when it exits
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 1
     except Exception as error:
         if debug:
             raise
         if isinstance(error, MemoryError):
             error = RuntimeError("not enough memory: close other programs, or give a smaller clip")
+        if isinstance(error, OSError):
+            from .nodes.common.files import file_error
+
+            error = file_error(error)
         expected = isinstance(error, ValueError | RuntimeError | OSError)
         text = (
             str(error)

@@ -43,7 +43,11 @@ def test_a_subcommand_gets_its_arguments_and_returns_the_exit_code(subcommand):
     ("error", "code", "message"),
     [
         (ValueError("a is b"), 1, "reelbrush: a is b\n"),
-        (OSError(2, "No such file", "x"), 1, "reelbrush: [Errno 2] No such file: 'x'\n"),
+        (
+            OSError(2, "No such file", "x"),
+            1,
+            "reelbrush: x cannot be used (No such file): check it and its folder\n",
+        ),
         (TypeError("odd"), 1, "reelbrush: TypeError: odd (--debug shows the traceback)\n"),
         (ValueError("x" * 5000), 1, "reelbrush: " + "x" * 1000 + " ...\n"),
         (KeyboardInterrupt(), 130, "\ninterrupted\n"),

@@ -1,4 +1,4 @@
-"""The check of IMAGE, MASK, LATENT and AUDIO at the entry of every node: what other nodes give is not trusted."""
+"""The checks at the entry of every node (IMAGE, MASK, LATENT, AUDIO): other nodes are not trusted."""
 
 from fractions import Fraction
 from functools import cache, wraps
@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from .files import file_error
 
 
 def checked(node: type) -> type:
@@ -37,7 +39,10 @@ def checked(node: type) -> type:
             elif required and name in values:
                 wanted = "choose a value" if kinds == "COMBO" else f"connect a node that gives {kinds}"
                 raise ValueError(f"{name} is empty: {wanted}")
-        return function(**values)
+        try:
+            return function(**values)
+        except OSError as error:
+            raise file_error(error) from error
 
     is_static = isinstance(getattr_static(node, node.FUNCTION), staticmethod)
     setattr(node, node.FUNCTION, staticmethod(call) if is_static else call)

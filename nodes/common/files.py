@@ -33,6 +33,14 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         _remove(temporary)
 
 
+def file_error(error: Exception) -> Exception:
+    """An error of the system about a file as one sentence; others as they are."""
+    if not isinstance(error, OSError) or error.filename is None or error.strerror is None:
+        return error
+    name = os.fsdecode(error.filename2 or error.filename)
+    return RuntimeError(f"{name} cannot be used ({error.strerror}): check it and its folder")
+
+
 def _is_empty(path: Path) -> bool:
     if path.is_dir():
         return not any(path.iterdir())

@@ -1,9 +1,10 @@
 """`--out FILE`: the save node whose result goes to that file."""
 
+import os
 import shutil
 from pathlib import Path
 
-from ..common.files import replacing
+from ..common.files import file_error, replacing
 from .graph import Catalog, GraphNode
 
 _SAVERS = (("SaveVideo", "ReelBrushSaveVideo"), ("SaveImage",))  # clips before pictures
@@ -51,9 +52,16 @@ def targets(out: Path, count: int) -> list[Path]:
 
 
 def deliver(files: list[Path], out: Path) -> list[Path]:
-    """Move what the save node wrote to `out`, which may be on another disk."""
+    """Move what the save node wrote to `out`, which may be on another disk. An error leaves it there."""
     delivered = targets(out, len(files))
     for file, target in zip(files, delivered, strict=True):
-        with replacing(target) as temporary:
-            shutil.move(file, temporary)
+        try:
+            with replacing(target) as temporary:
+                try:
+                    os.link(file, temporary)
+                except OSError:  # another disk, or one without links
+                    shutil.copyfile(file, temporary)
+        except OSError as error:
+            raise ValueError(f"{file} is saved, but not moved: {file_error(error)}") from error
+        file.unlink()
     return delivered

@@ -39,9 +39,7 @@ def _apply(graph: Graph, text: str, catalog: Catalog) -> Setting:
         raise ValueError(f"{node}: {declared.name} takes a connection of type {declared.type}, not a value")
     setting = Setting(node, declared)
     if declared.is_file and value and value not in (declared.choices or ()):
-        with suppress(
-            RuntimeError, OSError, ValueError
-        ):  # ~name of nobody, too long a name, a null character
+        with suppress(RuntimeError, OSError, ValueError):  # ~nobody, too long a name
             path = Path(value).expanduser()
             if path.exists():
                 setting.path = path.resolve()

@@ -95,10 +95,15 @@ def _is_left(changed: float, process: int, machine: str) -> bool:
 def locked(path: Path, wait: bool = True) -> Iterator[bool]:
     """Hold a lock file; without `wait`, False if it is held already.
 
-    The system releases the lock of a process that is killed. A file system without locks gives True.
+    The system releases the lock of a process that is killed. Where there can be no lock, the result is True.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open("a")
+    except OSError:
+        yield True
+        return
+    with opened as file:
         held = True
         try:
             if os.name == "nt":

@@ -7,6 +7,7 @@ operations at the last border. Readers get integers without a cache too, so the 
 
 import hashlib
 import io
+import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ from pathlib import Path
 import torch
 
 from .. import host
-from ..common.files import replacing
+from ..common.files import file_error, replacing
 from . import codec
 from .batch import Batch, Stream
 from .operation import Operation
@@ -40,7 +41,7 @@ def limit() -> float:
     """Bytes that all caches may take. The oldest are removed first."""
     former = host.limit_from("REELBRUSH_SPOOL_GB", 8)  # the name in version 0.1
     wanted = host.limit_from("REELBRUSH_CACHE_GB", former) * (1 << 30)
-    disk = next(path for path in (root(), *root().parents) if path.exists())
+    disk = next(path for path in (root(), *root().parents) if os.path.exists(path))
     possible = shutil.disk_usage(disk).free - _RESERVE + sum(map(_bytes, root().glob("*")))
     return max(0, min(wanted, possible))
 
@@ -80,7 +81,7 @@ class FrameCache:
 
     def frames_kept(self) -> int:
         """The number of frames that need not be computed again, from the first one on."""
-        return next(number for number in count() if not self._file(number, "mkv").exists()) * CHUNK
+        return next(number for number in count() if not self._has(number, "mkv")) * CHUNK
 
     def batches(self, run: Run | None, output: Stream | None, wait: bool) -> Iterator[Batch]:
         """All frames: from the chunks that are there, then computed, and kept in further chunks.
@@ -92,8 +93,8 @@ class FrameCache:
             return (yield from self._compute(run, output, 0))
         number, size, mine = 0, CHUNK, not (wait and self._writing)
         with self._claim:
-            while size == CHUNK and not self._file(number, "end").exists():
-                if number * CHUNK >= self.op.clip.frame_count and not self._file(number, "mkv").exists():
+            while size == CHUNK and not self._has(number, "end"):
+                if number * CHUNK >= self.op.clip.frame_count and not self._has(number, "mkv"):
                     break
                 if (batch := self._read(number)) is not None:
                     yield batch
@@ -145,18 +146,20 @@ class FrameCache:
     def _file(self, number: int, kind: str) -> Path:
         return self.path / f"{number:05}.{kind}"
 
+    def _has(self, number: int, kind: str) -> bool:
+        return os.path.exists(self._file(number, kind))  # False, too, in a folder without permissions
+
     def _read(self, number: int) -> Batch | None:
         """A chunk; None when it is absent or damaged, so that it is computed again."""
         path = self._file(number, "mkv")
+        if not self._has(number, "mkv"):
+            return None
         try:
-            return (
-                Batch(*codec.read_lossless(path, f"{self.op.fingerprint} {number}"))
-                if path.exists()
-                else None
-            )
+            return Batch(*codec.read_lossless(path, f"{self.op.fingerprint} {number}"))
         except Exception as error:  # whatever damage does to the decoder
-            host.log.warning("cached frames are computed again: %s", error)
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            host.log.warning("cached frames are computed again: %s", file_error(error))
+            with suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
             return None
 
     def _read_states(self, number: int) -> States:
@@ -189,7 +192,7 @@ class FrameCache:
                 size = f"{limit() / 2**30:.3g} GB"
                 raise OSError(f"no room (REELBRUSH_CACHE_GB and the disk, less 1 GB, leave {size})")
         except Exception as error:  # keeping is best effort
-            host.log.warning("frames are no longer kept for resuming: %s", error)
+            host.log.warning("frames are no longer kept for resuming: %s", file_error(error))
             self._writing = False
             self._claim.close()
 

@@ -76,7 +76,7 @@ def save(
                         encoded.result()
         except BaseException as error:
             kept = min(clip.frame_count, cache.frames_kept()) if cache else 0
-            if kept and getattr(error, "errno", None) == errno.ENOSPC:
+            if kept and getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
                 host.log.warning("the disk is full: the kept frames are removed, the clip is saved again")
                 shutil.rmtree(cache.path, ignore_errors=True)
                 options = {"bit_depth": bit_depth, "audio_from": audio_from, "label": label, **encoding}

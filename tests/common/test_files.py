@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from reelbrush.nodes.common.files import changed, fingerprint, replacing
+from reelbrush.nodes.common.files import changed, file_error, fingerprint, replacing
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path):
@@ -49,3 +49,13 @@ def test_a_fingerprint_changes_with_time_size_and_members(tmp_path):
 
 def test_a_node_whose_file_is_missing_still_gets_a_value(tmp_path):
     assert "gone" in changed(lambda name: tmp_path / name, "gone")
+
+
+def test_an_error_of_the_system_about_a_file_is_one_sentence(tmp_path):
+    with pytest.raises(OSError) as caught:
+        (tmp_path / "nothing" / "a").touch()
+    assert str(file_error(caught.value)) == (
+        f"{tmp_path}/nothing/a cannot be used (No such file or directory): check it and its folder"
+    )
+    other = ValueError("another")
+    assert file_error(other) is other

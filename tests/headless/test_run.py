@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -282,3 +283,15 @@ def test_the_format_changes_only_where_the_ending_needs_it(graph, saved, ending,
     nodes = list(parse(data, catalog).nodes.values())
     saver = out_file.redirect(nodes, Path(f"x.{ending}"), catalog)
     assert (saver.inputs["format"], saver.inputs["codec"]) == expected
+
+
+def test_a_result_that_cannot_be_moved_stays_where_it_is(tmp_path):
+    file, out = tmp_path / "a.mp4", tmp_path / "out.mp4"
+    file.write_bytes(b"frames")
+    (out / "full").mkdir(parents=True)
+    with pytest.raises(ValueError, match=re.escape(f"{file} is saved, but not moved: {out} cannot be used")):
+        out_file.deliver([file], out)
+    assert file.read_bytes() == b"frames" and (out / "full").is_dir()
+    (out / "full").rmdir()
+    out.rmdir()
+    assert out_file.deliver([file], out) == [out] and out.read_bytes() == b"frames" and not file.exists()

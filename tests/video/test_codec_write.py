@@ -1,7 +1,9 @@
 """Writing: what goes in comes out, in every container and codec that this build has; opened with PyAV."""
 
+import errno
 import io
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import torch
 
 from reelbrush.nodes.video import codec
 from reelbrush.nodes.video.codec import VideoInfo, Writer
+from reelbrush.nodes.video.codec.muxer import FileSink
 
 from .clips import RATE, encode, gradient, number_of, numbered, write
 
@@ -107,6 +110,7 @@ SMALL = """
 import io, itertools, sys, torch
 from fractions import Fraction
 from reelbrush.nodes.video.codec import VideoInfo, Writer
+from reelbrush.nodes.video.codec.muxer import FileSink
 
 sizes = [(1, 1), (16, 16), (48, 32), (40, 30), (33, 21), (20, 106), (46, 110), (146, 24)]
 for (width, height), depth in itertools.product(sizes, (8, 10)):
@@ -377,3 +381,19 @@ def test_damage_to_a_chunk_is_never_silent(tmp_path):
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match="damaged"):
         codec.read_lossless(path)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.EDQUOT, "the disk is full"), (errno.EFBIG, "file cannot")]
+)
+def test_an_error_of_the_disk_is_not_blamed_on_the_codec(number, words, tmp_path, monkeypatch):
+    def fail(self, *_):
+        raise av.error.FFmpegError(number, os.strerror(number))
+
+    monkeypatch.setattr(FileSink, "write", fail)
+    with (
+        pytest.raises(OSError, match=words),
+        Writer(tmp_path / "a.mp4", VideoInfo(64, 48, RATE)) as writer,
+    ):
+        writer.write(torch.zeros(48, 64, 3, dtype=torch.uint8))
+    assert not list(tmp_path.iterdir())

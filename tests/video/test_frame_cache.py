@@ -161,6 +161,24 @@ def test_a_render_goes_on_when_its_frames_cannot_be_kept(home, monkeypatch, capl
     assert caplog.messages == [f"frames are no longer kept for resuming: {error}"]
 
 
+@pytest.mark.parametrize("place", [".reelbrush", ".reelbrush/lock", "chain"])
+@pytest.mark.parametrize("what", ["file", "link to nothing", "link to itself"])
+def test_a_render_goes_on_when_the_cache_cannot_be_used(home, place, what):
+    """A file or a broken link is in the place of a folder, a folder in the place of the lock."""
+    video = costly(lazy(20))
+    path = FrameCache(video.operation).path if place == "chain" else home / "output" / place
+    path.parent.mkdir(exist_ok=True)
+    if place.endswith("lock"):
+        path.mkdir()
+    elif what == "file":
+        path.touch()
+    else:
+        path.symlink_to("nothing" if what == "link to nothing" else path.name)
+    target, _ = host.numbered("a", ".mkv")
+    video.save_to(target, codec="ffv1")
+    assert torch.equal(codec.to_float(saved(target)), pixels(all_of(video)))
+
+
 def test_frames_are_not_kept_when_the_disk_is_nearly_full(home, monkeypatch):
     usage = shutil.disk_usage(home)._replace(free=(1 << 30) - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)

@@ -21,6 +21,9 @@ from .source import Source
 
 log = logging.getLogger("reelbrush")
 
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_UNWRITABLE = (errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ESTALE)
+
 
 class Writer:
     """Writes a clip frame by frame. If the `with` block ends with an error, the output is removed.
@@ -112,8 +115,10 @@ class Writer:
         try:
             yield
         except av.FFmpegError as error:
-            if error.errno == errno.ENOSPC:
-                raise OSError(errno.ENOSPC, "the disk is full: make room, and save again") from error
+            if error.errno in _DISK_FULL:
+                raise OSError(error.errno, "the disk is full: make room, and save again") from error
+            if error.errno in _UNWRITABLE:
+                raise OSError(f"the file cannot be written ({error.strerror}): check the folder") from error
             raise ValueError(
                 f"this clip cannot be written as {self._codec} ({error.strerror}): "
                 "choose another format or codec"
