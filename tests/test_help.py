@@ -14,7 +14,7 @@ DOCS = ROOT / "web" / "docs"
 IDS = sorted(nodes.NODE_CLASS_MAPPINGS)
 NAMES = nodes.NODE_DISPLAY_NAME_MAPPINGS
 WORKFLOWS = {path.stem: path for path in (ROOT / "workflows").glob("*.json")}
-IDENTIFIER = re.compile(r"`([a-z][a-z0-9]*(?:_[a-z0-9]+)*)`")
+IDENTIFIER = re.compile(r"[`*]([a-z][a-z0-9]*(?:_[a-z0-9]+)*)[`*]")
 # Core nodes' inputs that pages mention, and words for code or files that look like names of inputs.
 OTHERS = {"add_noise", "ddim_uniform", "transformers", "none", "nan", "all"}
 
@@ -50,6 +50,7 @@ def rows(text, head):
 def test_a_page_describes_the_inputs_that_its_node_has(node_id):
     text = page(node_id)
     assert text.startswith(f"# {NAMES[node_id]}\n")
+    assert "\n**How to wire it.** " in text
     assert sorted(rows(text, "input")) == sorted(inputs(node_id))
     assert rows(text, "output") in ([], outputs(node_id))
 
