@@ -5,10 +5,11 @@
     python lab/help_pictures.py --list
     python lab/help_pictures.py --out FOLDER
 
-They are made from the sample, at most 768 pixels wide and 60 KB large. Nodes that need a checkpoint of
-Stable Diffusion have no picture here, but for those whose effect shows without trained weights: Seamless
-Tiling has a decoder with random weights, and Match Latent Statistics and Reference from Noise get a picture
-in place of latents. AttnStyle has the judge of textures of attnstyle_texture.py.
+They are made from the sample, at most 720 pixels wide and 60 KB large, and for a panel of 260 pixels: two
+columns and large labels. Nodes that need a checkpoint of Stable Diffusion have no picture, but for those
+whose effect shows without trained weights: Seamless Tiling has a decoder with random weights, and Match
+Latent Statistics and Reference from Noise get a picture in place of latents. AttnStyle has the judge of
+textures of attnstyle_texture.py.
 """
 
 import argparse
@@ -39,8 +40,8 @@ from reelbrush.tests.diffusion.tiny import conditioning, tiny_model
 
 log = logging.getLogger("help_pictures")
 DOCS = Path(__file__).resolve().parents[1] / "web" / "docs"
-WIDTH, BYTES = 768, 60_000
-GAP, LINE = 6, 22
+WIDTH, PLOT, BYTES = 560, 720, 60_000  # ComfyUI shows them 260 pixels wide
+GAP, LINE, FONT = 6, 34, 25
 PICTURES: dict[str, Callable[[], Tensor]] = {}
 Cell = tuple[str, Tensor]  # a label, and a picture [h, w, 3]
 
@@ -67,9 +68,8 @@ def run(node_id: str, **inputs: Any) -> tuple:
 # -- layout ----------------------------------------------------------------------------------------
 
 
-def sheet(cells: Sequence[Cell], columns: int = 0) -> Tensor:
-    """Labelled pictures side by side, in rows of `columns`, `WIDTH` pixels wide in all."""
-    columns = columns or len(cells)
+def sheet(cells: Sequence[Cell], columns: int = 2) -> Tensor:
+    """Labelled pictures in rows of `columns`, `WIDTH` pixels wide in all."""
     wide = (WIDTH - GAP * (columns - 1)) // columns
     drawn = [labelled(text, resized(picture, wide)) for text, picture in cells]
     rows = [drawn[i : i + columns] for i in range(0, len(drawn), columns)]
@@ -91,7 +91,7 @@ def resized(picture: Tensor, width: int) -> Tensor:
 
 def labelled(text: str, picture: Tensor) -> Tensor:
     strip = Image.new("RGB", (picture.shape[1], LINE), "white")
-    ImageDraw.Draw(strip).text((2, 1), text, "black", ImageFont.load_default(15))
+    ImageDraw.Draw(strip).text((2, 1), text, "black", ImageFont.load_default(FONT))
     return torch.cat([torch.from_numpy(np.asarray(strip) / 255).float(), picture])
 
 
@@ -170,44 +170,44 @@ def stabilized() -> Tensor:
 @named("flow_optical.jpg")
 def optical() -> Tensor:
     _, valid, colours = flow()
-    return sheet([("frame", frames()[20]), ("picture", colours[20]), ("valid", grey(valid[20]))])
+    cells = [(f"frame {n}", frames()[n]) for n in (19, 20)]
+    return sheet([*cells, ("picture", colours[20]), ("valid", grey(valid[20]))])
 
 
 @named("flow_warp.jpg")
 def warped() -> Tensor:
     moved, valid = run("FlowWarp", images=frames(), flow=flow()[0])
     before, now = frames()[19:21]
-    cells = [("frame 20", now), ("its difference to frame 19", (now - before).abs() * 3)]
-    cells += [("to frame 19, moved", (now - moved[20]).abs() * 3), ("valid", grey(valid[20]))]
-    return sheet(cells, columns=2)
+    cells = [("frame 20", now), ("minus frame 19", (now - before).abs() * 3)]
+    cells += [("minus 19, moved", (now - moved[20]).abs() * 3), ("valid", grey(valid[20]))]
+    return sheet(cells)
 
 
 @named("flow_stabilize.jpg")
 def stabilize() -> Tensor:
     return sheet(
         [
-            (f"{name}, frame {i}", shown[i])
+            (f"{name} {i}", shown[i])
             for i in (20, 21)
             for name, shown in (("stylized", frames(FLICKERS)), ("stabilized", stabilized()))
         ],
-        columns=2,
     )
 
 
 @named("flow_error_plot.jpg")
 def error_plot() -> Tensor:
-    return resized(run("FlowError", stylized=frames(FLICKERS), content=frames())[1][0], 720)
+    return resized(run("FlowError", stylized=frames(FLICKERS), content=frames())[1][0], PLOT)
 
 
 @named("flow_error_heatmap.jpg")
 def error_heatmap() -> Tensor:
-    return resized(run("FlowErrorVideo", stylized=clip(FLICKERS), content=clip())[2][0], 720)
+    return resized(run("FlowErrorVideo", stylized=clip(FLICKERS), content=clip())[2][0], PLOT)
 
 
 @named("flow_report.jpg")
 def report() -> Tensor:
     versions = {"a": frames(FLICKERS), "b": stabilized(), "names": "stylized,stabilized"}
-    return resized(run("StabilityReport", content=frames(), **versions)[0][0], 720)
+    return resized(run("StabilityReport", content=frames(), **versions)[0][0], PLOT)
 
 
 # -- StyA2K ----------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ def stylized_clip() -> Tensor:
     for name, art in zip(("swirls", "waves", "glass"), styles(), strict=True):
         made = run("StylizeVideo", video=clip().trim(0, 13), style=art[None], model=library.embedded()[0])[0]
         cells.append((name, made.frames_at([12])[0]))
-    return sheet(cells, columns=2)
+    return sheet(cells)
 
 
 @named("stya2k_frames.jpg")
@@ -227,8 +227,8 @@ def stylized_frames() -> Tensor:
     (made,) = run("StyA2KApplyVideo", style=style(), video=clip())
     numbers = spread(made.frame_count, 3)
     before, after = clip().frames_at(numbers), made.frames_at(numbers)
-    cells = [(f"frame {n}", f) for n, f in zip(numbers, before, strict=True)]
-    return sheet([*cells, *(("stylized", f) for f in after)], columns=3)
+    pairs = zip(numbers, before, after, strict=True)
+    return sheet([cell for n, a, b in pairs for cell in ((f"frame {n}", a), ("stylized", b))])
 
 
 @named("stya2k_apply.jpg")
@@ -236,7 +236,7 @@ def stylized() -> Tensor:
     frame = frames()[12:13]
     shown = {"strength 0.5": {"strength": 0.5}, "strength 1": {}, "keep_color": {"keep_color": True}}
     made = {k: run("StyA2KApply", style=style(), images=frame, **v)[0][0] for k, v in shown.items()}
-    return sheet([("images", frame[0]), *made.items()], columns=2)
+    return sheet([("images", frame[0]), *made.items()])
 
 
 @named("stya2k_style.jpg")
@@ -245,7 +245,7 @@ def stroke_sizes() -> Tensor:
     made = [
         (f"size {n}", run("StyA2KApply", style=style(1, n), images=frame)[0][0]) for n in (192, 512, 1024)
     ]
-    return sheet([("style", fitted(styles()[1], frame[0])), *made], columns=2)
+    return sheet([("style", fitted(styles()[1], frame[0])), *made])
 
 
 def fitted(inner: Tensor, like: Tensor) -> Tensor:
@@ -269,8 +269,8 @@ def mixed() -> Tensor:
     for name, settings in shown.items():
         (mixture,) = run("StyA2KMix", a=style(0), b=style(1), **settings)
         cells.append((name, run("StyA2KApply", style=mixture, images=frame)[0][0]))
-    masked = [("mask", grey(ramp[0])), ("amount 1, with the mask", cells.pop()[1])]
-    return sheet([("images", frame[0]), *cells, *masked], columns=3)
+    masked = [("mask", grey(ramp[0])), ("amount 1, mask", cells.pop()[1])]
+    return sheet([("images", frame[0]), *cells, *masked])
 
 
 # -- diffusion -------------------------------------------------------------------------------------
@@ -283,9 +283,12 @@ def as_latent(image: Tensor) -> dict[str, Tensor]:
 @named("match_latent.jpg")
 def matched() -> Tensor:
     frame, art = frames()[12], styles()[0]
-    (made,) = run("MatchLatent", latent=as_latent(frame), reference=as_latent(art))
-    result = made["samples"][0].movedim(0, -1).clamp(0, 1)
-    return sheet([("latent", frame), ("reference", fitted(art, frame)), ("result", result)])
+    cells = [("latent", frame), ("reference", fitted(art, frame))]
+    for strength in (0.5, 1.0):
+        inputs = {"latent": as_latent(frame), "reference": as_latent(art), "strength": strength}
+        (made,) = run("MatchLatent", **inputs)
+        cells.append((f"strength {strength:g}", made["samples"][0].movedim(0, -1)))
+    return sheet(cells)
 
 
 # -- textures --------------------------------------------------------------------------------------
@@ -329,22 +332,22 @@ def seamless() -> Tensor:
     network.taesd_decoder[-1].weight.mul_(2)
     vae = SimpleNamespace(first_stage_model=network, patcher=Patcher(), upscale_ratio=8)
     noise = torch.randn(1, 4, 12, 12)
-    cells = [("without: tiled 2 x 2", network.decode(noise))]
+    cells = [("without", network.decode(noise))]
     _, tiles = run("Seamless", model=tiny_model("sd15"), vae=vae)
     for path, convolve in tiles.patcher.patches.items():
         network.get_submodule(path.rpartition(".")[0])._conv_forward = convolve
-    cells.append(("Seamless Tiling: tiled 2 x 2", network.decode(noise)))
+    cells.append(("with the node", network.decode(noise)))
     return sheet([(name, x[0].movedim(0, -1).clamp(0, 1).repeat(2, 2, 1)) for name, x in cells])
 
 
 @named("reference_noise.jpg")
 def reference_noise() -> Tensor:
-    model, art = tiny_model("sd15"), resized(styles()[0], 256)
-    sigmas = torch.tensor([3.0, 1.0, 0.4, 0.15, 0.0])
-    latent = {"samples": (art.movedim(-1, 0)[None] - 0.5) * 4}
-    (made,) = run("ReferenceNoise", latent=latent, model=model, positive=conditioning(model), sigmas=sigmas)
+    model, art = tiny_model("sd15"), resized(styles()[0], 70)
     scale = model.model.process_latent_in(torch.ones(1))
-    shown = [(x[0] / scale / 4 + 0.5).movedim(0, -1).clamp(0, 1) for x in made.latents]
+    latent = as_latent((art - 0.5) * 4 / scale)  # about unit variance in the model, as latents have
+    sigmas = torch.tensor([5.0, 1.5, 0.5, 0.0])
+    (made,) = run("ReferenceNoise", latent=latent, model=model, positive=conditioning(model), sigmas=sigmas)
+    shown = [(x[0] / 4 + 0.5).movedim(0, -1) for x in made.latents]
     return sheet([(f"sigma {s:g}", x) for s, x in zip(made.sigmas.tolist(), shown, strict=True)])
 
 

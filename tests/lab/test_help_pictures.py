@@ -24,11 +24,9 @@ def test_a_picture_is_made_by_its_node(tmp_path):
     with Image.open(tmp_path / "texture_init.jpg") as image:
         assert image.format == "JPEG" and image.width <= help_pictures.WIDTH
     made = pictures.read(tmp_path / "texture_init.jpg")[0]
-    side = (made.shape[1] - 3 * help_pictures.GAP) // 4
-    center = made[
-        help_pictures.LINE + side // 2 - 20 : help_pictures.LINE + side // 2 + 20, -side // 2 - 20 :
-    ]
-    red, green, blue = center[:, :40].mean((0, 1)).tolist()
+    side = (made.shape[1] - help_pictures.GAP) // 2
+    y, x = made.shape[0] - side // 2, made.shape[1] - side // 2  # the middle of the last of four cells
+    red, green, blue = made[y - 20 : y + 20, x - 20 : x + 20].mean((0, 1)).tolist()
     assert min(red, green) > blue + 0.05, "the disc has the yellow of the fields"
 
 
