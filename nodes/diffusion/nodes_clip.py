@@ -109,7 +109,10 @@ class AttentionView:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": model("The model that the trajectory was made with."),
+                "model": model(
+                    "The model that made the trajectory, or with its patches as it samples: anchors of "
+                    "Temporal Attention count."
+                ),
                 "trajectory": trajectory("The DDIM Inversion of the pictures."),
                 "what": choice(
                     VIEWS,

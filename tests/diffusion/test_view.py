@@ -1,14 +1,18 @@
 """Pictures of attention: the numbers in them against the equations."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from reelbrush.nodes.diffusion.nodes_clip import AttentionView
+from reelbrush.nodes import host
+from reelbrush.nodes.diffusion.nodes_clip import AttentionView, TemporalAttention
 from reelbrush.nodes.diffusion.patching.layers import attention_layers
-from reelbrush.nodes.diffusion.patching.unet import Features
-from reelbrush.nodes.diffusion.view import VIEWS, maps, principal, style_share
+from reelbrush.nodes.diffusion.patching.unet import READING, Features
+from reelbrush.nodes.diffusion.view import VIEWS, attention_maps, maps, principal, style_share
 
-from .attention_tools import BOTH, INSIDE, fingerprint, make, same, trajectory
+from .attention_tools import BOTH, FREE, INSIDE, fingerprint, make, same, trajectory, zstar
+from .attention_tools import heads as heads_of
 
 
 def features(model, seed, size=(3, 4)):
@@ -72,6 +76,85 @@ def test_principal_components_find_what_varies():
     for i in range(3):
         pair = torch.stack([found[:, i].flatten(), patterns[:, i].flatten()])
         assert torch.corrcoef(pair)[0, 1].abs() > 0.97
+
+
+def sampler_share(model, clip, sigma, number, tokens, monkeypatch):
+    """The style's share of the softmax that ComfyUI's attention function really gets in one call of the UNet
+    with all patches: per frame, mean over heads. The style is in front."""
+    calls, plain, layer = [], host.attention, attention_layers(model)[number]
+
+    def attention(q, k, v, heads, mask, precision, options):
+        if not options.get(READING) and options["block"] == layer.address[:2]:
+            q_h, k_h = heads_of(q, heads), heads_of(k, heads)
+            logits = q_h @ k_h.transpose(-1, -2) / q_h.shape[-1] ** 0.5
+            if mask is not None:
+                logits = logits + mask.double().view(1, 1, *mask.shape[-2:])
+            calls.append(logits.softmax(-1)[..., :tokens].sum(-1).mean(1))
+        return plain(q, k, v, heads, mask, precision, options)
+
+    monkeypatch.setattr(host, "attention", attention)
+    with host.loaded(model) as base:
+        z = clip.at(sigma)
+        conditions = host.conditions(base, clip.conditioning, z, sigma)
+        options = host.transformer_options(model, torch.tensor([sigma]))
+        host.evaluate(base, z, sigma, conditions, options)
+    monkeypatch.setattr(host, "attention", plain)
+    (share,) = calls
+    return share
+
+
+@BOTH
+@pytest.mark.parametrize("order", ["Z* first", "anchors first"])
+@pytest.mark.parametrize("anchors", ["first + previous", "all"])
+def test_the_style_share_is_the_one_that_the_sampler_sees_with_anchors(kind, order, anchors, monkeypatch):
+    plain = make(kind)
+    clip, style = trajectory(plain, frames=3), trajectory(plain, seed=3)
+    sigma, number, both = float(clip.sigmas[1]), 12, plain
+    for name in ("zstar", "anchors") if order == "Z* first" else ("anchors", "zstar"):
+        if name == "zstar":
+            both = zstar(both, style, **FREE)
+        else:
+            (both,) = TemporalAttention().patch(both, anchors, "all", 0.0, 1.0, 1.0)
+    tokens = 6 * 8  # of layer 12
+    wanted = sampler_share(both, clip, sigma, number, tokens, monkeypatch)
+    layer = attention_layers(plain)[number]
+
+    def shown(model):
+        seen = list(attention_maps(model, clip, style, "style share", layer, sigma))
+        return torch.stack([values.flatten() for f in seen for values in f.values()])
+
+    torch.testing.assert_close(shown(both).double(), wanted, rtol=1e-4, atol=1e-5)
+    assert float((shown(plain) - shown(both)).abs().max()) > 0.01  # what version 0.1 showed
+
+
+@BOTH
+def test_on_a_still_clip_anchors_leave_the_style_share_as_it_is(kind):
+    plain = make(kind)
+    one, style = trajectory(plain), trajectory(plain, seed=3)
+    still = replace(one, latents=one.latents.expand(-1, 3, -1, -1, -1))
+    (anchored,) = TemporalAttention().patch(plain, "first + previous", "all", 0.0, 1.0, 1.0)
+    layer = attention_layers(plain)[12]
+    shares = [
+        next(attention_maps(model, still, style, "style share", layer, float(one.sigmas[1]))).popitem()[1]
+        for model in (plain, anchored)
+    ]
+    torch.testing.assert_close(*shares, rtol=0, atol=1e-4)
+
+
+@BOTH
+def test_self_attention_shows_the_anchors_and_sums_to_1_with_them(kind):
+    plain = make(kind)
+    (anchored,) = TemporalAttention().patch(plain, "first + previous", "all", 0.0, 1.0, 1.0)
+    clip, layer = trajectory(plain, frames=3), attention_layers(plain)[12]
+    seen = list(attention_maps(anchored, clip, None, "self-attention", layer, float(clip.sigmas[1])))
+    for titled in seen:
+        assert list(titled)[1:] == ["anchor 1", "anchor 2"]
+        assert float(sum(values.sum() for values in titled.values())) == pytest.approx(1)
+    own, first, previous = seen[2].values()
+    assert not torch.allclose(first, previous, atol=1e-4)
+    own, first, previous = seen[0].values()  # without an anchor a frame has itself
+    torch.testing.assert_close(own, first)
+    torch.testing.assert_close(own, previous)
 
 
 def test_wrong_numbers_are_answered_in_words():
