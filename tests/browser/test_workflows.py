@@ -240,3 +240,34 @@ def test_blueprint_is_offered_and_has_no_missing_node(comfyui, path):
     prompt = comfyui.page.evaluate("async () => (await app.graphToPrompt()).output")
     assert sorted(node["class_type"] for node in prompt.values()) == sorted(types)
     assert comfyui.errors == []
+
+
+def test_help_pages_fit_into_their_panel_and_show_their_pictures(comfyui):
+    comfyui.open("stylize_video", False)
+    page, missing = comfyui.page, []
+    page.on("response", lambda answer: answer.ok or missing.append(answer.url))
+    names = page.evaluate(
+        "() => Object.keys(LiteGraph.registered_node_types).filter(n => n.startsWith('ReelBrush'))"
+    )
+    assert len(names) > 50
+    shown, wide = set(), {}
+    for name in names:
+        page.evaluate(
+            """name => { app.graph.clear(); const node = LiteGraph.createNode(name); node.pos = [600, 300];
+            app.graph.add(node); app.canvas.selectNode(node); }""",
+            name,
+        )
+        page.wait_for_timeout(400)
+        if not page.locator(".markdown-content").count():
+            page.locator('[data-testid="info-button"]').first.click()
+        page.wait_for_timeout(800)
+        title, width, widest = (
+            page.evaluate("""() => { const help = document.querySelector('.markdown-content');
+          return [help.querySelector('h1').innerText, help.clientWidth,
+            Math.max(...[...help.querySelectorAll('p, li, img, table')].map(e => e.scrollWidth))]; }""")
+        )
+        shown.add(title)
+        if widest > width + 2:
+            wide[name] = (widest, width)
+    assert len(shown) == len(names) and not wide
+    assert not [url for url in missing if "/docs/" in url and not url.endswith("/en.md")]
