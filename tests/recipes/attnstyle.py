@@ -159,11 +159,10 @@ def _diffusion():
             self.model = self
             self.model_sampling = self
             self.diffusion_model = torch.nn.Module()
+            for name in ("input_blocks", "middle_block", "output_blocks"):
+                setattr(self.diffusion_model, name, torch.nn.ModuleList())
 
         def clone(self):
             return self
-
-        def timestep(self, sigma):
-            return sigma
 
     return {"model": Part(), "vae": Part(), "clip": Part()}
