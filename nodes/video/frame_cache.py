@@ -22,7 +22,7 @@ from .. import host
 from ..common.files import file_error, replacing
 from . import codec
 from .batch import Batch, Stream
-from .operation import Operation
+from .operation import Operation, ordered
 from .run import Run, States
 
 CHUNK = 8  # frames per file
@@ -140,8 +140,11 @@ class FrameCache:
                 yield batch  # what its reader stops at is kept
             if sum(map(len, held)):
                 pool.submit(self._write, number, Batch.join(held), {})
-            elif self._writing:
+            elif self._writing and not self._is_stale():
                 pool.submit(self._file(number, "end").touch)
+
+    def _is_stale(self) -> bool:
+        return any(op.is_stale for op in ordered([self.op]))
 
     def _file(self, number: int, kind: str) -> Path:
         return self.path / f"{number:05}.{kind}"
@@ -179,6 +182,8 @@ class FrameCache:
         if not self._writing:
             return
         try:
+            if self._is_stale():
+                raise ValueError("the clip was changed while it was read")
             if states:
                 torch.save(states, buffer := io.BytesIO())
                 with replacing(self._file(number + 1, "states")) as temporary:

@@ -69,6 +69,7 @@ class Operation:
     sequential: ClassVar[bool] = False  # frames are computed in order; the worker has a state
     costly: ClassVar[bool] = True  # the result is worth caching on disk
     neighbours: ClassVar[tuple[int, int]] = (0, 0)  # how many frames before and after each frame are read
+    is_stale: ClassVar[bool] = False  # a source that is not any more what the fingerprint says
 
     label: str = field(default="", compare=False, kw_only=True)  # names the node in error messages
 

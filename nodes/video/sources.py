@@ -1,6 +1,7 @@
 """Where frames come from, and the operations that only choose, cut out or scale them."""
 
 import io
+import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +11,13 @@ from fractions import Fraction
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from stat import S_ISREG
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from .. import host
 from . import codec
 from .batch import Batch, Stream
 from .operation import Operation, Worker
@@ -46,6 +49,26 @@ class FileSource(Operation, name="file"):
 
     costly = False
 
+    def __post_init__(self) -> None:
+        self._first_state  # noqa: B018  (what the fingerprint is of)
+        super().__post_init__()
+
+    @cached_property
+    def _first_state(self) -> tuple[int, ...]:
+        return self._state()
+
+    def _state(self) -> tuple[int, ...]:
+        """What changes when the file is written or replaced; empty without a file."""
+        try:
+            about = os.stat(self.source)
+        except (OSError, TypeError):
+            return ()
+        return (about.st_ino, about.st_mtime_ns, about.st_size) if S_ISREG(about.st_mode) else ()
+
+    @property
+    def is_stale(self) -> bool:
+        return self._state() not in ((), self._first_state)
+
     @cached_property
     def clip(self) -> codec.VideoInfo:
         info = codec.probe(self.source)
@@ -60,6 +83,8 @@ class FileSource(Operation, name="file"):
             while group := list(islice(decoded, batch)):
                 frames, times = zip(*group, strict=True)
                 yield Batch.of(torch.stack(frames), times)
+        if self.is_stale:
+            host.warn(f"{self.source.name!r} was changed while it was read: its frames may be wrong")
 
 
 class FrameSource(Operation, name="frames"):

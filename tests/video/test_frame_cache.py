@@ -1,6 +1,7 @@
 """The frame cache: resuming, damage, limits, two readers, two processes."""
 
 import errno
+import os
 import re
 import shutil
 import subprocess
@@ -177,6 +178,40 @@ def test_a_render_goes_on_when_the_cache_cannot_be_used(home, place, what):
     target, _ = host.numbered("a", ".mkv")
     video.save_to(target, codec="ffv1")
     assert torch.equal(codec.to_float(saved(target)), pixels(all_of(video)))
+
+
+def overwrite(path, other):
+    path.write_bytes(other.read_bytes())
+
+
+def cut(path, other):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("change", [overwrite, cut, lambda path, other: os.replace(other, path)])
+def test_frames_of_a_clip_that_changes_while_it_is_read_are_not_kept(home, monkeypatch, caplog, change):
+    """They would be taken for frames of the clip as it was, when that is there again."""
+    path, other, former = (home / "input" / name for name in ("a.mkv", "b.mkv", "c.mkv"))
+    noise = torch.rand(2, 96, 96, 96, 3)
+    for target, clip in ((path, noise[0]), (other, noise[1])):
+        LazyVideo.from_frames(clip, 25).save_to(target, codec="ffv1")
+    shutil.copy2(path, former)
+    expected = pixels(all_of(costly(LazyVideo.from_file(path))))
+    at, changes = host.Progress.at, [change]
+
+    def change_once(self, done, preview=None):
+        at(self, done, preview)
+        if changes:
+            changes.pop()(path, other)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(host.Progress, "at", change_once)
+        costly(LazyVideo.from_file(path)).save_to(home / "output" / "a.mkv", codec="ffv1")
+    assert "'a.mkv' was changed while it was read: its frames may be wrong" in caplog.messages
+    os.replace(former, path)
+    costly(LazyVideo.from_file(path)).save_to(home / "output" / "b.mkv", codec="ffv1")
+    found = codec.to_float(saved(home / "output" / "b.mkv"))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1.1 / 255)
 
 
 def test_frames_are_not_kept_when_the_disk_is_nearly_full(home, monkeypatch):
