@@ -30,7 +30,12 @@ def probe(model):
     ]
 
 
-PROBES.append((lambda value: hasattr(value, "model_options") and hasattr(value, "model"), probe))
+def is_model(value):
+    """A MODEL, or a stand-in; the patcher of a CLIP has no UNet."""
+    return hasattr(value, "model_options") and hasattr(getattr(value, "model", None), "diffusion_model")
+
+
+PROBES.append((is_model, probe))
 RANGE = {"start_percent": 0.0, "end_percent": 1.0}
 OTHER = "invert with the model that samples"
 

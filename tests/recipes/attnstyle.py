@@ -82,7 +82,7 @@ RECIPES = {
             "clip": clips.comfy_clip(),
             "clip_vision": clips.comfy_vision(models("clip_vision")),
         },
-        wrong=[({"clip_vision": None}, "is no CLIP vision tower")],
+        wrong=[({"clip_vision": None}, "clip_vision is empty")],
         needs="comfyui",
         sizes=((16, 16),),
         counts=(1,),
