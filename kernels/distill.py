@@ -7,6 +7,10 @@
 Each is a mean over a frame's elements, one number per frame. The official code takes the mean over the whole
 batch, so that a frame's gradient depends on the number of frames in the call.
 
+Several style pictures share one softmax, as in the official code. Weights of the pictures are ours. In one
+softmax, log w is added to a picture's logits, so that it counts w times. With `blend` each picture has a
+softmax of its own, and the ideal output is the weighted mean: an interpolation between the styles.
+
 Shapes: q, k, v, out are [B, heads, N, d]; k_style and v_style are [1, heads, M, d], M free (the tokens of
 several style pictures, concatenated). Labels are integers, [1 or B, N] for the target and [M] for the style.
 
@@ -15,6 +19,8 @@ it. So only the layer's own output needs a graph, and the backward pass keeps on
 output is computed a few queries at a time, so that the N x M weights are never stored with any attention
 kernel. The masked form computes label by label: it needs no N x M mask and skips the pairs that it forbids.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -27,18 +33,33 @@ Labels = tuple[Tensor, Tensor]
 
 
 def distance(
-    out: Tensor, q: Tensor, style: tuple[Tensor, Tensor], *, scale: float = 1.0, labels: Labels | None = None
+    out: Tensor,
+    q: Tensor,
+    style: tuple[Tensor, Tensor],
+    *,
+    scale: float = 1.0,
+    labels: Labels | None = None,
+    weights: Sequence[float] = (),
+    blend: bool = False,
 ) -> Tensor:
-    """Eqs. 3 and 12: one loss per frame [B]. `out` is the layer's output, `labels` (style's, target's)."""
-    k_style, v_style = style
+    """Eqs. 3 and 12: one loss per frame [B]. `out` is the layer's output, `labels` (style's, target's). The
+    style tokens are those of pictures of one size, as many as there are `weights` (none: one softmax)."""
+    k_style, v_style = (t.detach() for t in style)
     if k_style.shape[1] != q.shape[1] or k_style.shape[-1] != q.shape[-1]:
         raise ValueError(
             f"the style keys have {k_style.shape[1]} heads of {k_style.shape[-1]} channels, the queries "
             f"{q.shape[1]} of {q.shape[-1]}: take the style's features from the same model"
         )
+    seen, bias = None, None  # the style tokens that take part, and what is added to their logits
+    if len(set(weights)) > 1 and not blend:
+        bias = torch.tensor(weights).log().repeat_interleave(k_style.shape[2] // len(weights)).to(q)
+        seen = bias.isfinite()
+        k_style, v_style, bias = k_style[:, :, seen], v_style[:, :, seen], bias[seen]
     if labels is not None:
+        labels = labels if seen is None else (labels[0][seen], labels[1])
         check_labels(*labels)
-    return _Distance.apply(out, q.detach(), k_style.detach(), v_style.detach(), scale, labels)
+    shares = [w / sum(weights) for w in weights] if blend else [1.0]
+    return _Distance.apply(out, q.detach(), k_style, v_style, scale, labels, bias, shares)
 
 
 def query_distance(q: Tensor, q_content: Tensor) -> Tensor:
@@ -55,7 +76,7 @@ def distance_reference(
     scale: float = 1.0,
     labels: Labels | None = None,
 ) -> Tensor:
-    """Eqs. 3, 11 and 12 as they are written. It stores the weights; for tests."""
+    """Eqs. 3, 11 and 12 as they are written. It stores the attention weights; for tests."""
     k_style, v_style = style
     logits = scale * q @ k_style.transpose(-1, -2) / q.shape[-1] ** 0.5
     if labels is not None:
@@ -71,13 +92,14 @@ class _Distance(torch.autograd.Function):
     """The L1 distance to the ideal output, computed in pieces; it keeps one sign per element."""
 
     @staticmethod
-    def forward(ctx, out, q, k, v, scale, labels):
+    def forward(ctx, out, q, k, v, scale, labels, bias, shares):
         signs = torch.empty_like(out, dtype=torch.int8)
         total = out.new_zeros(len(out), dtype=wide(out.dtype))
         for rows, queries, keys in _pieces(q, k, labels):
             piece = (rows, slice(None), queries)
-            ideal = scaled_dot_product_attention(q[piece] * scale, *_tokens(k, v, keys, len(q[rows])))
-            difference = out[piece] - ideal
+            difference = out[piece] - _ideal(
+                q[piece] * scale, k[:, :, keys], v[:, :, keys], bias, keys, shares
+            )
             signs[piece] = difference.sign().to(torch.int8)
             total[rows] += difference.abs().sum(dim=(1, 2, 3), dtype=total.dtype)
         ctx.save_for_backward(signs)
@@ -88,7 +110,20 @@ class _Distance(torch.autograd.Function):
     def backward(ctx, gradient):
         (signs,) = ctx.saved_tensors
         each = (gradient / signs[0].numel()).to(ctx.dtype).view(-1, 1, 1, 1)
-        return signs * each, None, None, None, None, None
+        return signs * each, *[None] * 7
+
+
+def _ideal(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, keys, shares: Sequence[float]) -> Tensor:
+    """The mean of the attention to each of len(shares) pictures."""
+    mask = None if bias is None else bias[keys][None, None, None]
+    total = 0.0
+    for share, k_picture, v_picture in zip(
+        shares, k.chunk(len(shares), 2), v.chunk(len(shares), 2), strict=True
+    ):
+        if share:
+            tokens = (t.expand(len(q), -1, -1, -1) for t in (k_picture, v_picture))
+            total = total + share * scaled_dot_product_attention(q, *tokens, attn_mask=mask)
+    return total
 
 
 def _pieces(q: Tensor, k: Tensor, labels: Labels | None):
@@ -108,10 +143,6 @@ def _pieces(q: Tensor, k: Tensor, labels: Labels | None):
             heads = q.shape[1] * (len(q) if len(of_target) == 1 else 1)
             for some in queries.split(max(1, SCORES // max(1, heads * len(keys)))):
                 yield rows, some, keys
-
-
-def _tokens(k: Tensor, v: Tensor, keys, rows: int) -> tuple[Tensor, Tensor]:
-    return tuple(t[:, :, keys].expand(rows, -1, -1, -1) for t in (k, v))
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

@@ -153,7 +153,7 @@ def _optimized_clip(
     flow = estimate(content) if warm else None
     with _references(weights, vae.encode(style), latent) as references:
         recipe = DistillRecipe(content_weight=weight)
-        return clips.stylize(references, latent, recipe, steps=steps, warm_steps=warm, flow=flow)
+        return clips.stylize(references, latent, recipe, clips.Schedule(steps, warm), flow=flow)
 
 
 def clip(

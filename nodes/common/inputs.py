@@ -1,5 +1,6 @@
 """Declarations, and one text format, of inputs that nodes of several packages have in common."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,20 @@ def text(default: str, tooltip: str, **options: Any) -> tuple:
 def comma_separated(words: str) -> list[str]:
     """The items of a text like "a, b, c", without empty ones."""
     return [word.strip() for word in words.split(",") if word.strip()]
+
+
+def picture_weights(words: str, pictures: int) -> list[float]:
+    """A text like "1, 0.5" as one share per picture, with the sum 1; an empty text gives equal shares."""
+    try:
+        weights = [float(word) for word in comma_separated(words.replace(";", ","))]
+    except ValueError:
+        raise ValueError(f"the weights {words!r} are not numbers: write them as 1, 0.5") from None
+    weights = weights or [1.0] * pictures
+    if len(weights) != pictures:
+        raise ValueError(f"{len(weights)} weights for {pictures} style pictures: give one per picture")
+    if not all(0 <= weight < math.inf for weight in weights) or not sum(weights):
+        raise ValueError(f"the weights {words!r} must not be negative, and not all be 0")
+    return [weight / sum(weights) for weight in weights]
 
 
 def switch(default: bool, tooltip: str, **options: Any) -> tuple:

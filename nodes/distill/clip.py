@@ -34,12 +34,26 @@ class FrameBatch:
     frames: range
     warm: bool
 
-    def timesteps(self, all_steps: int, warm_steps: int) -> list[int]:
-        """The timesteps of its steps. Two warm steps share a timestep, and with it the content's features:
-        the result is as good, at an eighth less cost."""
-        if not self.warm:
-            return falling(all_steps)
-        return [t for t in falling(-(-warm_steps // 2)) for _ in range(2)][warm_steps % 2 :]
+
+@dataclass(frozen=True)
+class Schedule:
+    """The timesteps of a frame's steps."""
+
+    steps: int
+    warm_steps: int = 0
+    iterations: int = 1  # at each timestep
+    fixed_timestep: int = 0  # instead of falling ones
+
+    def timesteps(self, warm: bool) -> list[int]:
+        """One for each step. Two warm steps share a timestep, and with it the content's features: the result
+        is as good, at an eighth less cost."""
+        if self.fixed_timestep:
+            levels = [self.fixed_timestep] * (self.warm_steps if warm else self.steps)
+        elif warm:
+            levels = [t for t in falling(-(-self.warm_steps // 2)) for _ in range(2)][self.warm_steps % 2 :]
+        else:
+            levels = falling(self.steps)
+        return [t for t in levels for _ in range(self.iterations)]
 
 
 def batches(frames: int, cuts: Sequence[int], per_call: int, warm: bool) -> Iterator[FrameBatch]:
@@ -131,9 +145,8 @@ def stylize(
     references: References,
     start: Tensor,
     recipe: DistillRecipe,
+    schedule: Schedule,
     *,
-    steps: int,
-    warm_steps: int = 0,
     flow: Any = None,
     report: Report = lambda step: None,
 ) -> Tensor:
@@ -141,7 +154,7 @@ def stylize(
     if recipe.temporal_weight and flow is None:
         raise ValueError("temporal_weight compares neighbouring frames: connect a flow, or set it to 0")
     latent_flow = None if flow is None or len(start) == 1 else LatentFlow(flow, start)
-    warm = latent_flow is not None and warm_steps > 0
+    warm = latent_flow is not None and schedule.warm_steps > 0
     done = torch.empty_like(start)
     lag = no_lag = torch.zeros_like(start[:1, :1]).expand(-1, 2, -1, -1)
     for batch in batches(len(start), flow.cuts if warm else (), recipe.frames_per_call, warm):
@@ -158,7 +171,7 @@ def stylize(
         done[rows] = distill(
             references,
             z,
-            batch.timesteps(steps, warm_steps),
+            schedule.timesteps(batch.warm),
             recipe,
             frames=batch.frames,
             anchor=anchor,

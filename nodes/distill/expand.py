@@ -16,8 +16,7 @@ from torch import Tensor
 
 from ...kernels import ddim
 from .. import host
-from .features import FeatureReader
-from .guided import Noise
+from .features import FeatureReader, Noise
 from .optimize import DistillRecipe, References, distill, falling
 from .seamless import sides
 

@@ -5,7 +5,7 @@ network under the null conditioning at a timestep. LoRAs in the weights are used
 nodes are not. It reads a loaded, differentiable model; `opened` makes one from a MODEL.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -15,6 +15,14 @@ from torch import Tensor
 from .. import host
 from ..diffusion.patching.layers import pick_layers, recomputable
 from ..diffusion.patching.unet import Features, capture
+
+Noise = Callable[[Tensor], Tensor]
+
+
+def seeded(seed: int) -> Noise:
+    """Noise that a seed repeats, the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda like: torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
 
 
 class FeatureReader:

@@ -12,7 +12,7 @@ As in the official loop, AdaIN and the features have separate noises, and the la
 level of timestep 0, not at zero: the UNet was not trained on lower levels.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,13 +20,12 @@ import torch
 from torch import Tensor
 
 from ...kernels import ddim
-from ...kernels.moments import match_moments
+from ...kernels.moments import match_moments, normalize
 from .. import host
 from ..diffusion.patching.layers import pick_layers, recomputable
-from .features import FeatureReader
+from .features import FeatureReader, Noise, seeded
 from .optimize import DistillRecipe, NotANumberError, References, distill
 
-Noise = Callable[[Tensor], Tensor]
 TEXT_TO_IMAGE = DistillRecipe(learning_rate=0.015, content_weight=0.0)
 
 
@@ -46,6 +45,8 @@ class Guide:
     target_mask: Tensor | None = None
     recipe: DistillRecipe = TEXT_TO_IMAGE
     frames_per_call: int = 0  # 0: from free memory
+    style_weights: Sequence[float] = ()
+    blend: bool = False
     sampler: Any = None  # a SAMPLER that steps from level to level; None: Euler
 
     def sampling(self, noise: Noise) -> host.SamplingFunction:
@@ -125,12 +126,20 @@ class GuidedRun:
             z = z.detach().clone()
             t = self.reader.timestep(sigma)
             if guide.adain:
-                z = match_moments(z, one_picture(noised(self.style)), 1e-12)
+                z = adain(z, noised(self.style), guide.style_weights)
             style = noised(self.style)
             uses_content = self.content is not None and guide.recipe.content_weight
             content = noised(self.content) if uses_content else None
-            references = References(self.reader, style, content, guide.style_mask, guide.target_mask)
-            references.check_masks(len(z))
+            references = References(
+                self.reader,
+                style,
+                content,
+                guide.style_mask,
+                guide.target_mask,
+                guide.style_weights,
+                guide.blend,
+            )
+            references.check(len(z))
             if self.frames_per_call is None:
                 self.frames_per_call = self.reader.frames_per_call(z, t, guide.frames_per_call)
             recipe = replace(guide.recipe, frames_per_call=self.frames_per_call)
@@ -145,15 +154,20 @@ class GuidedRun:
                 return z
 
 
+def adain(z: Tensor, style: Tensor, weights: Sequence[float] = ()) -> Tensor:
+    """AdaIN with the statistics of all pixels of the style pictures, of which each counts by its weight."""
+    if len(set(weights)) < 2:
+        return match_moments(z, one_picture(style), 1e-12)
+    share = torch.tensor(weights).to(style).view(-1, 1, 1, 1) / sum(weights)
+    over = {"dim": (0, 2, 3), "keepdim": True}
+    mean = (share * style).sum(**over) / style[0, 0].numel()
+    variance = (share * (style - mean).square()).sum(**over) / style[0, 0].numel()
+    return normalize(z, 1e-12) * variance.sqrt() + mean
+
+
 def one_picture(latents: Tensor) -> Tensor:
     """All pixels of several pictures as one picture, for their common statistics."""
     return latents.transpose(0, 1).flatten(1, 2).unsqueeze(0)
-
-
-def seeded(seed: int) -> Noise:
-    """Noise that a seed repeats, the same on every device."""
-    generator = torch.Generator().manual_seed(seed)
-    return lambda like: torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
 
 
 def sampler(guide: Guide, seed: int) -> Any:

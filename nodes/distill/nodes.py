@@ -1,8 +1,20 @@
 """Attention Distillation nodes: optimize latents, or sample with guidance."""
 
-from ..common.inputs import choice, connection, decimal, integer, model, percent, seed, switch, text
+from ..common.inputs import (
+    choice,
+    connection,
+    decimal,
+    integer,
+    model,
+    percent,
+    picture_weights,
+    seed,
+    switch,
+    text,
+)
 from ..common.plot import loss_plot
 from . import CATEGORY, NULL, nodes_texture, run
+from .clip import Schedule
 from .guided import Guide, sampler
 from .optimize import DistillRecipe
 
@@ -19,6 +31,14 @@ _MASKS = {
     "target_mask": connection("MASK", "Where each label's style goes; one mask, or one per frame."),
 }
 _ON_NAN = choice(["stop", "return last good"], "After an overflow: an error, or the last valid latent.")
+_STYLES = {
+    "style_weights": text("", "One number per style picture, such as 1, 0.5. Empty: equal weights."),
+    "style_mix": choice(
+        ["one softmax", "mean"],
+        "How several styles mix. one softmax: each place takes the style that resembles it; a style of "
+        "weight 2 counts twice. mean: each place takes the weighted mean of the styles, an interpolation.",
+    ),
+}
 
 
 class ADOptimize:
@@ -76,11 +96,38 @@ class ADOptimize:
                     "REELBRUSH_FLOW", "Optical Flow (stride 1) of the clip: frames start from the one before."
                 ),
                 "on_nan": _ON_NAN,
+                "batch_size": integer(1, 1, 64, "Textures from noise: how many, each from its own noise."),
+                "iterations": integer(1, 1, 100, "Adam steps at each timestep; steps x iterations in all."),
+                "fixed_timestep": integer(
+                    0,
+                    0,
+                    999,
+                    "0: the timestep falls, as in the paper. Else all steps use this one: large for coarse "
+                    "structure, small for fine detail (Fig. 16).",
+                ),
+                "noised": switch(
+                    False,
+                    "Noise the style and the content to each timestep before they are read (Fig. 16, case "
+                    "2). The paper found it slower and noisier.",
+                ),
+                **_STYLES,
             },
         }
 
     def distill(
-        self, width, height, frames_per_call, style_mask=None, target_mask=None, on_nan="stop", **settings
+        self,
+        width,
+        height,
+        steps,
+        warm_steps,
+        frames_per_call,
+        style_mask=None,
+        target_mask=None,
+        on_nan="stop",
+        iterations=1,
+        fixed_timestep=0,
+        style_mix="one softmax",
+        **settings,
     ):
         weights = ("learning_rate", "content_weight", "attention_scale", "temporal_weight")
         recipe = DistillRecipe(
@@ -88,8 +135,14 @@ class ADOptimize:
             frames_per_call=frames_per_call,
             keep_last_good=on_nan != "stop",
         )
-        masks = (style_mask, target_mask)
-        latent, curves = run.optimized(**settings, recipe=recipe, size=(height, width), masks=masks)
+        latent, curves = run.optimized(
+            **settings,
+            recipe=recipe,
+            schedule=Schedule(steps, warm_steps, iterations, fixed_timestep),
+            size=(height, width),
+            masks=(style_mask, target_mask),
+            blend=style_mix == "mean",
+        )
         nonzero = {name: values for name, values in curves.items() if any(values)}
         return latent, loss_plot(nonzero, "Attention distillation")
 
@@ -139,14 +192,27 @@ class ADSampler:
                     "Steps from level to level instead of Euler, from KSamplerSelect. It starts anew at each "
                     "guided level, so that a multi-step sampler is of first order there.",
                 ),
+                **_STYLES,
             },
         }
 
-    def make(self, seed, learning_rate, content_weight, attention_scale, on_nan="stop", **settings):
+    def make(
+        self,
+        seed,
+        learning_rate,
+        content_weight,
+        attention_scale,
+        on_nan="stop",
+        style_weights="",
+        style_mix="one softmax",
+        **settings,
+    ):
         keep = on_nan != "stop"
         recipe = DistillRecipe(learning_rate, content_weight, attention_scale, keep_last_good=keep)
         for name in ("style", "content"):
             settings[name] = run.samples(settings.get(name), name)
+        settings["style_weights"] = picture_weights(style_weights, len(settings["style"]))
+        settings["blend"] = style_mix == "mean"
         return (sampler(Guide(recipe=recipe, **settings), seed),)
 
 

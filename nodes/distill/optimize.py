@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ...kernels import ddim
 from ...kernels.distill import check_labels, distance, labels_at, query_distance
 from .. import host
 from . import features
@@ -47,13 +48,20 @@ class DistillRecipe:
 
 @dataclass
 class References:
-    """What a latent is compared with: latents in model space, masks [1 or S, H, W] and [1 or N, H, W]."""
+    """What a latent is compared with: latents in model space, masks [1 or S, H, W] and [1 or N, H, W].
+
+    With a `noise_seed`, style and content are noised to a timestep's level before their features are read
+    (Fig. 16, case 2). All pictures get the same noise, which depends on the timestep only.
+    """
 
     reader: FeatureReader
     style: Tensor
     content: Tensor | None = None
     style_mask: Tensor | None = None
     target_mask: Tensor | None = None
+    weights: Sequence[float] = ()  # of the S style pictures; none: equal
+    blend: bool = False  # the mean of the styles instead of one softmax over all of them
+    noise_seed: int | None = None
     memory: int = 0  # bytes of style features that may be kept for later calls
     reads: Counter[float] | None = None  # how often each timestep will be read; None: all are kept that fit
     _kept: set[float] | None = field(default=None, repr=False)
@@ -65,7 +73,7 @@ class References:
         """The style's keys and values at a timestep, per layer."""
         if t not in self._styles:
             with own_edges():
-                layers = features.join(self.reader(self.style, t, "kv"))
+                layers = features.join(self.reader(self._noised(self.style, t), t, "kv"))
             size = sum(layer.k.nbytes + layer.v.nbytes for layer in layers)
             if self.reads is not None and self._kept is None:  # those that are read most
                 again = [t for t, count in self.reads.most_common() if count > 1]
@@ -82,8 +90,14 @@ class References:
         if self._queries[:1] != (key,):
             self.release_content()  # before new ones are computed
             content = self.content if len(self.content) == 1 else self.content[list(frames)]
-            self._queries = (key, [f.heads("q") for f in self.reader(content, t, "q")])
+            self._queries = (key, [f.heads("q") for f in self.reader(self._noised(content, t), t, "q")])
         return self._queries[1]
+
+    def _noised(self, clean: Tensor, t: float) -> Tensor:
+        if self.noise_seed is None:
+            return clean
+        noise = features.seeded((self.noise_seed * T + round(t)) % (1 << 63))(clean[:1])
+        return ddim.noised(clean, noise, self.reader.sigma(t))
 
     def release_content(self) -> None:
         """Forget the content's queries."""
@@ -104,7 +118,7 @@ class References:
         of_style, of_target = self._labels[key]
         return of_style, of_target if len(of_target) == 1 else of_target[list(frames)]
 
-    def check_masks(self, frames: int) -> None:
+    def check(self, frames: int) -> None:
         """Both masks or none, and one picture for all or one for each."""
         masks = {"style": (self.style_mask, len(self.style)), "target": (self.target_mask, frames)}
         missing = [name for name, (mask, _) in masks.items() if mask is None]
@@ -115,6 +129,10 @@ class References:
                 raise ValueError(
                     f"the {name}_mask has {len(mask)} pictures for {count} latents: give 1 or {count}"
                 )
+        if self.blend and self.style_mask is not None:
+            raise ValueError(
+                "style_mix is mean, which takes no masks: choose one softmax, or remove the masks"
+            )
 
 
 @dataclass(frozen=True)
@@ -226,7 +244,15 @@ def gradient(
         for layer, ideal, content in zip(reader(leaf, t, "qo", grad=True), style, queries, strict=True):
             q, out = layer.heads("q"), layer.heads("out")
             labels = references.labels(ideal.size, layer.size, frames)
-            style_loss += distance(out, q, ideal[:2], scale=recipe.attention_scale, labels=labels)
+            style_loss += distance(
+                out,
+                q,
+                ideal[:2],
+                scale=recipe.attention_scale,
+                labels=labels,
+                weights=references.weights,
+                blend=references.blend,
+            )
             if content is not None:
                 content_loss += query_distance(q, content)
         total = style_loss + recipe.content_weight * content_loss

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from .. import host
-from .clip import FrameBatch, batches, shot_starts, stylize
+from ..common.inputs import picture_weights
+from .clip import FrameBatch, Schedule, batches, shot_starts, stylize
 from .expand import Expansion, TextureCanvas, expand
-from .features import FeatureReader, opened
-from .guided import seeded
+from .features import FeatureReader, opened, seeded
 from .optimize import DistillRecipe, DistillStep, References, Report
 
+DEFAULT_SCHEDULE = Schedule(200, 60)
 STYLE_MEMORY = 4 << 30  # bytes of style features that are kept for the calls of one clip
 
 Latent = dict[str, Any]
@@ -56,22 +57,31 @@ def optimized(
     content: Latent | None = None,
     start: Latent | None = None,
     size: tuple[int, int] = (512, 512),
-    steps: int = 200,
-    warm_steps: int = 60,
+    batch_size: int = 1,
+    schedule: Schedule = DEFAULT_SCHEDULE,
     layers: str = "last 6",
     masks: tuple[Tensor | None, Tensor | None] = (None, None),
+    style_weights: str = "",
+    blend: bool = False,
+    noised: bool = False,
     flow: Any = None,
     seed: int = 0,
 ) -> tuple[Latent, dict[str, list[float]]]:
-    """Algorithm 1 on a clip, or on noise of `size` pixels (height first): the latent, the losses per step."""
+    """Algorithm 1 on a clip, or on `batch_size` noises of `size` pixels (height first): the latent, and the
+    losses per step."""
     channels = host.latent_channels(model)
     inputs = {"style": style, "content": content, "start": start}
     style_z, content_z, start_z = (samples(x, name, channels) for name, x in inputs.items())
     first_z = start_z if start_z is not None else content_z
     from_noise = first_z is None
     if from_noise:
-        first_z = seeded(seed)(torch.empty(1, channels, size[0] // 8, size[1] // 8))
-    elif content_z is not None:
+        first_z = seeded(seed)(torch.empty(batch_size, channels, size[0] // 8, size[1] // 8))
+    elif batch_size > 1:
+        raise ValueError(
+            f"batch_size is {batch_size}, which is for textures from noise: set it to 1, because all results "
+            "from the same content or start would be equal"
+        )
+    if content_z is not None:
         same_size = content_z.shape[-2:] == first_z.shape[-2:]
         if not same_size or len(content_z) not in (1, len(first_z)):
             raise ValueError(
@@ -79,44 +89,51 @@ def optimized(
                 "give both the same size and number of frames"
             )
     curves: dict[str, list[float]] = {"style": [], "content": [], "temporal": []}
-    if steps == 0:
+    if schedule.steps == 0:
         return {"samples": first_z}, curves
     with opened(model, null, layers) as (_, reader):
         z = first_z.to(reader.device).clone() if from_noise else in_model_space(first_z, reader)
         references = References(
-            reader, in_model_space(style_z, reader), in_model_space(content_z, reader), *masks
+            reader,
+            in_model_space(style_z, reader),
+            in_model_space(content_z, reader),
+            *masks,
+            weights=picture_weights(style_weights, len(style_z)),
+            blend=blend,
+            noise_seed=seed if noised else None,
         )
-        references.check_masks(len(z))
+        references.check(len(z))
         per_call = reader.frames_per_call(z, 1, recipe.frames_per_call)
-        warm = flow is not None and warm_steps > 0 and len(z) > 1
+        warm = flow is not None and schedule.warm_steps > 0 and len(z) > 1
         if warm:
             references.memory = min(STYLE_MEMORY, host.free_memory(host.offload_device()) // 4)
             if not recipe.frames_per_call:
                 per_call = 1  # a finished frame is a good start for the next, less for later ones
-            references.reads = style_reads(batches(len(z), flow.cuts, per_call, True), steps, warm_steps)
-        total = frame_steps(len(z), flow.cuts if warm else (), steps, warm_steps if warm else steps)
+            references.reads = style_reads(batches(len(z), flow.cuts, per_call, True), schedule)
+        else:
+            schedule = replace(schedule, warm_steps=0)
+        total = frame_steps(len(z), flow.cuts if warm else range(len(z)), schedule)
         with host.progress(total, "Distilling style", "frame steps") as bar:
             z = stylize(
                 references,
                 z,
                 replace(recipe, frames_per_call=per_call),
-                steps=steps,
-                warm_steps=warm_steps if warm else 0,
+                schedule,
                 flow=flow,
                 report=follow(bar, reader.base, curves),
             )
         return as_latent(z, reader), curves
 
 
-def style_reads(batches: Iterable[FrameBatch], steps: int, warm_steps: int) -> Counter[float]:
+def style_reads(batches: Iterable[FrameBatch], schedule: Schedule) -> Counter[float]:
     """How many calls read the style at each timestep."""
-    return Counter(t for batch in batches for t in set(batch.timesteps(steps, warm_steps)))
+    return Counter(t for batch in batches for t in set(schedule.timesteps(batch.warm)))
 
 
-def frame_steps(frames: int, cuts: Sequence[int], steps: int, warm_steps: int) -> int:
+def frame_steps(frames: int, cuts: Sequence[int], schedule: Schedule) -> int:
     """The number of steps of all frames together."""
     full = len(shot_starts(frames, cuts))
-    return full * steps + (frames - full) * warm_steps
+    return full * len(schedule.timesteps(False)) + (frames - full) * len(schedule.timesteps(True))
 
 
 def follow(bar: host.Progress, base: Any, curves: dict[str, list[float]]) -> Report:
@@ -134,6 +151,11 @@ def expanded(
     model: Any, null: list, source: Latent, canvas: TextureCanvas, expansion: Expansion, seed: int
 ) -> Latent:
     """A texture expanded to a canvas."""
+    if any(name.endswith("._conv_forward") for name in model.object_patches):
+        raise ValueError(
+            "this model is from Seamless Tiling, with which every window of the canvas would tile by itself: "
+            "connect the model before it, and choose the edges in seamless of Expand Texture"
+        )
     texture = samples(source, "source", host.latent_channels(model))
     total = expansion.steps * len(canvas.windows())
     with opened(model, null) as (clone, reader), host.progress(total, "Expanding texture", "windows") as bar:

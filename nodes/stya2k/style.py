@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from .. import host
 from ..common.files import fingerprint
+from ..common.inputs import picture_weights
 from ..video.operation import digest
 from . import checkpoint, library
 
@@ -140,19 +141,11 @@ def fit_picture(picture: Tensor, size: int) -> Tensor:
 
 def make_style(model: Model, pictures: Tensor, weights: str = "", size: int = 512) -> Style:
     """Pictures [n, h, w, 3] averaged with weights "1, 2, ..." (empty: equal weights)."""
-    try:
-        shares = [float(w) for w in weights.replace(";", ",").split(",") if w.strip()]
-    except ValueError:
-        raise ValueError(f"the weights {weights!r} are not numbers: write them as 1, 0.5") from None
-    shares = shares or [1.0] * len(pictures)
-    if len(shares) != len(pictures):
-        raise ValueError(f"{len(shares)} weights for {len(pictures)} style pictures: give one per picture")
-    if min(shares) < 0 or sum(shares) <= 0:
-        raise ValueError(f"the weights {weights!r} must not be negative, and not all be 0")
+    shares = picture_weights(weights, len(pictures))
     return Style(
         model,
         tuple(
-            StylePart(fit_picture(p[None], size), share / sum(shares))
+            StylePart(fit_picture(p[None], size), share)
             for p, share in zip(pictures, shares, strict=True)
             if share > 0
         ),

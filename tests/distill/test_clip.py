@@ -8,7 +8,15 @@ import torch
 
 from reelbrush.kernels.flow import warp
 from reelbrush.nodes.distill import clip
-from reelbrush.nodes.distill.clip import LatentFlow, batches, move, predecessors, stylize, warm_start
+from reelbrush.nodes.distill.clip import (
+    LatentFlow,
+    Schedule,
+    batches,
+    move,
+    predecessors,
+    stylize,
+    warm_start,
+)
 from reelbrush.nodes.distill.optimize import DistillRecipe, distill, falling, gradient
 from reelbrush.nodes.flow.estimate import Flow
 
@@ -72,7 +80,7 @@ def test_a_change_stays_with_its_content_in_a_pan_of_any_speed(monkeypatch, pixe
     start[0, :, 4, 5] = 1
     monkeypatch.setattr(clip, "distill", lambda references, z, *_, **__: z)
     recipe = DistillRecipe(frames_per_call=per_call)
-    out = stylize(SimpleNamespace(content=None), start, recipe, steps=5, warm_steps=2, flow=flow)
+    out = stylize(SimpleNamespace(content=None), start, recipe, Schedule(5, 2), flow=flow)
     for frame in range(frames):
         x = int(out[frame, 0, 4].argmax())
         assert out[frame, 0, 4, x] == 1
@@ -105,7 +113,7 @@ def test_a_warm_frame_takes_few_steps_and_a_frame_after_a_cut_all(monkeypatch):
     rows, content = rows_seen(monkeypatch), contents(4)
     with references(model(), styles(), content) as refs:
         refs.memory = 1 << 30
-        out = stylize(refs, content, DistillRecipe(), steps=5, warm_steps=2, flow=shifting(4, cuts=(2,)))
+        out = stylize(refs, content, DistillRecipe(), Schedule(5, 2), flow=shifting(4, cuts=(2,)))
         first = distill(refs, content[2:3], falling(5), DistillRecipe(), frames=range(2, 3))
     assert sum(n for n, grad in rows if grad) == 5 + 2 + 5 + 2 + 5
     assert torch.equal(out[2], first[0])  # nothing crosses the cut
@@ -121,8 +129,7 @@ def test_a_warm_start_begins_nearer(monkeypatch):
             refs,
             content,
             DistillRecipe(),
-            steps=8,
-            warm_steps=8,
+            Schedule(8, 8),
             flow=shifting(2, pixels=(0, 0)),
             report=seen.append,
         )
@@ -141,7 +148,7 @@ def test_a_chain_of_warm_frames_neither_drifts_nor_freezes():
 
     with references(model(), styles(), content) as refs:
         refs.memory = 1 << 30
-        out = stylize(refs, content, recipe, steps=12, warm_steps=4, flow=shifting(8, pixels=(0, 0)))
+        out = stylize(refs, content, recipe, Schedule(12, 4), flow=shifting(8, pixels=(0, 0)))
         cold = distill(refs, content[3:4], falling(12), recipe, frames=[3])
         for frame, other in ((2, 3), (3, 2), (7, 0)):
             begin = losses(refs, content[frame : frame + 1], frame)[0]
@@ -156,7 +163,7 @@ def test_the_temporal_term_pulls_towards_the_warped_frame_before():
     flow = shifting(2)
     for weight in (0.0, 5.0):
         with references(model(dtype=torch.float64), content=content) as refs:
-            out = stylize(refs, content, DistillRecipe(temporal_weight=weight), steps=4, flow=flow)
+            out = stylize(refs, content, DistillRecipe(temporal_weight=weight), Schedule(4), flow=flow)
         gaps.append(float((out[1, :, :, 1:] - out[0, :, :, :-1]).abs().mean()))
     assert gaps[1] < 0.98 * gaps[0]
 
@@ -174,9 +181,9 @@ def test_anchors_are_warped_predecessors_and_stop_at_cuts():
 def test_wrong_flows_raise_an_error():
     with references(model()) as refs:
         with pytest.raises(ValueError, match="connect a flow"):
-            stylize(refs, contents(2), DistillRecipe(temporal_weight=1.0), steps=1)
+            stylize(refs, contents(2), DistillRecipe(temporal_weight=1.0), Schedule(1))
         with pytest.raises(ValueError, match="the flow belongs to 3 frames"):
-            stylize(refs, contents(2), DistillRecipe(), steps=1, warm_steps=1, flow=shifting(3))
+            stylize(refs, contents(2), DistillRecipe(), Schedule(1, 1), flow=shifting(3))
         strided = Flow(**{**vars(shifting(3)), "stride": 2})
         with pytest.raises(ValueError, match="stride 1"):
             clip.LatentFlow(strided, contents(4))

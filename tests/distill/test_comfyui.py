@@ -5,6 +5,7 @@ import torch
 
 from reelbrush.nodes import host
 from reelbrush.nodes.distill import nodes, run
+from reelbrush.nodes.distill.clip import Schedule
 from reelbrush.nodes.distill.optimize import DistillRecipe
 
 from ..diffusion.tiny import comfy_model, conditioning
@@ -51,7 +52,7 @@ def distilled(model, steps=3, **more):
             latent(styles()),
             DistillRecipe(frames_per_call=2),
             content=latent(contents(2)),
-            steps=steps,
+            schedule=Schedule(steps),
             **more,
         )
 

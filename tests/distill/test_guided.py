@@ -120,6 +120,16 @@ def test_a_seed_repeats_and_another_does_not():
     assert not torch.equal(one, other)
 
 
+def test_weights_of_styles_count_in_the_guidance():
+    of, two = model(), torch.cat([styles(), -styles()])
+    how = {"adain": False, "recipe": DistillRecipe(0.05, 0.0)}
+    first, second, equal, default = (
+        drawn(of, guide(of, two, style_weights=weights, **how)) for weights in ((1, 0), (0, 1), (2, 2), ())
+    )
+    assert float((first - second).abs().mean()) > 0.02 * float(first.std())
+    assert torch.equal(equal, default)
+
+
 def test_a_content_that_does_not_weigh_is_not_read(monkeypatch):
     rows, of = rows_seen(monkeypatch), model()
     drawn(of, guide(of, content=contents() / SCALE), frames=1)

@@ -9,7 +9,7 @@ from reelbrush.kernels.distill import distance, distance_reference, query_distan
 from reelbrush.nodes import host
 from reelbrush.nodes.diffusion.patching.layers import attention_layers
 from reelbrush.nodes.distill import features, optimize, run
-from reelbrush.nodes.distill.clip import FrameBatch, batches
+from reelbrush.nodes.distill.clip import Schedule, batches
 from reelbrush.nodes.distill.optimize import DistillRecipe, References, distill, falling
 
 from ..diffusion.tiny import LAYOUTS, conditioning, tiny_model
@@ -117,8 +117,8 @@ def test_a_style_is_kept_for_later_calls_as_far_as_memory_allows(monkeypatch):
 
 def test_a_clip_keeps_the_style_at_the_timesteps_that_it_reads_again(monkeypatch):
     """Defaults: 200 steps for the first frame, 60 for the others. Memory for 30 timesteps is enough."""
-    frames, steps, warm = 4, 200, 60
-    reads = run.style_reads(batches(frames, (), 1, True), steps, warm)
+    frames, schedule = 4, Schedule(200, 60)
+    reads = run.style_reads(batches(frames, (), 1, True), schedule)
     assert len({t for t, count in reads.items() if count > 1}) == 30
     rows = rows_seen(monkeypatch)
     with references(model()) as refs:
@@ -126,9 +126,9 @@ def test_a_clip_keeps_the_style_at_the_timesteps_that_it_reads_again(monkeypatch
         refs.memory, refs.reads = 30 * size, reads
         del rows[:]
         for batch in batches(frames, (), 1, True):
-            for t in dict.fromkeys(batch.timesteps(steps, warm)):
+            for t in dict.fromkeys(schedule.timesteps(batch.warm)):
                 refs.style_at(t)
-    cold, again = (set(FrameBatch(range(1), w).timesteps(steps, warm)) for w in (False, True))
+    cold, again = (set(schedule.timesteps(w)) for w in (False, True))
     assert len(rows) == len(cold | again)  # version 0.1 read 21 of the 30 again for every warm frame
 
 
@@ -173,10 +173,10 @@ def test_a_label_that_vanishes_at_an_attention_resolution_raises_an_error():
 def test_masks_that_do_not_fit_raise_an_error():
     with references(model(), styles(), contents(), halves((8, 12), 0)) as refs:
         with pytest.raises(ValueError, match="target_mask is missing"):
-            refs.check_masks(1)
+            refs.check(1)
         refs.target_mask = halves((8, 12), 0, 3)
         with pytest.raises(ValueError, match="3 pictures for 2 latents"):
-            refs.check_masks(2)
+            refs.check(2)
 
 
 def test_a_late_frame_s_unknown_label_raises_an_error_at_the_first_step(monkeypatch):
@@ -256,7 +256,7 @@ def test_a_cancelled_run_frees_its_memory(monkeypatch):
     """Style features, graph, Adam's state: nothing outlives the run, while the model and inputs do."""
     of, calls = model(), []
     given = (of, null(of), {"samples": styles(3)}, DistillRecipe(frames_per_call=2))
-    inputs = {"content": {"samples": contents(4)}, "steps": 200}
+    inputs = {"content": {"samples": contents(4)}, "schedule": Schedule(200)}
 
     def cancel():
         calls.append(held())

@@ -95,6 +95,41 @@ def test_half_precision_stays_near():
     assert half[0].grad.isfinite().all()
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["no mask", "masked"])
+@pytest.mark.parametrize(
+    ("weights", "order"), [((2, 1), "AAB"), ((1, 3), "ABBB"), ((1, 1), "AB"), ((0, 1), "B")]
+)
+def test_a_style_of_weight_2_counts_as_if_it_were_there_twice(weights, order, masked):
+    q, k, v, (k_s, v_s) = tensors(2, 3, 24, 20, 8)
+    of_style, of_target = some_labels(2, 24, 10)
+    both = (torch.cat([of_style, of_style]), of_target) if masked else None
+    picture = {"A": slice(0, 10), "B": slice(10, 20)}
+    repeated = tuple(torch.cat([t[:, :, picture[name]] for name in order], 2) for t in (k_s, v_s))
+    expected = distill.distance_reference(
+        q, k, v, repeated, labels=(of_style.repeat(len(order)), of_target) if masked else None
+    )
+    loss = loss_of(q, k, v, (k_s, v_s), labels=both, weights=weights)
+    torch.testing.assert_close(loss, expected)
+    for a, b in zip(*(torch.autograd.grad(x.sum(), [q, k, v]) for x in (loss, expected)), strict=True):
+        assert relative(a, b) < 1e-5
+
+
+@pytest.mark.parametrize("weights", [(1, 1), (1, 3), (0, 2)])
+def test_the_mean_of_styles_is_a_weighted_mean_of_their_outputs(weights):
+    q, k, v, (k_s, v_s) = tensors(2, 3, 24, 20, 8)
+    ideals = [
+        (q @ k_i.transpose(-1, -2) / 8**0.5).softmax(-1) @ v_i
+        for k_i, v_i in zip(k_s.split(10, 2), v_s.split(10, 2), strict=True)
+    ]
+    ideal = (weights[0] * ideals[0] + weights[1] * ideals[1]) / sum(weights)
+    own = (q @ k.transpose(-1, -2) / 8**0.5).softmax(-1) @ v
+    expected = (own - ideal.detach()).abs().mean((1, 2, 3))
+    loss = loss_of(q, k, v, (k_s, v_s), weights=weights, blend=True)
+    torch.testing.assert_close(loss, expected)
+    for a, b in zip(*(torch.autograd.grad(x.sum(), [q, k, v]) for x in (loss, expected)), strict=True):
+        assert relative(a, b) < 1e-5
+
+
 def test_masks_shrink_to_each_resolution_as_names():
     mask = torch.zeros(1, 8, 12)
     mask[:, :, 6:] = 0.5

@@ -17,6 +17,7 @@ for name, folder in (
     package = sys.modules.setdefault(name, ModuleType(name))  # where pytest has not made them yet
     package.__path__ = [str(folder)]
 
+from reelbrush.nodes.distill.seamless import seamless_model  # noqa: E402
 from tests.distill import small  # noqa: E402
 
 MODEL = small.model()
@@ -148,6 +149,8 @@ RECIPES = {
             (dict(style_mask=torch.ones(1, 8, 8), target_mask=torch.zeros(1, 8, 8)), "does not have"),
             (dict(temporal_weight=1.0), "connect a flow"),
             (dict(start=latent(2, (40, 40))), "content and start differ"),
+            (dict(batch_size=2), "set it to 1"),
+            (dict(style_weights="1, 2"), "2 weights for 1 style"),
         ],
         sizes=SIZES,
         counts=(1, 3),
@@ -169,6 +172,7 @@ RECIPES = {
         wrong=[
             (dict(overlap=64), "smaller than the window"),
             (dict(source={"samples": torch.zeros(1, 16, 4, 4)}), "16 channels"),
+            (dict(model=seamless_model(MODEL, "x")), "is from Seamless Tiling"),
         ],
         sizes=SIZES[:1],
         counts=(1,),
