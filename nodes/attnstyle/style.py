@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import host
 from ..common.files import replacing
+from ..common.weights import check_finite
 from ..video.operation import Operation, Worker
 from .network import AttnStyleNet
 
@@ -57,12 +58,13 @@ def load(path: Path) -> TextStyle:
             tensors = {k: file.get_tensor(k) for k in file.keys()} if about else {}  # noqa: SIM118
         if not about:
             raise ValueError("it was not written by Save AttnStyle")
+        check_finite(path, tensors)
         style = TextStyle(tensors, about)
         style.network()
-    except (SafetensorError, OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        why = " ".join(str(error).split())[:160]
+    except (SafetensorError, OSError, RuntimeError, LookupError, ValueError, TypeError) as error:
+        why = f" ({error})" if type(error) is ValueError else ""
         raise ValueError(
-            f"{path.name} is not an AttnStyle model ({why}): choose a file of Save AttnStyle"
+            f"{path.name} is damaged or not an AttnStyle model{why}: choose a file of Save AttnStyle"
         ) from error
     return style
 

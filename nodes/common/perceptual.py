@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .. import host
+from .weights import check_finite
 
 KIND, INSTALLED = "perceptual", "ST-LPIPS VGG-16"
 CAFFE = ((123 / 255, 117 / 255, 104 / 255), (1 / 255,) * 3)  # mean and deviation of the pictures
@@ -233,11 +234,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     path = Path(path)
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            weights = load_file(path)
         except SafetensorError as error:
             raise ValueError(
                 f"{path.name} is damaged or no safetensors file: download or copy it again"
             ) from error
+        check_finite(path, weights)
+        return weights
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -245,7 +248,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{path.name} is not a file of plain weights: convert it to safetensors where it came from"
         ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else {}
-    return {k: v for k, v in state.items() if isinstance(v, Tensor)}
+    weights = {k: v for k, v in state.items() if isinstance(v, Tensor)}
+    check_finite(path, weights)
+    return weights
 
 
 def load_perceptual(path: str | Path) -> Perceptual:
@@ -257,7 +262,7 @@ def load_perceptual(path: str | Path) -> Perceptual:
         for key, kind in kinds.items():
             if key in weights:
                 return kind.of(weights)
-    except (KeyError, RuntimeError) as error:  # another VGG, a SqueezeNet with other layers ...
+    except (KeyError, IndexError, RuntimeError) as error:  # another VGG, a SqueezeNet with other layers ...
         reason = f"another one ({str(error).splitlines()[-1].strip()})"
     else:
         reason = "none"

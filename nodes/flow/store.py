@@ -17,6 +17,7 @@ from torch import Tensor
 from ...kernels.flow import invert, validity
 from .. import host
 from ..common.files import replacing
+from ..common.weights import check_finite, reading
 from .estimate import CONSISTENCY, Flow
 
 FOLDER = "flows"
@@ -78,14 +79,17 @@ def load(path: Path) -> Flow:
 
 
 def _load_file(path: Path) -> Flow:
-    from safetensors import SafetensorError, safe_open
+    with reading(path, "flow file"):
+        return _read_file(path)
 
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-            about = json.loads((file.metadata() or {}).get("reelbrush_flow", "{}"))
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path.name} cannot be read as a flow file ({error})") from error
+
+def _read_file(path: Path) -> Flow:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        about = json.loads((file.metadata() or {}).get("reelbrush_flow", "{}"))
+    check_finite(path, tensors)
     if not {"forward", "backward"} <= tensors.keys():
         raise ValueError(
             f"{path.name} contains no flow: choose a file of Save Flow, or a folder of .flo files"
@@ -97,6 +101,8 @@ def _load_file(path: Path) -> Flow:
         masks = [~tensors[name].bool() for name in ("occluded_forward", "occluded_backward")]
     else:
         masks = [validity(forward, backward), validity(backward, forward)]
+    if any(mask.shape != forward[:, 0].shape for mask in (*masks, backward[:, 0])):
+        raise ValueError(f"{path.name} is damaged: its parts have different sizes; save it again")
     return Flow(
         forward,
         backward,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ...kernels.all_to_key import Arithmetic
 from ..common.files import replacing
 from ..common.perceptual import VGG, conv_names, read_weights, vgg_layers
+from ..common.weights import reading
 from .modulated import ModulatedStyA2K
 from .network import DECODER, OFFICIAL, StyA2K
 from .small import SmallStyA2K
@@ -120,7 +121,8 @@ def build(weights: Weights, metadata: dict[str, str] | None = None) -> nn.Module
         network.load_state_dict({key: value.float() for key, value in weights.items()})
     except RuntimeError as error:
         raise ValueError(
-            f"the StyA2K weights do not fit together: {str(error).splitlines()[-1].strip()}"
+            "the StyA2K weights do not fit together, some are missing or have other shapes: "
+            "download the file again"
         ) from error
     return network.requires_grad_(False).train(False)
 
@@ -144,13 +146,14 @@ def _folder(folder: Path) -> Weights:
 def load(path: str | Path) -> nn.Module:
     """A network from a file or a folder of official files."""
     path = Path(path)
-    if path.is_dir():
-        return build(_folder(path))
-    weights, metadata = read_weights(path), {}
-    if path.suffix == ".safetensors":
-        with safe_open(path, "pt") as f:
-            metadata = f.metadata() or {}
-    return build(weights, metadata)
+    with reading(path, "StyA2K model"):
+        if path.is_dir():
+            return build(_folder(path))
+        weights, metadata = read_weights(path), {}
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as f:
+                metadata = f.metadata() or {}
+        return build(weights, metadata)
 
 
 def save(network: nn.Module, path: Path, *, half: bool = True, about: dict | None = None) -> None:

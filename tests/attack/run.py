@@ -45,11 +45,14 @@ class Job:
 
 JOBS = [
     *(Job(f"damaged {c} files", "media", c, 10) for c in ("mp4", "mkv", "webm", "gif", "mov")),
+    Job("unusual clips and sounds", "clips", "", 12),
     Job("broken graphs", "graphs", "", 60),
     Job("damaged frame caches", "cache", "", 6),
+    Job("damaged weights", "weights", "", 10),
     Job("hostile servers", "servers", "", 8, seconds=40),
     Job("bad pictures, masks and latents for every node", "tensors", "", 40, seconds=60),
     Job("odd values of every widget and connection of every node", "widgets", "", 20, seconds=60),
+    Job("odd surroundings", "surroundings", "", 2, seconds=60),
     Job("renders in parallel on one home", "processes", "parallel", 0, seconds=600),
     Job("kill -9 at a random moment", "processes", "kill", 2, seconds=300),
     Job("SIGTERM at a random moment", "processes", "term", 1, seconds=300),

@@ -99,7 +99,7 @@ def test_broken_files_are_rejected(tmp_path):
     with pytest.raises(ValueError, match="tag PIEH"):
         store.read_flo(tmp_path / "b.flo")
     (tmp_path / "c.flow.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="damaged or no flow file"):
         store.load(tmp_path / "c.flow.safetensors")
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from ....kernels.ddim import interpolate
 from ... import host
 from ...common.files import replacing
+from ...common.weights import check_finite
 from ..patching.rows import select
 
 KIND = "trajectories"
@@ -158,9 +159,10 @@ def load(path: Path) -> Trajectory:
             [tensors[f"text.{number}"], {**plain, **_with_prefix(tensors, f"text.{number}.")}]
             for number, plain in enumerate(json.loads(metadata["conditioning"]))
         ]
+        check_finite(path, tensors)
         latents, sigmas = tensors["latents"].float(), tensors["sigmas"]
         return Trajectory(latents, sigmas, conditioning, metadata["family"], metadata["convention"])
-    except (KeyError, OSError, json.JSONDecodeError, RuntimeError) as error:
+    except (LookupError, OSError, TypeError, AttributeError, json.JSONDecodeError, RuntimeError) as error:
         raise ValueError(wrong) from error
     except Exception as error:
         if type(error).__name__ == "SafetensorError":  # its class has moved between releases

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ... import host
 from ...common.files import replacing
+from ...common.weights import check_finite, reading
 from ..patching.layers import family, family_of_width, network
 from .names import LayerName, is_dora, kohya_name, looks_like, names_of
 
@@ -111,7 +112,13 @@ def save(lora: StyleLoRA, path: Path, naming: str, about: dict[str, Any] | None 
 
 def load(path: Path) -> StyleLoRA:
     """Read a LoRA file in any of the formats above; any other file raises an error."""
+    with reading(path, "LoRA file"):
+        return _load(path)
+
+
+def _load(path: Path) -> StyleLoRA:
     tensors, metadata = _read(path)
+    check_finite(path, tensors)
     layers, unknown = names_of(tensors)
     if not layers or is_dora(tensors):
         raise ValueError(
