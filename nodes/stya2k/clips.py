@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
@@ -47,8 +47,11 @@ class ClipPairs:
 
     @staticmethod
     def _stamp(file: Path) -> str:
-        with safe_open(file, "pt") as f:
-            return (f.metadata() or {}).get("stamp", "")
+        try:
+            with safe_open(file, "pt") as f:
+                return (f.metadata() or {}).get("stamp", "")
+        except SafetensorError:  # damaged: it is packed again
+            return ""
 
     @staticmethod
     def _pack(clips: list[Path], file: Path, side: int, stamp: str) -> None:

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
 from ..common import pictures
 from ..common.files import fingerprint, replacing
+from ..common.weights import reading
 
 log = logging.getLogger("reelbrush")
 PACKED = 4 << 30  # bytes of pixels that are packed at most
@@ -94,16 +95,20 @@ class Pictures:
         return self._use(file)
 
     def _use(self, file: Path) -> None:
-        self._open = safe_open(file, "pt")
-        self.names = sorted(self._open.keys())
-        self.skipped = json.loads((self._open.metadata() or {}).get("skipped", "[]"))
+        with reading(file, "file of packed pictures"):
+            self._open = safe_open(file, "pt")
+            self.names = sorted(self._open.keys())
+            self.skipped = json.loads((self._open.metadata() or {}).get("skipped", "[]"))
 
     @staticmethod
     def _fresh(file: Path, side: int, paths: list[Path]) -> bool:
         if not file.is_file():
             return False
-        with safe_open(file, "pt") as f:
-            meta = f.metadata() or {}
+        try:
+            with safe_open(file, "pt") as f:
+                meta = f.metadata() or {}
+        except SafetensorError:  # damaged: it is packed again
+            return False
         return meta.get("side") == str(side) and meta.get("stamp") == fingerprint(*paths)
 
     def get(self, name: str) -> Tensor | None:

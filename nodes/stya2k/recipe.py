@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..common.weights import reading
+
 
 def _value(default: object, meaning: str) -> Any:
     return field(default=default, metadata={"help": meaning})
@@ -105,10 +107,11 @@ def kept(folder: Path) -> dict:
     file = folder / "recipe.json"
     if not file.is_file():
         return {}
-    values = json.loads(file.read_text())
-    # Values for run folders that were written before the setting existed.
-    equations = "of version 0.1, which cannot be continued," if values["size"] == "paper" else "relative"
-    return {"halving": "plain", "equations": equations} | values
+    with reading(file, "settings of a training"):
+        values = json.loads(file.read_text())
+        # Values for run folders that were written before the setting existed.
+        equations = "of version 0.1, which cannot be continued," if values["size"] == "paper" else "relative"
+        return {"halving": "plain", "equations": equations} | values
 
 
 def recipe_in(folder: Path, given: dict, paper: bool = False) -> Recipe:

@@ -26,6 +26,7 @@ from ..common import pictures
 from ..common.files import replacing
 from ..common.perceptual import VGG, Perceptual
 from ..common.plot import loss_plot
+from ..common.weights import reading
 from .attention import A2K
 from .capture import Captured, ahead
 from .clips import ClipPairs
@@ -314,6 +315,11 @@ class Trainer:
         path = self.folder / "state.pt"
         if not path.is_file():
             return False
+        with reading(path, "state of this training"):
+            self._restore(path)
+        return True
+
+    def _restore(self, path: Path) -> None:
         old = kept(self.folder)
         for name in (
             "size",
@@ -338,7 +344,6 @@ class Trainer:
         self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = {k: v.double().tolist() for k, v in state["history"].items()}
-        return True
 
     def _keep_held(self, old: dict) -> None:
         """Keep the held-out pictures of the earlier run, also if the folders have changed."""

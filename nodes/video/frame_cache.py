@@ -78,6 +78,7 @@ class FrameCache:
         self.path = root() / f"{op.fingerprint[:32]}-{_FORMAT}"
         self._writing = limit() > 0
         self._claim = ExitStack()
+        self._waits = False
 
     def frames_kept(self) -> int:
         """The number of frames that need not be computed again, from the first one on."""
@@ -117,6 +118,9 @@ class FrameCache:
             self._claim.callback(_claims.discard, self.path)
             return True
         self._claim.close()
+        if not self._waits:
+            host.log.info("another process computes this clip: waiting for its frames")
+            self._waits = True
         host.show_text("another process computes this clip: waiting")
         host.check_interrupt()
         time.sleep(_PAUSE)

@@ -111,3 +111,19 @@ def test_a_folder_of_broken_clips_gets_one_sentence(tmp_path):
     (tmp_path / "clips" / "broken.mp4").write_bytes(b"no clip")
     with pytest.raises(ValueError, match="none of the 1 clips"):
         ClipPairs(tmp_path / "clips", tmp_path, 64)
+
+
+def test_a_damaged_packed_folder_is_packed_again(folders):
+    (contents, _) = sources(folders)
+    expected = contents.get("0.png")
+    del contents
+    packed = folders / "cache" / "content-72.safetensors"
+    for data in (packed.read_bytes()[:100], b"x"):
+        packed.unlink()  # it may be mapped to memory
+        packed.write_bytes(data)
+        (contents, _) = sources(folders)
+        assert torch.equal(contents.get("0.png"), expected)
+    packed.unlink()
+    packed.write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"content-72\.safetensors is damaged or no file of packed pictures"):
+        Pictures(packed, folders, 72)

@@ -331,3 +331,13 @@ def test_the_papers_network_trains_with_its_frozen_encoder(folders, equations):
 def test_the_papers_size_needs_vgg(judge):
     with pytest.raises(ValueError, match="VGG-19"):
         build(dataclasses.replace(TINY, size="paper"), judge)
+
+
+@pytest.mark.parametrize("name", ["state.pt", "recipe.json"])
+@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"PK\x03\x04"])
+def test_a_damaged_run_is_one_sentence(folders, judge, name, data):
+    run = trainer(folders, judge, f"damaged {name} {data[:2]!r}")
+    run.run(lambda report: None, save_every=100, sheet_every=100)
+    (run.folder / name).write_bytes(data)
+    with pytest.raises(ValueError, match=f"{name} is damaged or no "):
+        trainer(folders, judge, run.folder.name).load()

@@ -353,3 +353,15 @@ def test_what_a_reader_got_is_kept_when_it_stops(home, batch):
     got = sum(len(next(chunks)) for _ in range(2))
     chunks.close()
     assert got - 8 < FrameCache(clip.operation).frames_kept() <= got + 16
+
+
+def test_a_render_that_waits_for_another_process_says_so(home, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    cache = FrameCache(costly(lazy(20)).operation)
+    with host.locked(cache.path / "lock"):
+        ticks = iter(range(3))
+        monkeypatch.setattr(frame_cache, "_PAUSE", 0.001)
+        monkeypatch.setattr(host, "check_interrupt", lambda: next(ticks))
+        with pytest.raises((StopIteration, RuntimeError)):
+            next(cache.batches(None, None, wait=True))
+    assert caplog.messages == ["another process computes this clip: waiting for its frames"]
