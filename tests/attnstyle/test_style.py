@@ -39,7 +39,7 @@ def test_other_files_are_refused_in_words(trained, tmp_path):
     broken.write_bytes(b"no weights")
     save(TextStyle(trained.tensors, {**trained.about, "widths": [8, 16, 24]}), wrong)
     for path in (other, broken, wrong):
-        with pytest.raises(ValueError, match="is not an AttnStyle model") as caught:
+        with pytest.raises(ValueError, match="is damaged or not an AttnStyle model") as caught:
             load(path)
         assert "\n" not in str(caught.value)
 
