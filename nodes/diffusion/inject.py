@@ -17,7 +17,7 @@ model's rows are not injected (eq. 7 injects in the LoRAs' terms only), except w
 
 Departures of the official code: the source runs under each LoRA (and once per LoRA); features in block 4
 only; no cross-attention; attention in blocks 4-11 where the paper has all decoder layers; base rows injected
-in all steps (`outside_end` 1).
+in all steps (`outside_end` 1). `preset_settings` has both.
 """
 
 from __future__ import annotations
@@ -41,7 +41,27 @@ from .regions import ROUTES
 
 BLENDS = ("replace", "fade")
 KINDS = ("attn1", "attn2")
+PRESETS = ("custom", "paper", "official code")
 Item = tuple[str, int]  # ("features", block number), or ("attn1" or "attn2", layer number)
+
+
+def preset_settings(preset: str, blocks: int) -> dict[str, Any]:
+    """The settings of a preset for a model with so many decoder blocks; none for "custom".
+
+    Paper and code count the 12 decoder blocks of Stable Diffusion. SDXL has 9: it lacks the three of the
+    lowest resolution. So blocks are counted from the end, where both have the same resolutions: 4 and 4-11
+    are 1 and 1-8 there.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset is {preset!r}: choose {', '.join(PRESETS)}")
+    if preset == "custom":
+        return {}
+    settings = {"feature_end": 30 / 50, "attention_end": 25 / 50, "self_attention": True}
+    if preset == "paper":
+        own = {"feature_blocks": "last 8", "attention_blocks": "all"}
+        return settings | own | {"cross_attention": True, "blend": "replace", "outside_end": 0.0}
+    own = {"feature_blocks": str(max(0, blocks - 8)), "attention_blocks": "last 8"}
+    return settings | own | {"cross_attention": False, "blend": "fade", "outside_end": 1.0}
 
 
 # -- the source ------------------------------------------------------------------------------------

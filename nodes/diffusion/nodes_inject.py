@@ -13,8 +13,8 @@ from ..common.inputs import (
     trajectory,
 )
 from . import CATEGORY, masks
-from .inject import BLENDS, KINDS, InjectPatch
-from .patching.layers import family, pick_blocks, sigma_range
+from .inject import BLENDS, KINDS, PRESETS, InjectPatch, preset_settings
+from .patching.layers import decoder_blocks, family, pick_blocks, sigma_range
 from .regions import Region, apply
 
 _ALL = "SD1.x and SD2.x have 0-11, SDXL 0-8."
@@ -75,9 +75,9 @@ class Inject:
     CATEGORY = CATEGORY
     DESCRIPTION = (
         "Keeps a clip's layout while the model paints it in another style: features and attention of the "
-        "clip's own inversion are used in the sampling (DiffStyler; Plug-and-Play is feature_blocks 4, "
-        "attention_blocks 4-11, cross_attention off). Sample from the inversion's noise with its sigmas. It "
-        "costs one more UNet evaluation per frame and step. Ends of 0 or blocks none return the model."
+        "clip's own inversion are used in the sampling (DiffStyler, Plug-and-Play). Sample from the "
+        "inversion's noise with its sigmas. It costs one more UNet evaluation per frame and step. Ends of 0 "
+        "or blocks none return the model."
     )
     SEARCH_ALIASES = ("plug and play", "pnp", "diffstyler", "feature injection", "attention injection")
     RETURN_TYPES = ("MODEL",)
@@ -113,25 +113,47 @@ class Inject:
                 "outside_end": percent(
                     0.0,
                     f"Until when pixels outside all masks are injected. Official code: 1. {SAMPLING_RANGE}",
-                )
+                ),
+                "preset": choice(
+                    PRESETS,
+                    "Settings for the connected model in place of all inputs above. paper: keeps most of the "
+                    "clip. official code: fewer blocks, so more style arrives.",
+                ),
             },
         }
 
     def patch(
-        self, model, content, feature_blocks, attention_blocks, self_attention, cross_attention, **settings
+        self,
+        model,
+        content,
+        feature_blocks,
+        attention_blocks,
+        self_attention,
+        cross_attention,
+        preset="custom",
+        **settings,
     ):
-        features = pick_blocks(model, feature_blocks)
-        layers = [layer for block in pick_blocks(model, attention_blocks) for layer in block.layers]
-        kinds = [k for k, on in zip(KINDS, (self_attention, cross_attention), strict=True) if on]
-        ends = [settings.pop(f"{name}_end", 0.0) for name in ("feature", "attention", "outside")]
-        active = [sigma_range(model, 0.0, end) for end in ends]
-        injection = InjectPatch(content, features, layers, *active, kinds, **settings)
-        content.require(family(model))
-        if all(sigmas.empty for sigmas in active) or not (features or (layers and kinds)):
-            return (model,)
-        patched = model.clone()
-        injection.attach(patched)
-        return (patched,)
+        settings |= {"feature_blocks": feature_blocks, "attention_blocks": attention_blocks}
+        settings |= {"self_attention": self_attention, "cross_attention": cross_attention}
+        settings |= preset_settings(preset, len(decoder_blocks(model)))
+        return (_injected(model, content, **settings),)
+
+
+def _injected(
+    model, content, *, feature_blocks, attention_blocks, self_attention, cross_attention, **settings
+):
+    features = pick_blocks(model, feature_blocks)
+    layers = [layer for block in pick_blocks(model, attention_blocks) for layer in block.layers]
+    kinds = [k for k, on in zip(KINDS, (self_attention, cross_attention), strict=True) if on]
+    ends = [settings.pop(f"{name}_end", 0.0) for name in ("feature", "attention", "outside")]
+    active = [sigma_range(model, 0.0, end) for end in ends]
+    injection = InjectPatch(content, features, layers, *active, kinds, **settings)
+    content.require(family(model))
+    if all(sigmas.empty for sigmas in active) or not (features or (layers and kinds)):
+        return model
+    patched = model.clone()
+    injection.attach(patched)
+    return patched
 
 
 class PromptMask:

@@ -6,8 +6,8 @@ are three times that, so that attention has something to choose. Needs a checkou
 
 Ten steps of Stable Diffusion's scheduler (901, 801, ... 1), guidance 10.5 with a negative text, in two
 variants: its base UNet's (all steps, queries and keys faded) and its LoRA UNets' (features for 0.6 and
-attention for 0.5 of the steps, where its fade is 1: replaced; a LoRA in the weights of both sides, the source
-under it).
+attention for 0.5 of the steps, where its fade is 1: replaced). The last variant is the preset
+`official code`, with a LoRA in the weights of both sides and the source under it.
 """
 
 import copy
@@ -38,7 +38,7 @@ STEPS, SIDE, TOLERANCE, CFG = 10, 16, 1e-3, 10.5
 VARIANTS = [
     pytest.param("fade", 1.0, 1.0, 0.0, id="fade, all steps"),
     pytest.param("replace", 0.6, 0.5, 0.0, id="replace, six and five steps"),
-    pytest.param("replace", 0.6, 0.5, 1.0, id="replace, with a LoRA"),
+    pytest.param("fade", 0.6, 0.5, 1.0, id="the preset, with a LoRA"),
 ]
 
 
@@ -153,7 +153,11 @@ def test_injection_is_the_official_code(
         return out * 0.18215 / (1 + levels[-1] ** 2).sqrt()
 
     ends = {"feature_end": feature_end, "attention_end": attention_end}
-    injected = ours(Inject().patch(model, content, "4", "4-11", True, False, blend=blend, **ends)[0])
+    node = Inject().patch(model, content, "4", "4-11", True, False, blend=blend, **ends)
+    if strength:  # what the official code does in its LoRA UNets
+        nothing = {"feature_end": 0.0, "attention_end": 0.0}
+        node = Inject().patch(model, content, "0", "0", False, False, preset="official code", **nothing)
+    injected = ours(node[0])
     error, off = (((found - theirs).norm() / theirs.norm()).item() for found in (injected, ours(model)))
     other = "replace" if blend == "fade" else "fade"
     paper = ours(Inject().patch(model, content, "4-11", "all", True, True, blend=other, **ends)[0])

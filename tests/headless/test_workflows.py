@@ -50,3 +50,14 @@ def test_all_nodes_can_be_ordered_and_something_is_saved_or_shown(data, home):
 def test_a_note_describes_it(data):
     notes = [node for node in data["nodes"] if node["type"] == "MarkdownNote"]
     assert notes and any(len(str(note["widgets_values"])) > 100 for note in notes)
+
+
+def test_diffstyler_uses_the_settings_of_the_official_code_and_measures_flicker_before_and_after(home):
+    data = json.loads((FOLDER / "diffstyler_regions_sd15.json").read_text(encoding="utf-8"))
+    nodes = {node.class_type: node for node in parse(data, local_catalog()).nodes.values()}
+    assert nodes["ReelBrushInject"].inputs["preset"] == "official code"
+    decoded, stabilized, error = (
+        nodes[f"ReelBrush{name}"] for name in ("DecodeVideo", "StabilizeVideo", "FlowErrorVideo")
+    )
+    assert stabilized.inputs["stylized"].node == error.inputs["other"].node == decoded.id
+    assert error.inputs["stylized"].node == nodes["SaveVideo"].inputs["video"].node == stabilized.id
