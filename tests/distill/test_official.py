@@ -119,8 +119,8 @@ def test_guided_sampling_follows_the_official_loop(official, monkeypatch, dtype)
     start = torch.randn(start.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(
         dtype
     )
-    noises = []
-    draw = torch.randn_like
+    noises, g = [], torch.Generator().manual_seed(6)
+    draw = lambda like: torch.randn(like.shape, generator=g, dtype=torch.float64).to(like)  # noqa: E731
     monkeypatch.setattr(torch, "randn_like", lambda like: noises.append(draw(like)) or noises[-1])
     fake = pipeline(
         official,
