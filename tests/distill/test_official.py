@@ -57,11 +57,16 @@ def masks(size):
     return source, target
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["no mask", "masked"])
+@pytest.mark.parametrize(
+    ("masked", "iterations"),
+    [(False, 1), (True, 1), (False, 2)],
+    ids=["no mask", "masked", "two steps at each timestep"],
+)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_optimisation_follows_the_official_loop(official, dtype, masked):
+def test_optimisation_follows_the_official_loop(official, dtype, masked, iterations):
     from reelbrush.nodes.distill import features
-    from reelbrush.nodes.distill.optimize import DistillRecipe, References, distill, falling
+    from reelbrush.nodes.distill.clip import Schedule
+    from reelbrush.nodes.distill.optimize import DistillRecipe, References, distill
 
     model = comfy_model(dtype)
     content, style, text = pictures(dtype, 1 if masked else 2)  # the official mask is for one style picture
@@ -75,17 +80,18 @@ def test_optimisation_follows_the_official_loop(official, dtype, masked):
             controller=official.utils.Controller((10, 16)),
             style_image="style",
             content_image="content",
-            num_inference_steps=20,
+            num_inference_steps=20 // iterations,
+            iters=iterations,
             source_mask=None if of_style is None else of_style[None].to(dtype),
             target_mask=None if of_target is None else of_target[None].to(dtype),
         ).detach()
 
-    seen = []
+    seen, timesteps = [], Schedule(20 // iterations, iterations=iterations).timesteps(False)
     with features.opened(model, [[text, {}]]) as (_, reader):
         references = References(reader, style, content, of_style, of_target)
-        ours = distill(references, content, falling(20), DistillRecipe(), report=seen.append)
+        ours = distill(references, content, timesteps, DistillRecipe(), report=seen.append)
         bare, unmasked = [], References(reader, style, content)
-        distill(unmasked, content, falling(20)[:1], DistillRecipe(), report=bare.append)
+        distill(unmasked, content, timesteps[:1], DistillRecipe(), report=bare.append)
     losses = torch.tensor([s.style + 0.25 * s.content for s in seen], dtype=torch.float64)
     expected = torch.tensor(expected, dtype=torch.float64)
     worst = float(((losses - expected) / expected).abs().max())
