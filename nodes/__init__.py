@@ -53,6 +53,7 @@ NODE_CLASS_MAPPINGS = {
     "ReelBrushPromptMask": diffusion_nodes.nodes_inject.PromptMask,
     "ReelBrushTemporalAttention": diffusion_nodes.nodes_clip.TemporalAttention,
     "ReelBrushFramesPerCall": diffusion_nodes.nodes_clip.FramesPerCall,
+    "ReelBrushSampleVideo": diffusion_nodes.nodes_video.SampleVideo,
     "ReelBrushAttentionView": diffusion_nodes.nodes_clip.AttentionView,
     "ReelBrushADOptimize": distill_nodes.ADOptimize,
     "ReelBrushADSampler": distill_nodes.ADSampler,

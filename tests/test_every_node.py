@@ -49,6 +49,7 @@ NEVER_OFF = {
     "ReelBrushReconstruct": MEASURES,
     "ReelBrushReferenceNoise": MAKES,
     "ReelBrushFramesPerCall": "splits the work; the result is the same at any setting",
+    "ReelBrushSampleVideo": MAKES,
     "ReelBrushAttentionView": MEASURES,
     "ReelBrushPromptMask": MEASURES,
     "ReelBrushTrainStyleLoRA": MAKES,

@@ -6,7 +6,7 @@ there are no samplers.
 """
 
 from .comfyui import comfy, inside_comfyui, log, server_running
-from .conditioning import FrameSlice, drop_controls
+from .conditioning import FrameSlice, drop_controls, with_hints
 from .folders import (
     folder,
     home,
@@ -32,6 +32,7 @@ from .gradients import (
     graph_bytes,
     graph_size,
 )
+from .graph_key import graph_key
 from .memory import (
     Managed,
     device,
@@ -74,6 +75,6 @@ from .progress import (
     strict,
     warn,
 )
-from .sampling import Denoiser, SamplingFunction, attention, sample, sampler
+from .sampling import Denoiser, SamplingFunction, attention, run_sampler, sample, sampler
 from .vae import patched_vae, vae_patcher, vae_with_network
 from .video import video_base, video_components, video_file

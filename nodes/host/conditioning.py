@@ -69,7 +69,21 @@ class FrameSlice:
         return self.controls[key]
 
     def _hint(self, hint: Tensor) -> Tensor:
-        return hint if len(hint) == 1 else hint[[i % len(hint) for i in self.frames]]
+        return self.rows(hint)
+
+
+def with_hints(conditioning: list, control_net: Any, hints: Tensor, strength: float, vae: Any) -> list:
+    """A CONDITIONING with a ControlNet; its hints [n, H, W, 3] are those of the n frames that are sampled."""
+    made: dict[int, Any] = {}  # one for all entries, so that they are evaluated together
+    entries = []
+    for text, options in conditioning:
+        before = options.get("control")
+        if id(before) not in made:
+            control = control_net.copy().set_cond_hint(hints.movedim(-1, 1), strength, (0.0, 1.0), vae=vae)
+            control.set_previous_controlnet(before)
+            made[id(before)] = control
+        entries.append([text, {**options, "control": made[id(before)], "control_apply_to_uncond": False}])
+    return entries
 
 
 def drop_controls(controls: dict[tuple, Any]) -> None:

@@ -174,3 +174,37 @@ def sample(
     return guider.sample(
         torch.zeros_like(latent), latent, FunctionSampler(), sigmas, disable_pbar=False, seed=0
     )
+
+
+def run_sampler(
+    model: Any,
+    sampler: Any,
+    sigmas: Tensor,
+    latent: Tensor,
+    noise: Tensor,
+    positive: list,
+    negative: list,
+    *,
+    cfg: float,
+    seed: int,
+    report: Callable[[int, int], None],
+    what: str = "sampling",
+) -> Tensor:
+    """ComfyUI's SamplerCustom: latents as in a LATENT, started from `latent` with `noise` added.
+
+    `report(step, steps)` is called after every step.
+    """
+    callback = lambda step, denoised, x, steps: report(step + 1, steps)  # noqa: E731
+    return comfy("comfy.sample", what).sample_custom(
+        model,
+        noise,
+        cfg,
+        sampler,
+        sigmas,
+        positive,
+        negative,
+        latent,
+        callback=callback,
+        disable_pbar=True,
+        seed=seed,
+    )

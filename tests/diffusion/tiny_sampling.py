@@ -173,8 +173,14 @@ def euler(denoise: Callable, x: Tensor, sigmas: Tensor) -> Tensor:
 
 
 def stand_in(monkeypatch) -> None:
-    """Make `host.sample` and `host.sampler` run on tiny models for one test; a SAMPLER has `.function`."""
+    """Make the samplers of `host` run on tiny models for one test; a SAMPLER has `.function`."""
     from reelbrush.nodes import host
 
+    def run_sampler(model, sampler, sigmas, latent, noise, positive, negative, *, cfg, seed, report, what=""):
+        return sample(
+            model, sampler.function, latent, sigmas, positive, negative, cfg=cfg, noise=noise, what=what
+        )
+
     monkeypatch.setattr(host, "sample", sample)
+    monkeypatch.setattr(host, "run_sampler", run_sampler)
     monkeypatch.setattr(host, "sampler", lambda function, what="": SimpleNamespace(function=function))
