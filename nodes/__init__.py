@@ -57,6 +57,7 @@ NODE_CLASS_MAPPINGS = {
     "ReelBrushAttentionView": diffusion_nodes.nodes_clip.AttentionView,
     "ReelBrushADOptimize": distill_nodes.ADOptimize,
     "ReelBrushADSampler": distill_nodes.ADSampler,
+    "ReelBrushADVideo": distill_nodes.nodes_video.ADVideo,
     "ReelBrushTextureInit": distill_nodes.nodes_texture.TextureInit,
     "ReelBrushTextureExpand": distill_nodes.nodes_texture.TextureExpand,
     "ReelBrushSeamless": distill_nodes.nodes_texture.Seamless,

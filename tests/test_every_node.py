@@ -55,6 +55,7 @@ NEVER_OFF = {
     "ReelBrushTrainStyleLoRA": MAKES,
     "ReelBrushLoadStyleLoRA": LOADS,
     "ReelBrushADSampler": "makes a sampler; tests/distill checks its empty range",
+    "ReelBrushADVideo": MAKES,
     "ReelBrushTextureInit": MAKES,
     "ReelBrushTextureExpand": MAKES,
     "ReelBrushStyleJudge": LOADS,

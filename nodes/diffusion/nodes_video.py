@@ -3,6 +3,7 @@
 from .. import host
 from ..common.inputs import choice, connection, decimal, integer, max_side, model, seed
 from ..video.lazy_video import LazyVideo
+from ..video.vae import fitted
 from . import CATEGORY
 from .sample_video import COLORS, STARTS, SampleFrames, invert_levels
 
@@ -36,9 +37,7 @@ class SampleVideo:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "video": connection(
-                    "VIDEO", "The clip. Its windows never cross a cut."
-                ),
+                "video": connection("VIDEO", "The clip. Its windows never cross a cut."),
                 "model": model("The model that samples, with its patches."),
                 "positive": connection("CONDITIONING", "The text."),
                 "negative": connection("CONDITIONING", "The negative text; not used with CFG 1."),
@@ -52,9 +51,7 @@ class SampleVideo:
                     "both: an equal mix.",
                 ),
                 "invert_steps": integer(30, 0, 1000, "Steps of the inversion; 0: the levels of `sigmas`."),
-                "refine": integer(
-                    0, 0, 10, "Iterations per inversion step, each one more evaluation."
-                ),
+                "refine": integer(0, 0, 10, "Iterations per inversion step, each one more evaluation."),
                 "window": integer(16, 1, 1024, "Frames that are sampled together."),
                 "overlap": integer(4, 0, 512, "Frames in which two windows are cross-faded."),
                 "match_color": choice(
@@ -69,9 +66,7 @@ class SampleVideo:
                 "control_video": connection("VIDEO", "Hints for control_net, one frame per frame."),
                 "control_net": connection("CONTROL_NET", "Gets the frames of control_video."),
                 "control_strength": decimal(1.0, 0.0, 10.0, "Strength of control_net.", 0.05),
-                "invert_model": model(
-                    "The model before Z* or Reference Attention; it inverts the frames."
-                ),
+                "invert_model": model("The model before Z* or Reference Attention; it inverts the frames."),
             },
             "hidden": {"prompt": "PROMPT", "unique_id": "UNIQUE_ID"},
         }
@@ -106,7 +101,7 @@ class SampleVideo:
         invert_model = model if invert_model is None else invert_model
         if start != "noise":
             invert_levels(invert_model, settings["invert_steps"], sigmas)  # an error now, not in the save
-        clip = _fitted(LazyVideo.of(video).fit(max_side), vae)
+        clip = fitted(LazyVideo.of(video).fit(max_side), vae)
         hints = None if control_video is None else LazyVideo.of(control_video).operation
         return (
             clip.then(
@@ -124,13 +119,6 @@ class SampleVideo:
                 node="Sample Video",
             ),
         )
-
-
-def _fitted(video, vae):
-    """The clip with sides that the model can take: multiples of 8, of 16 for a video model."""
-    multiple = 16 if getattr(vae, "latent_dim", 2) == 3 else 8
-    width, height = (max(multiple, round(side / multiple) * multiple) for side in video.get_dimensions())
-    return video.resize(width, height)
 
 
 NODES = {"ReelBrushSampleVideo": (SampleVideo, "Sample Video")}

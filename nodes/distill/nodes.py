@@ -13,7 +13,7 @@ from ..common.inputs import (
     text,
 )
 from ..common.plot import loss_plot
-from . import CATEGORY, NULL, nodes_texture, run
+from . import CATEGORY, NULL, nodes_texture, nodes_video, run
 from .clip import Schedule
 from .guided import Guide, sampler
 from .optimize import DistillRecipe
@@ -220,4 +220,5 @@ NODES = {
     "ReelBrushADOptimize": (ADOptimize, "Distill Style (Optimize)"),
     "ReelBrushADSampler": (ADSampler, "Distill Style (Sampler)"),
     **nodes_texture.NODES,
+    **nodes_video.NODES,
 }

@@ -41,6 +41,12 @@ def decode(latents: Tensor, vae: Any, fps: float, like: LazyVideo | None) -> Laz
     return LazyVideo(DecodeLatents(*fields, label=running_node("Decode Video (VAE)")))
 
 
+def fitted(video: LazyVideo, vae: Any) -> LazyVideo:
+    """The clip with sides that a diffusion model can take: multiples of 8, of 16 for a video model."""
+    multiple = 16 if getattr(vae, "latent_dim", 2) == 3 else 8
+    return video.resize(*(max(multiple, round(s / multiple) * multiple) for s in video.get_dimensions()))
+
+
 def _per_call(width: int, height: int) -> int:
     return max(1, min(8, (1024 * 1024 * 2) // (width * height)))
 

@@ -27,6 +27,8 @@ SIZE, SIGMAS = (32, 24), torch.tensor([9.0, 1.5, 0.0])
 class Vae:
     """Eight times smaller, four channels."""
 
+    downscale_ratio = 8
+
     def __init__(self):
         self.encoded = []
 

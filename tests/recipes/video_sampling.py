@@ -1,8 +1,10 @@
-"""How to run Sample Video in the every-node test."""
+"""How to run the nodes that sample whole clips in the every-node test."""
 
 import torch
 from attention import MODEL, tiny
-from every_node import Recipe, clip
+from distill import MODEL as SMALL
+from distill import NULL
+from every_node import Recipe, clip, picture
 from video import Vae
 
 from reelbrush.nodes import host
@@ -30,7 +32,33 @@ def sampled(frames, size):
     )
 
 
+class EightTimesSmaller(Vae):
+    downscale_ratio = 8
+
+
+def distilled(frames, size):
+    return dict(
+        video=clip(frames, size),
+        model=SMALL,
+        vae=EightTimesSmaller(),
+        null=NULL,
+        style=picture(1, (40, 32), 1),
+        content_weight=0.25,
+        steps=2,
+        warm_steps=1,
+        max_side=0,
+    )
+
+
 RECIPES = {
+    "ReelBrushADVideo": Recipe(
+        distilled,
+        frames=0,
+        wrong=[
+            (dict(video="x"), "VIDEO is needed"),
+            (dict(style=picture(1, (40, 4), 1)), "this VAE needs at least 8x8"),
+        ],
+    ),
     "ReelBrushSampleVideo": Recipe(
         sampled,
         frames=0,
