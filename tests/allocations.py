@@ -15,23 +15,25 @@ class Allocations(TorchDispatchMode):
 
     def __init__(self, limit: float = float("inf")):
         super().__init__()
-        self.limit, self.peak, self._alive = limit, 0, {}
+        self.limit, self.peak, self._alive, self._at_most = limit, 0, {}, 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         for t in tree_leaves(result):
             if isinstance(t, Tensor):
-                storage = t.untyped_storage()
-                reference = StorageWeakRef(storage)
-                self._alive[reference.cdata] = reference, storage.nbytes()
-        used = self.used
-        if used > self.limit:
-            raise torch.OutOfMemoryError(f"simulated: {used} of {self.limit} bytes")
-        self.peak = max(self.peak, used)
+                reference = StorageWeakRef(t.untyped_storage())
+                if reference.cdata not in self._alive:
+                    self._alive[reference.cdata] = reference, t.untyped_storage().nbytes()
+                    self._at_most += t.untyped_storage().nbytes()
+        if self._at_most > min(self.peak, self.limit):  # else what has been freed meanwhile does not matter
+            if self.used > self.limit:
+                raise torch.OutOfMemoryError(f"simulated: {self._at_most} of {self.limit} bytes")
+            self.peak = max(self.peak, self._at_most)
         return result
 
     @property
     def used(self) -> int:
         """The bytes in use now."""
         self._alive = {number: pair for number, pair in self._alive.items() if not pair[0].expired()}
-        return sum(size for _, size in self._alive.values())
+        self._at_most = sum(size for _, size in self._alive.values())
+        return self._at_most

@@ -1,4 +1,6 @@
-"""SDXL at 1024x1024 on a simulated card of 12 GB: ComfyUI's own UNet, on tensors without data."""
+"""SD1.5 and SDXL on simulated cards: ComfyUI's own UNets at full size, on tensors without data."""
+
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -13,11 +15,29 @@ from ..allocations import Allocations
 
 pytestmark = pytest.mark.comfyui
 GB, TIMESTEP = 1e9, 201
-SDXL = {
+COMMON = {
     "image_size": 32,
     "in_channels": 4,
     "out_channels": 4,
     "model_channels": 320,
+    "use_spatial_transformer": True,
+    "legacy": False,
+    "dtype": torch.float16,
+}
+SD15 = {
+    **COMMON,
+    "num_res_blocks": [2, 2, 2, 2],
+    "channel_mult": [1, 2, 4, 4],
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1] * 9 + [0] * 3,
+    "transformer_depth_middle": 1,
+    "context_dim": 768,
+    "num_heads": 8,
+    "num_head_channels": -1,
+    "use_linear_in_transformer": False,
+}
+SDXL = {
+    **COMMON,
     "num_res_blocks": [2, 2, 2],
     "channel_mult": [1, 2, 4],
     "transformer_depth": [0, 0, 2, 2, 10, 10],
@@ -28,29 +48,29 @@ SDXL = {
     "num_head_channels": 64,
     "num_heads": -1,
     "use_linear_in_transformer": True,
-    "use_spatial_transformer": True,
-    "legacy": False,
     "num_classes": "sequential",
-    "dtype": torch.float16,
 }
+SIDES = {"SD15": 64, "SDXL": 128}  # latents of 512x512 and 1024x1024 pixels
 
 
-@pytest.fixture(scope="module")
-def reader():
-    """A reader on SDXL without data, patched as ComfyUI patches a loaded model. Made within the fake mode."""
+@contextmanager
+def reading(family, recompute):
+    """A reader on a UNet without data, patched as ComfyUI patches a loaded model."""
     import comfy.latent_formats
     import comfy.model_base
     import comfy.model_patcher
     import comfy.supported_models as supported
     import comfy.utils
 
-    config = supported.SDXL(SDXL)
-    config.unet_config.update(SDXL)
-    config.latent_format = comfy.latent_formats.SDXL()
+    unet = {"SD15": SD15, "SDXL": SDXL}[family]
+    config = getattr(supported, family)(unet)
+    config.unet_config.update(unet)
+    config.latent_format = getattr(comfy.latent_formats, family)()
     config.manual_cast_dtype = None
     eps = comfy.model_base.ModelType.EPS
+    base_class = comfy.model_base.SDXL if family == "SDXL" else comfy.model_base.BaseModel
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        base = comfy.model_base.SDXL(config, eps, device="cpu").train(False).requires_grad_(False)
+        base = base_class(config, eps, device="cpu").train(False).requires_grad_(False)
     levels = comfy.model_base.model_sampling(config, eps)
     sigma = float(levels.sigma(torch.tensor(float(TIMESTEP))))
     levels.timestep = lambda sigma: torch.full((1,), float(TIMESTEP))
@@ -58,22 +78,27 @@ def reader():
     cpu = torch.device("cpu")
     clone = host.differentiable(comfy.model_patcher.ModelPatcher(base, cpu, cpu))
     recomputation = host.Recomputation(clone, recomputable(clone, pick_layers(clone, "last 6")))
+    recomputation.on = recompute
     for name, forward in clone.object_patches.items():
         comfy.utils.set_attr(base, name, forward)
     for module in base.diffusion_model.modules():
         if hasattr(module, "weight_function"):
             module.comfy_cast_weights = True
             module.weight_function = module.bias_function = [lambda weight: weight]
-    null = [[torch.zeros(1, 77, 2048), {"pooled_output": torch.zeros(1, 1280)}]]
-    made = FeatureReader(base, null, "last 6", recomputation)
-    made.sigma = lambda timestep: sigma
+    text = torch.zeros(1, 77, unet["context_dim"])
+    reader = FeatureReader(base, [[text, {"pooled_output": torch.zeros(1, 1280)}]], "last 6", recomputation)
+    reader.sigma = lambda timestep: sigma
     with fake, host.gradients():
-        yield made
+        yield reader
 
 
-def step(reader, limit):
-    """One evaluation with style and content, and its gradient; the most bytes in use."""
-    z, style, content = (torch.zeros(1, 4, 128, 128) for _ in range(3))
+def weights_of(reader):
+    return sum(p.nbytes for p in reader.base.diffusion_model.parameters())
+
+
+def step(reader, side, limit=float("inf")):
+    """One evaluation with style and content, and its gradient; the most bytes in use beside the weights."""
+    z, style, content = (torch.zeros(1, 4, side, side) for _ in range(3))
     references = References(reader, style, content)
     with Allocations(limit) as seen:
         ideals, queries = references.style_at(TIMESTEP), references.content_at(TIMESTEP, range(1))
@@ -87,23 +112,25 @@ def step(reader, limit):
     return seen.peak
 
 
-def test_sdxl_at_1024_runs_on_12_gb_when_it_recomputes(reader):
-    weights = sum(p.nbytes for p in reader.base.diffusion_model.parameters())
-    assert weights == pytest.approx(5.13 * GB, rel=0.01)  # half precision, all on the card
-    room = 12 * GB - weights
-    reader.recomputation.on = False
-    with pytest.raises(torch.OutOfMemoryError):
-        step(reader, room)
-    reader.recomputation.on = True
-    assert step(reader, room) < 1.1 * GB
+def test_sdxl_at_1024_runs_on_12_gb_when_it_recomputes():
+    """All weights on the card, in half precision."""
+    with reading("SDXL", False) as reader:
+        assert weights_of(reader) == pytest.approx(5.13 * GB, rel=0.01)
+        with pytest.raises(torch.OutOfMemoryError):
+            step(reader, 128, 12 * GB - weights_of(reader))
+    with reading("SDXL", True) as reader:
+        assert step(reader, 128, 12 * GB - weights_of(reader)) < 1.1 * GB
 
 
-@pytest.mark.parametrize(("recompute", "size"), [(False, 9.25), (True, 0.74)])
-def test_the_numbers_of_the_notes(reader, recompute, size):
-    """What the notes and help pages say; estimated from small latents and counted at full size."""
-    reader.recomputation.on = recompute
-    z = torch.zeros(1, 4, 128, 128)
-    estimate = reader.graph_size(z, TIMESTEP)
-    true = host.graph_bytes(lambda: reader(z.requires_grad_(), TIMESTEP, "qo", grad=True))
-    assert estimate.fixed + estimate.per_pixel * 128 * 128 == pytest.approx(true, rel=0.01)
-    assert true == pytest.approx(size * GB, rel=0.01)
+@pytest.mark.parametrize(
+    ("family", "recompute", "most"),
+    [("SD15", False, 2.41), ("SD15", True, 0.51), ("SDXL", False, 9.44), ("SDXL", True, 1.00)],
+)
+def test_the_numbers_of_the_notes_and_the_estimate_from_small_latents(family, recompute, most):
+    side = SIDES[family]
+    with reading(family, recompute) as reader:
+        z = torch.zeros(1, 4, side, side)
+        estimate = reader.graph_size(z, TIMESTEP)
+        true = host.graph_bytes(lambda: reader(z.requires_grad_(), TIMESTEP, "qo", grad=True))
+        assert estimate.fixed + estimate.per_pixel * side**2 == pytest.approx(true, rel=0.01)
+        assert step(reader, side) == pytest.approx(most * GB, rel=0.01)
