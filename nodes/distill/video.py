@@ -65,6 +65,9 @@ class FrameDistiller(Worker):
         results = []
         with opened(op.model, op.null) as (_, reader):
             self._prepare(reader)
+            reader.frames_per_call(
+                in_model_space(encoded[0], reader), 1, 1
+            )  # recomputing, where memory is short
             for number, (frame, latent) in enumerate(zip(frames, encoded, strict=True), index):
                 z = self._distilled(reader, frame.clone(), in_model_space(latent, reader), number)
                 results.append(reader.base.process_latent_out(z).float().cpu())

@@ -89,3 +89,17 @@ def test_the_style_is_read_once_per_timestep(monkeypatch):
     rendered(distilled(torch.cat([moving(10), moving(4, seed=3).flip(1)])))
     schedule = Schedule(6, 3)
     assert sorted(read) == sorted({*schedule.timesteps(False), *schedule.timesteps(True)})
+
+
+def test_short_memory_recomputes_from_the_first_step_on(monkeypatch):
+    frames, states, distill = moving(2), [], module.distill
+
+    def noted(references, *args, **options):
+        states.append(references.reader.recomputation.on)
+        return distill(references, *args, **options)
+
+    monkeypatch.setattr(module, "distill", noted)
+    plain = rendered(distilled(frames))
+    monkeypatch.setattr(module.host, "free_memory", lambda *_: 1 << 20)
+    torch.testing.assert_close(rendered(distilled(frames)), plain, rtol=0, atol=1e-5)
+    assert states == [False, False, True, True]
