@@ -12,8 +12,10 @@ from ..common.inputs import (
     text,
     trajectory,
 )
+from ..video.lazy_video import LazyVideo
 from . import CATEGORY, masks
 from .inject import BLENDS, KINDS, PRESETS, InjectPatch, preset_settings
+from .moving_mask import MovingMask
 from .patching.layers import decoder_blocks, family, pick_blocks, sigma_range
 from .regions import Region, apply
 
@@ -58,11 +60,18 @@ class ApplyStyleLoRA:
                 "content": trajectory(
                     "The clip's DDIM Inversion: outside all masks the clip stays as it is (eq. 6)."
                 ),
+                "mask_video": connection(
+                    "VIDEO", "The masks as a clip (white: the style), read while Sample Video needs them."
+                ),
             },
         }
 
-    def patch(self, model, lora, strength, mask=None, positive=None, content=None):
+    def patch(self, model, lora, strength, mask=None, positive=None, content=None, mask_video=None):
+        if mask is not None and mask_video is not None:
+            raise ValueError("mask and mask_video are both connected: connect one of them")
         mask = None if mask is None else mask.reshape(-1, *mask.shape[-2:])
+        if mask_video is not None:
+            mask = MovingMask(LazyVideo.of(mask_video))
         region = Region(lora, strength, mask, positive)
         if strength == 0 or (region.black and content is None):
             return (model,)

@@ -37,6 +37,7 @@ from torch.nn.functional import interpolate, linear
 from .. import host
 from .inversion.trajectory import Trajectory
 from .lora.file import StyleLoRA
+from .moving_mask import MovingMask
 from .patching import unet
 from .patching.hooks import RunningOptions, hook_output
 from .patching.layers import family
@@ -58,12 +59,12 @@ class Region:
 
     lora: StyleLoRA
     strength: float = 1.0
-    mask: Tensor | None = None  # [1 or frames, H, W]
+    mask: Tensor | MovingMask | None = None  # [1 or frames, H, W]
     positive: list | None = None  # the region's own text, for the positive side
 
     @property
     def black(self) -> bool:
-        return self.mask is not None and not bool((self.mask > 0).any())
+        return isinstance(self.mask, Tensor) and not bool((self.mask > 0).any())
 
 
 @dataclass(frozen=True, eq=False)

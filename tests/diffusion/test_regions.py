@@ -11,6 +11,8 @@ from reelbrush.nodes.diffusion.lora.file import LowRank
 from reelbrush.nodes.diffusion.nodes_clip import FramesPerCall, TemporalAttention
 from reelbrush.nodes.diffusion.patching import unet
 from reelbrush.nodes.diffusion.patching.layers import attention_layers, network
+from reelbrush.nodes.diffusion.patching.rows import FRAMES
+from reelbrush.nodes.video.lazy_video import LazyVideo
 
 from . import tiny, tiny_sampling
 from .attention_tools import (
@@ -220,6 +222,28 @@ def test_moving_masks_of_sixteen_frames_in_chunks_and_at_once_agree(kind):
     (split,) = FramesPerCall().patch(chain, 5)
     torch.testing.assert_close(sample(split, frames, sigmas=sigmas, cfg=2.0), whole, rtol=1e-4, atol=1e-4)
     assert relative(sample(model, frames, sigmas=sigmas, cfg=2.0), whole) > 0.01
+
+
+@BOTH
+def test_masks_from_a_video_are_those_of_the_same_frames(kind):
+    """Frames as Sample Video asks for them: the first of the shot and a window, then the next window."""
+    model, (one, _) = make(kind), two(kind)
+    masks = (soft_masks(9)[0] * 255).round() / 255
+    video = LazyVideo.from_frames(masks[..., None].expand(-1, -1, -1, 3), 12)
+    still, moving = apply(model, one, mask=masks), apply(model, one, mask_video=video)
+    for numbers in ((0, 3, 4, 5), (0, 6, 7, 8)):
+        made = []
+        for chain in (still, moving):
+            clone = chain.clone()
+            clone.model_options["transformer_options"] = {FRAMES: numbers}
+            made.append(sample(clone, latent=latents(4)))
+        torch.testing.assert_close(*made, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="connect one of them"):
+        apply(model, one, mask=masks, mask_video=video)
+    short = apply(model, one, mask_video=video.trim(0, 2)).clone()
+    short.model_options["transformer_options"] = {FRAMES: (4, 5)}
+    with pytest.raises(ValueError, match="region's mask has 2 frames"):
+        sample(short, latent=latents(2))
 
 
 @BOTH
