@@ -142,6 +142,22 @@ def test_on_a_still_clip_anchors_leave_the_style_share_as_it_is(kind):
 
 
 @BOTH
+def test_the_style_rows_of_the_official_variant_are_not_shown(kind):
+    """In the first layer that Z* changes, nothing has changed the frames' own queries and keys yet."""
+    plain = make(kind)
+    clip, style, layer = trajectory(plain, frames=2), trajectory(plain, seed=3), attention_layers(plain)[12]
+    official = zstar(plain, style, layers="12", start_percent=0.0, style_branch_scale=1.5)
+    seen = [
+        torch.stack([m for f in attention_maps(*given) for m in f.values()])
+        for given in (
+            (model, clip, None, "self-attention", layer, float(clip.sigmas[1])) for model in (plain, official)
+        )
+    ]
+    torch.testing.assert_close(*seen)
+    assert not torch.allclose(seen[0][0], seen[0][1], atol=1e-4)
+
+
+@BOTH
 def test_self_attention_shows_the_anchors_and_sums_to_1_with_them(kind):
     plain = make(kind)
     (anchored,) = TemporalAttention().patch(plain, "first + previous", "all", 0.0, 1.0, 1.0)
