@@ -50,6 +50,12 @@ def test_all_nodes_can_be_ordered_and_something_is_saved_or_shown(data, home):
 def test_a_note_describes_it(data):
     notes = [node for node in data["nodes"] if node["type"] == "MarkdownNote"]
     assert notes and any(len(str(note["widgets_values"])) > 100 for note in notes)
+    assert not any("`" in str(note["widgets_values"]) for note in notes)  # blue on brown cannot be read
+
+
+def test_the_template_browser_has_a_picture_of_each():
+    for path in FILES:
+        assert path.with_suffix(".jpg").stat().st_size < 100_000, f"{path.stem}: see lab/thumbnails.py"
 
 
 def test_diffstyler_uses_the_settings_of_the_official_code_and_measures_flicker_before_and_after(home):
