@@ -58,7 +58,7 @@ def distance(
     if labels is not None:
         labels = labels if seen is None else (labels[0][seen], labels[1])
         check_labels(*labels)
-    shares = [w / sum(weights) for w in weights] if blend else [1.0]
+    shares = [w / sum(weights) for w in weights] if blend and weights else [1.0]
     return _Distance.apply(out, q.detach(), k_style, v_style, scale, labels, bias, shares)
 
 
