@@ -55,6 +55,7 @@ class FrameDistiller(Worker):
         self.op = op
         self.schedule = Schedule(op.steps, op.warm_steps)
         self._flow, self._cuts = estimator(METHOD), CutDetector()
+        self._style: Tensor | None = None  # latents
         self._references: References | None = None
         self._frame: Tensor | None = None  # the frame before, [H, W, 3]
         self._content = self._result = self._lag = None  # of the frame before, in model space
@@ -62,8 +63,10 @@ class FrameDistiller(Worker):
     def __call__(self, frames: Tensor, *, index: int, **_: Any) -> Tensor:
         op = self.op
         encoded = [op.vae.encode(frame[None]) for frame in frames]  # alone: the same result in any batch
+        if self._style is None:
+            self._style = op.vae.encode(fit(op.style, op.vae))
         results = []
-        with opened(op.model, op.null) as (_, reader):
+        with opened(op.model, op.null) as (_, reader):  # the VAE does not run with gradients
             self._prepare(reader)
             reader.frames_per_call(
                 in_model_space(encoded[0], reader), 1, 1
@@ -76,11 +79,12 @@ class FrameDistiller(Worker):
 
     def _prepare(self, reader: FeatureReader) -> None:
         if self._references is None:
-            style = self.op.vae.encode(fit(self.op.style, self.op.vae))
             cold, warm = (set(self.schedule.timesteps(warm)) for warm in (False, True))
             reads = Counter(dict.fromkeys(cold, 2)) + Counter(dict.fromkeys(warm, 100))  # warm ones first
             memory = min(STYLE_MEMORY, host.free_memory(host.offload_device()) // 4)
-            self._references = References(reader, in_model_space(style, reader), memory=memory, reads=reads)
+            self._references = References(
+                reader, in_model_space(self._style, reader), memory=memory, reads=reads
+            )
         self._references.reader = reader
 
     def _distilled(self, reader: FeatureReader, frame: Tensor, content: Tensor, number: int) -> Tensor:

@@ -20,13 +20,25 @@ from ..diffusion.test_sample_video import Vae, moving
 from .small import model, null
 
 
+class InferenceVae(Vae):
+    """As in ComfyUI, its weights may be tensors of the inference mode: they take no part in gradients."""
+
+    def encode(self, images):
+        assert torch.is_inference_mode_enabled()
+        return super().encode(images)
+
+    def decode(self, latents):
+        assert torch.is_inference_mode_enabled()
+        return super().decode(latents)
+
+
 def distilled(frames, of=None, **changes):
     of = model() if of is None else of
     g = torch.Generator().manual_seed(8)
     style = interpolate(torch.rand(1, 3, 8, 8, generator=g), (32, 32)).permute(0, 2, 3, 1)
     settings = {"content_weight": 0.25, "steps": 6, "warm_steps": 3, "max_side": 0, "style": style} | changes
     clip = LazyVideo.from_frames(frames, 12)
-    return ADVideo().distill(clip, of, Vae(), null(of), **settings)[0]
+    return ADVideo().distill(clip, of, InferenceVae(), null(of), **settings)[0]
 
 
 def rendered(video, start=0, border=0, states=None):
