@@ -19,9 +19,9 @@ BLUEPRINTS = {
         [("StyA2KApplyVideo", "strength"), ("StyA2KStyle", "size"), ("StabilizeVideo", "strength")],
     ),
     "Style Video by Attention (Z*)": (
-        "zstar_video_sd15",
-        "Inverts a clip and a style picture, and samples the clip with the style's attention features.",
-        [("ZStar", "style_scale"), ("ZStar", "start_percent"), ("TrimVideo", "frames")],
+        "sample_video_sd15",
+        "Inverts a clip of any length and a style picture, and samples the clip with the style's features.",
+        [("ZStar", "style_scale"), ("ZStar", "start_percent"), ("SampleVideo", "max_side")],
     ),
     "Two Styles in Regions (DiffStyler)": (
         "diffstyler_regions_sd15",
@@ -29,9 +29,9 @@ BLUEPRINTS = {
         [("TrainStyleLoRA", "steps"), ("TrimVideo", "frames")],
     ),
     "Distill a Style into a Clip (Attention Distillation)": (
-        "ad_style_transfer_video_sd15",
-        "Optimizes the frames so that their self-attention looks like that of the style picture.",
-        [("ADOptimize", "steps"), ("ADOptimize", "content_weight"), ("TrimVideo", "frames")],
+        "ad_video_sd15",
+        "Optimizes the frames of a clip of any length until their attention is like the style picture's.",
+        [("ADVideo", "content_weight"), ("ADVideo", "steps"), ("ADVideo", "max_side")],
     ),
     "Style from a Reference Picture (Reference Attention)": (
         "reference_attention_sdxl",
