@@ -15,6 +15,7 @@ from ..common.inputs import (
 from ..video.lazy_video import LazyVideo
 from . import CATEGORY, masks
 from .inject import BLENDS, KINDS, PRESETS, InjectPatch, preset_settings
+from .inversion.trajectory import WindowTrajectory
 from .moving_mask import MovingMask
 from .patching.layers import decoder_blocks, family, pick_blocks, sigma_range
 from .regions import Region, apply
@@ -101,7 +102,6 @@ class Inject:
         return {
             "required": {
                 "model": model(),
-                "content": trajectory("The clip's DDIM Inversion with this model."),
                 "feature_blocks": _blocks("4-11", "Where features are injected. Official code: 4."),
                 "attention_blocks": _blocks(
                     "all", "Where queries and keys are injected. Official code: 4-11."
@@ -119,6 +119,9 @@ class Inject:
                 ),
             },
             "optional": {
+                "content": trajectory(
+                    "The clip's DDIM Inversion with this model. Not needed for Sample Video."
+                ),
                 "outside_end": percent(
                     0.0,
                     f"Until when pixels outside all masks are injected. Official code: 1. {SAMPLING_RANGE}",
@@ -134,11 +137,11 @@ class Inject:
     def patch(
         self,
         model,
-        content,
-        feature_blocks,
-        attention_blocks,
-        self_attention,
-        cross_attention,
+        content=None,
+        feature_blocks="",
+        attention_blocks="",
+        self_attention=True,
+        cross_attention=True,
         preset="custom",
         **settings,
     ):
@@ -156,11 +159,13 @@ def _injected(
     kinds = [k for k, on in zip(KINDS, (self_attention, cross_attention), strict=True) if on]
     ends = [settings.pop(f"{name}_end", 0.0) for name in ("feature", "attention", "outside")]
     active = [sigma_range(model, 0.0, end) for end in ends]
+    if content is not None:
+        content.require(family(model))
+    patched = model.clone()
+    content = WindowTrajectory(patched, family(model)) if content is None else content
     injection = InjectPatch(content, features, layers, *active, kinds, **settings)
-    content.require(family(model))
     if all(sigmas.empty for sigmas in active) or not (features or (layers and kinds)):
         return model
-    patched = model.clone()
     injection.attach(patched)
     return patched
 

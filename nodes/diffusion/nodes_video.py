@@ -5,6 +5,7 @@ from ..common.inputs import choice, connection, decimal, integer, max_side, mode
 from ..video.lazy_video import LazyVideo
 from ..video.vae import fitted
 from . import CATEGORY
+from .inversion.trajectory import WindowTrajectory
 from .sample_video import COLORS, STARTS, SampleFrames, invert_levels
 
 _CONNECTED = ("model", "positive", "negative", "vae", "sampler", "sigmas", "control_net", "invert_model")
@@ -99,6 +100,10 @@ class SampleVideo:
         if len(sigmas) < 2:
             raise ValueError("sigmas has no step: connect the SIGMAS of a scheduler")
         invert_model = model if invert_model is None else invert_model
+        if start == "noise" and WindowTrajectory.of(model):
+            raise ValueError(
+                "Inject Features without `content` uses the inversion of the frames: set start to inversion"
+            )
         if start != "noise":
             invert_levels(invert_model, settings["invert_steps"], sigmas)  # an error now, not in the save
         clip = fitted(LazyVideo.of(video).fit(max_side), vae)

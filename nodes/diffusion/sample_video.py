@@ -22,6 +22,7 @@ from .. import host
 from ..flow.cuts import CutDetector
 from ..video.operation import Operation, Worker
 from .inversion import inversion
+from .inversion.trajectory import Trajectory, WindowTrajectory
 from .patching.rows import FRAMES
 
 STARTS = ("inversion", "noise", "both")
@@ -171,9 +172,11 @@ class WindowSampler(Worker):
                 for c in (positive, negative)
             )
         noise = _same_noise(latents, op.seed)
-        start = latents
+        start, contents = latents, WindowTrajectory.of(op.model)
         if op.start_from != "noise":
-            start = self._inverted(latents, numbers)
+            start, content = self._inverted(latents, numbers, save_steps=0 if contents else 2)
+            for waiting in contents:
+                waiting.fill(content, numbers)
             if op.start_from == "both":  # equal shares of two independent noises
                 top = float(op.sigmas[0]) / float(op.model.model.process_latent_in(torch.ones(1)))
                 start = (start + latents + noise * top) / 2**0.5
@@ -192,14 +195,17 @@ class WindowSampler(Worker):
             report=lambda step, steps: host.show_text(f"{text}: step {step} of {steps}"),
             what="Sample Video",
         )
+        for filled in contents:
+            filled.fill(None)
         made = op.vae.decode(latents).float().cpu()
         return made.reshape(-1, *made.shape[-3:])[: len(pictures), ..., :3].clamp(0, 1)
 
-    def _inverted(self, latents: Tensor, numbers: list[int]) -> Tensor:
+    def _inverted(self, latents: Tensor, numbers: list[int], save_steps: int) -> tuple[Tensor, Trajectory]:
         op = self.op
         levels = invert_levels(op.invert_model, op.invert_steps, op.sigmas)
         model = _for_frames(op.invert_model, numbers)
-        return inversion.invert(model, op.positive, latents, levels, refine=op.refine, save_steps=2)[0]
+        settings = {"refine": op.refine, "save_steps": save_steps}
+        return inversion.invert(model, op.positive, latents, levels, **settings)
 
     # colours
 

@@ -11,6 +11,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 from reelbrush.nodes import host
 from reelbrush.nodes.diffusion import sample_video
 from reelbrush.nodes.diffusion.inversion import inversion
+from reelbrush.nodes.diffusion.nodes_inject import Inject
 from reelbrush.nodes.diffusion.nodes_video import SampleVideo
 from reelbrush.nodes.diffusion.patching.layers import pick_layers, sigma_range
 from reelbrush.nodes.diffusion.sample_video import windows_at
@@ -217,6 +218,28 @@ def test_the_model_is_evaluated_once_per_frame_step_and_window():
     rendered(sampled(frames, model=model, start="noise"))
     windows = [6, 6, 6, 6, 6]  # 22 frames: 0-5, 4-9, 8-13, 12-17, 16-21
     assert sum(rows) == sum(windows) * 2
+
+
+def test_inject_features_gets_the_inversion_of_its_window():
+    """The same as with a trajectory of the whole clip, in a clip of one window and in two."""
+    model, frames = tiny.tiny_model("mini"), moving(9)
+    settings = {"feature_end": 1.0, "attention_end": 1.0, "blend": "replace", "outside_end": 0.0}
+    latents = Vae().encode(frames)
+    levels = sample_video.invert_levels(model, 2, SIGMAS)
+    _, content = inversion.invert(model, tiny.conditioning(model), latents, levels)
+    blocks = ("last 4", "last 4", True, True)
+    known = Inject().patch(model, content, *blocks, **settings)[0]
+    live = Inject().patch(model, None, *blocks, **settings)[0]
+    text = {"positive": tiny.conditioning(model), "negative": tiny.conditioning(model, seed=1)}
+    wanted = rendered(sampled(frames, model=known, invert_model=model, **text))
+    made = rendered(sampled(frames, model=live, invert_model=model, **text))
+    plain = rendered(sampled(frames, model=model, **text))
+    torch.testing.assert_close(made, wanted, atol=1e-5, rtol=0)
+    assert (plain - wanted).abs().mean() > 1e-3
+    with pytest.raises(ValueError, match="set start to inversion"):
+        sampled(frames, model=live, start="noise", **text)
+    with pytest.raises(ValueError, match="connect the model before Inject Features"):
+        rendered(sampled(frames, model=live, **text))
 
 
 # -- borders and colours ---------------------------------------------------------------------------

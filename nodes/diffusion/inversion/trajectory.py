@@ -82,6 +82,40 @@ class Trajectory:
             )
 
 
+class WindowTrajectory(Trajectory):
+    """The inversion of the frames that Sample Video samples now; `of` finds those of a model's patches."""
+
+    KEY = "reelbrush window trajectories"  # in a MODEL's attachments
+
+    def __init__(self, model: Any, family: str):
+        """On a CLONE, whose Sample Video will fill it."""
+        self.family, self._numbers = family, ()
+        model.attachments[self.KEY] = [*self.of(model), self]
+
+    @classmethod
+    def of(cls, model: Any) -> list[WindowTrajectory]:
+        return getattr(model, "attachments", {}).get(cls.KEY, [])
+
+    def fill(self, made: Trajectory | None, numbers: Sequence[int] = ()) -> None:
+        """`numbers` are the places of the frames in the clip; None: the window has ended."""
+        self._numbers = tuple(numbers)
+        if made is None:
+            del self.latents
+        else:
+            self.latents, self.sigmas, self.conditioning = made.latents, made.sigmas, made.conditioning
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "latents":
+            raise AttributeError(name)
+        raise ValueError(
+            "Inject Features has no content here: connect the clip's DDIM Inversion to `content`, or sample "
+            "with Sample Video and connect the model before Inject Features to its `invert_model`"
+        )
+
+    def of_frames(self, sigma: float, frames: Sequence[int], like: Tensor) -> Tensor:
+        return super().of_frames(sigma, [self._numbers.index(frame) for frame in frames], like)
+
+
 # -- positions between levels ----------------------------------------------------------------------
 
 
