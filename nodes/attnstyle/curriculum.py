@@ -1,28 +1,32 @@
 """The weight of every loss over the epochs (section 3.4): structure first, classification ramped up.
 
 The losses have very different scales, which also depend on the judge and the pictures. So a weight is a share
-of the gradient: each loss's gradient is divided by the largest norm that it has had lately, and multiplied by
-its `SHARES` times its weight relative to the default. A loss that has just been satisfied has a smaller
-gradient, and so a smaller share. The paper has the losses and the order, but no numbers.
+of the gradient (of the network's weights): each loss's gradient is divided by the largest norm that it has
+had lately, and multiplied by its `SHARES` times its weight relative to the default. A loss that has just been
+satisfied has a smaller gradient, and so a smaller share. The paper has the losses and the order, but no
+numbers.
 
-With u the share of completed epochs and r = smoothstep((u - 0.3) / 0.3), the shares of the classification
-losses are multiplied by 0.15 + 0.85 r and the share of attention alignment by 4 - 3 r. Classification does
+With u the share of completed epochs and r = smoothstep((u - 0.3) / 0.2), the shares of the classification
+losses are multiplied by 0.3 + 0.7 r and the share of attention alignment by 4 - 3 r. Classification does
 not start at zero, because an untrained network is the identity, which keeps the structure perfectly and
-would learn nothing.
+would learn nothing. For the same reason the structure losses pull less than their shares at first. So the
+classification losses are then scaled down: before the ramp they pull at most as much relative to the
+structure losses as their shares say, and 1 / (1 - r) times that much in it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-RAMP = (0.3, 0.6)  # shares of the epochs between which classification gains and attention loses weight
-FIRST = 0.15
+RAMP = (0.3, 0.5)  # shares of the epochs between which classification gains and attention loses weight
+FIRST = 0.3
 BOOST = 4.0
 FORGET = 0.95  # per epoch: at the content picture itself, some gradients are much larger than ever after
-CLASSIFICATION = ("classification", "confidence", "patches")
+STRUCTURE, CLASSIFICATION = ("attention", "content", "layout"), ("classification", "confidence", "patches")
 # At the default weights, after the ramp. A temporal weight of 10 has a share of 0.2.
-SHARES = {"classification": 0.15, "confidence": 0.15, "patches": 0.3, "content": 0.15, "layout": 0.12}
+SHARES = {"classification": 0.15, "confidence": 0.15, "patches": 0.4, "content": 0.12, "layout": 0.08}
 SHARES |= {"attention": 0.08, "tv": 0.015, "temporal": 0.02}
 
 
@@ -60,26 +64,39 @@ def ramp(epoch: int, epochs: int) -> float:
     return t * t * (3 - 2 * t)
 
 
-def at(shares: dict[str, float], epoch: int, epochs: int) -> dict[str, float]:
-    """The shares of one epoch."""
-    r = ramp(epoch, epochs)
+def at(shares: dict[str, float], r: float) -> dict[str, float]:
+    """The shares when the ramp is at r."""
     factors = dict.fromkeys(CLASSIFICATION, FIRST + (1 - FIRST) * r) | {"attention": BOOST + (1 - BOOST) * r}
     return {name: share * factors.get(name, 1.0) for name, share in shares.items()}
 
 
 class Balance:
-    """Divides gradients by the largest norm that the loss has had lately."""
+    """Finds what the gradient of each loss is multiplied by, from the norms that it has and has had."""
 
     def __init__(self) -> None:
         self.largest: dict[str, float] = {}
 
-    def factor(self, name: str, norm: float) -> float:
-        """What the loss's gradient of this norm is multiplied by."""
-        largest = self.largest[name] = max(norm, FORGET * self.largest.get(name, 0.0))
-        return 1 / largest if largest > 0 else 0.0
+    def factors(self, norms: dict[str, float], shares: dict[str, float], r: float) -> dict[str, float]:
+        """A factor for each loss; r is the ramp."""
+        factors = {}
+        for name, norm in norms.items():
+            largest = self.largest[name] = max(norm, FORGET * self.largest.get(name, 0.0))
+            factors[name] = shares[name] / largest if largest > 0 else 0.0
+
+        def style_to_structure(of: dict[str, float]) -> float:
+            style, structure = (
+                sum(of[n] for n in norms if n in group) for group in (CLASSIFICATION, STRUCTURE)
+            )
+            return style / structure if structure > 0 else 0.0
+
+        pulled = style_to_structure({name: factors[name] * norms[name] for name in norms})
+        if r < 1 and pulled > 0:
+            held = min(1.0, style_to_structure(shares) / (1 - r) / pulled)
+            factors |= {name: held * factors[name] for name in factors if name in CLASSIFICATION}
+        return factors
 
 
-def norm(gradients: list[Tensor | None]) -> float:
+def norm(gradients: Sequence[Tensor | None]) -> float:
     """The norm of all gradients together."""
     return torch.stack([g.norm() for g in gradients if g is not None]).norm().item()
 

@@ -110,7 +110,7 @@ class AttnStyle:
                 "patches": integer(64, 1, 512, "Patches per epoch, over all scales. Fewer are faster."),
                 "threshold": decimal(0.7, 0.0, 2.0, threshold),
                 "curriculum": switch(
-                    True, "Structure first: the judge's weights rise between 30% and 60% of the run."
+                    True, "Structure first: the judge's weights rise between 30% and 50% of the run."
                 ),
                 "perceptual": choice(perceptual.names(), network, perceptual.EMBEDDED),
                 "seed": seed("For the first weights and all random patches."),

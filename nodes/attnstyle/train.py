@@ -6,7 +6,7 @@ epochs, as in CLIPstyler.
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -159,11 +159,15 @@ class _Session:
         parts: dict[str, list[float]] = {}
         patience, asked, epochs = Patience(), settings.weights, settings.epochs
         for epoch in range(epochs):
-            shares = asked.shares()
-            if settings.curriculum:
-                shares = curriculum.at(shares, epoch, epochs)
-            optimizer.zero_grad(set_to_none=True)
-            picture, losses, pulls = self.step(epoch, shares, parameters)
+            r = curriculum.ramp(epoch, epochs) if settings.curriculum else 1.0
+            shares = curriculum.at(asked.shares(), r)
+            picture, losses, gradients = self.step(epoch, parameters)
+            norms = {name: curriculum.norm(gradient) for name, gradient in gradients.items()}
+            factors = self.balance.factors(norms, shares, r)
+            for i, parameter in enumerate(parameters):
+                each = [factors[name] * g[i] for name, g in gradients.items() if g[i] is not None]
+                parameter.grad = sum(each) if each else None
+            pulls = {name: factors[name] * norms[name] for name in norms}
             total = sum(getattr(asked, name) * loss for name, loss in losses.items())
             check_finite(total, losses, epoch, settings.learning_rate)
             optimizer.step()
@@ -174,54 +178,42 @@ class _Session:
                 parts.setdefault(name, []).append(pulls[name] / whole)
             if watch:
                 watch(EpochReport(epoch, losses, shares, picture))
-            ramped = not settings.curriculum or curriculum.ramp(epoch, epochs) == 1
-            if settings.early_stop and ramped and patience.ends(total):
+            if settings.early_stop and r == 1 and patience.ends(total):
                 break
         return Result(self.network.train(False).requires_grad_(False), curves, parts)
 
     def step(
-        self, epoch: int, shares: dict[str, float], parameters: list[nn.Parameter]
-    ) -> tuple[Tensor, dict[str, float], dict[str, float]]:
-        """Set the network's gradients. Gives the first stylized picture, the losses, and their pulls: the
-        norms of their gradients as they are weighted.
+        self, epoch: int, parameters: list[nn.Parameter]
+    ) -> tuple[Tensor, dict[str, float], dict[str, Sequence[Tensor | None]]]:
+        """The first stylized picture, the losses, and the gradient of each with respect to the weights.
 
-        Every loss but the alignment is differentiated with respect to the pictures, one after the other, so
-        that memory holds the graph of one loss at a time."""
-        n = len(self.content)
+        Every loss but the alignment is first differentiated with respect to the pictures, one after the
+        other, so that memory holds the graph of one loss at a time."""
+        n, weights = len(self.content), self.settings.weights
         frame = (torch.arange(min(n, FRAMES)) + epoch * FRAMES) % n
         shown = self.content[frame.to(self.content.device)].contiguous(memory_format=torch.channels_last)
         inputs, motion = shown, None
-        if "temporal" in shares:
+        if weights.temporal:
             neighbours, *motion = moved(shown, self.generator)
             inputs = torch.cat([shown, neighbours])
         drawn, pairs = self.network.with_features(inputs)
         pictures = drawn.detach().requires_grad_()
-        values, gradients = {}, {}
+        values, at_pictures = {}, {}
         for name, part in self.terms(pictures, frame.to(pictures.device), motion):
             (gradient,) = torch.autograd.grad(part, pictures, retain_graph=name in self.sharing)
             values[name] = values.get(name, 0.0) + part.item()
-            gradients[name] = gradients.get(name, 0.0) + gradient
+            at_pictures[name] = at_pictures.get(name, 0.0) + gradient
             del part, gradient  # their graph, before the next one is built
-        pulls, pull = {}, torch.zeros_like(pictures)
-        for name, gradient in gradients.items():
-            size = curriculum.norm([gradient])
-            factor = shares[name] * self.balance.factor(name, size)
-            pulls[name] = factor * size
-            pull += factor * gradient
-        drawn.backward(pull, retain_graph="attention" in shares)
-        if "attention" in shares:
+        onward = {"retain_graph": True, "allow_unused": True}
+        gradients = {
+            name: torch.autograd.grad(drawn, parameters, gradient, **onward)
+            for name, gradient in at_pictures.items()
+        }
+        if weights.attention:
             loss = self.alignment([(f[: len(shown)], a[: len(shown)]) for f, a in pairs])
             values["attention"] = loss.item()
-            gradient = torch.autograd.grad(loss, parameters, allow_unused=True)
-            # this gradient is one of the weights: `reach` is what a gradient of the pictures is there
-            reach = curriculum.norm([p.grad for p in parameters]) / max(curriculum.norm([pull]), 1e-12)
-            size = curriculum.norm(gradient)
-            factor = shares["attention"] * self.balance.factor("attention", size)
-            pulls["attention"] = factor * size
-            for parameter, g in zip(parameters, gradient, strict=True):
-                if g is not None:
-                    parameter.grad += factor * (reach or 1.0) * g
-        return pictures[0].detach(), values, pulls
+            gradients["attention"] = torch.autograd.grad(loss, parameters, allow_unused=True)
+        return pictures[0].detach(), values, gradients
 
     def terms(
         self, pictures: Tensor, frame: Tensor, motion: list[Tensor] | None

@@ -25,21 +25,21 @@ def test_a_weight_is_a_share_relative_to_its_default():
 
 
 def test_structure_leads_for_a_third_of_the_epochs_and_classification_follows():
-    over = [at(Weights().shares(), e, 150) for e in range(150)]
+    over = [at(Weights().shares(), ramp(e, 150)) for e in range(150)]
     for name in CLASSIFICATION:
         values = [shares[name] for shares in over]
-        assert values == sorted(values) and values[0] == pytest.approx(0.15 * SHARES[name])
+        assert values == sorted(values) and values[0] == pytest.approx(0.3 * SHARES[name])
     attention = [shares["attention"] for shares in over]
     assert attention == sorted(attention, reverse=True)
     assert attention[0] == pytest.approx(4 * SHARES["attention"])
     assert all(shares["content"] == SHARES["content"] for shares in over)
     leads = [sum(s[n] for n in STRUCTURE) > sum(s[n] for n in CLASSIFICATION) for s in over]
     assert all(leads[:50]) and not any(leads[75:])
-    assert over[89] != Weights().shares() and all(shares == Weights().shares() for shares in over[90:])
+    assert over[74] != Weights().shares() and all(shares == Weights().shares() for shares in over[75:])
 
 
 @pytest.mark.parametrize(
-    ("epoch", "expected"), [(0, 0.0), (60, 0.0), (75, 0.25**2 * 2.5), (90, 0.5), (120, 1.0), (200, 1.0)]
+    ("epoch", "expected"), [(0, 0.0), (60, 0.0), (70, 0.25**2 * 2.5), (80, 0.5), (100, 1.0), (200, 1.0)]
 )
 def test_the_ramp_is_a_smoothstep(epoch, expected):
     assert ramp(epoch, 201) == pytest.approx(expected)
@@ -47,15 +47,33 @@ def test_the_ramp_is_a_smoothstep(epoch, expected):
 
 @pytest.mark.parametrize("epochs", [1, 2, 3])
 def test_few_epochs_work(epochs):
-    assert all(at(Weights().shares(), e, epochs)["patches"] > 0 for e in range(epochs))
+    assert all(at(Weights().shares(), ramp(e, epochs))["patches"] > 0 for e in range(epochs))
 
 
 def test_a_gradient_is_divided_by_the_largest_that_the_loss_has_had_lately():
     balance = Balance()
     norms = (0.0, 4.0, 1.0, 8.0, 2.0)
-    got = [balance.factor("content", norm) * norm for norm in norms]
-    assert got == pytest.approx([0, 1, 1 / (4 * 0.95), 1, 2 / (8 * 0.95)]), "slowly forgotten"
-    assert balance.factor("layout", 1e-6) * 1e-6 == pytest.approx(1), "each loss by its own"
+    got = [balance.factors({"content": norm}, {"content": 0.5}, 1.0)["content"] * norm for norm in norms]
+    assert got == pytest.approx([0, 0.5, 0.5 / (4 * 0.95), 0.5, 0.5 * 2 / (8 * 0.95)]), "slowly forgotten"
+    layout = balance.factors({"layout": 1e-6}, {"layout": 0.5}, 1.0)["layout"]
+    assert layout * 1e-6 == pytest.approx(0.5), "each loss by its own"
+
+
+@pytest.mark.parametrize(("r", "ratio"), [(0.0, 1.0), (0.5, 2.0), (0.8, 5.0), (1.0, 10.0)])
+def test_until_the_end_of_the_ramp_classification_waits_for_structure(r, ratio):
+    """Structure has lost 90 % of its pull: classification would pull ten times what the shares say."""
+    shares = {"classification": 0.1, "patches": 0.2, "content": 0.3, "layout": 0.1, "tv": 0.05}
+    balance = Balance()
+    balance.factors(dict.fromkeys(shares, 1.0), shares, r)
+    norms = dict.fromkeys(shares, 0.95) | {"content": 0.095, "layout": 0.095}
+    factors = balance.factors(norms, shares, r)
+    pulls = {name: factors[name] * norms[name] for name in norms}
+    style, structure = pulls["classification"] + pulls["patches"], pulls["content"] + pulls["layout"]
+    assert style / structure == pytest.approx(ratio * 0.3 / 0.4)
+    assert pulls["patches"] == pytest.approx(2 * pulls["classification"])
+    assert pulls["tv"] == pytest.approx(0.05)
+    alone = Balance().factors({"patches": 1.0}, {"patches": 0.2}, r)
+    assert alone["patches"] == pytest.approx(0.2), "no structure to wait for"
 
 
 def test_the_plot_draws_losses_and_their_parts_of_the_gradient(monkeypatch):
