@@ -5,7 +5,14 @@ import sys
 import pytest
 import torch
 
-from reelbrush.lab import attnstyle_judge, lora_style, made_styles, tiny_denoiser
+from reelbrush.lab import (
+    attnstyle_ablation,
+    attnstyle_judge,
+    help_pictures,
+    lora_style,
+    made_styles,
+    tiny_denoiser,
+)
 from reelbrush.nodes.common import pictures
 
 
@@ -32,6 +39,24 @@ def test_a_judge_is_trained_and_read(folder, monkeypatch):
     scores = attnstyle_judge.WordJudge(out).words(torch.rand(2, 3, 48, 64))
     assert scores.shape == (2, len(attnstyle_judge.WORDS))
     assert torch.allclose(scores.sum(1), torch.ones(2))
+
+
+@pytest.mark.slow
+def test_an_ablation_has_a_line_and_a_picture_for_each_loss(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "attnstyle_ablation")
+    settings = ("--judge", "unused", "--styles", "striped", "--side", 16, "--epochs", 1)
+    arguments = (*settings, "--keep", tmp_path / "keep")
+    out = ("--out", tmp_path / "sheet.jpg")
+    run(attnstyle_ablation, monkeypatch, *arguments, *out)
+    lines = caplog.text.strip().split("\n")
+    for name, line in zip(attnstyle_ablation.NAMES, lines[1:], strict=True):
+        assert f"without {name}:" in line
+    assert len(list((tmp_path / "keep").iterdir())) == 2 * (1 + len(attnstyle_ablation.NAMES))
+    assert pictures.read(tmp_path / "sheet.jpg").shape[2] == help_pictures.WIDTH
+    written = (tmp_path / "sheet.jpg").stat().st_mtime_ns
+    run(attnstyle_ablation, monkeypatch, *arguments)  # from what it has kept
+    assert caplog.text.strip().split("\n")[len(lines) :] == lines
+    assert (tmp_path / "sheet.jpg").stat().st_mtime_ns == written
 
 
 @pytest.mark.slow
