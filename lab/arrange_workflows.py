@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GAP_X, GAP_Y, TITLE, MARGIN = 90, 50, 30, 30
 NOTE_WIDTH = 440
 HEIGHTS = {"LoadImage": 410, "LoadImageMask": 430, "LoadVideo": 360, "PreviewImage": 340, "MaskPreview": 340}
-HEIGHTS |= {"SaveImage": 380, "SaveVideo": 440, "ReelBrushSaveVideo": 500}  # with their picture or player
+HEIGHTS |= {"SaveImage": 380, "SaveVideo": 440, "ReelBrushSaveVideo": 560}  # with their picture or player
 MEASURE = """() => Object.fromEntries(app.graph._nodes.map(node => {
   const least = node.computeSize(), dom = document.querySelector(`[data-node-id="${node.id}"]`);
   const scale = app.canvas.ds.scale;

@@ -22,6 +22,10 @@ CARDS = {
     "sample_video_sd15": ("A clip of any length, Z*", [("clip", "clip"), (SWIRLS, "style")]),
     "zstar_official_sd15": ("Z* as in the authors' code", [("clip", "clip"), (SWIRLS, "style")]),
     "ad_video_sd15": ("A clip of any length, Attention Distillation", [("clip", "clip"), (SWIRLS, "style")]),
+    "diffstyler_video_sd15": (
+        "DiffStyler: a style per region",
+        [("clip", "clip"), ("reelbrush_mask_far.mp4", "mask"), (SWIRLS, "style")],
+    ),
     "ad_layout_sd15": ("A layout of your own", [("layout", "layout"), (SWIRLS, "style")]),
     "ad_texture_sampled_sd15": ("Textures, sampled", [(GLASS, "example"), ("noise", "noise")]),
 }
@@ -38,8 +42,9 @@ def picture(name: str) -> Image.Image:
         draw.ellipse((130, 20, 175, 65), fill=(240, 220, 120))
         draw.polygon([(10, 130), (75, 45), (140, 130)], fill=(120, 110, 110))
         return made
-    if name == "clip":
-        _, frame = cv2.VideoCapture(str(SAMPLE / "reelbrush_sample.mp4")).read()
+    name = name.replace("clip", "reelbrush_sample.mp4")
+    if name.endswith(".mp4"):
+        _, frame = cv2.VideoCapture(str(SAMPLE / name)).read()
         made = Image.fromarray(frame[..., ::-1])
     else:
         made = Image.open(SAMPLE / name).convert("RGB")
@@ -52,16 +57,17 @@ def card(title: str, parts: list[tuple[str, str]]) -> Image.Image:
     """The title, and the pictures with their names below and a plus sign between them."""
     font = matplotlib.font_manager.findfont("DejaVu Sans")
     large, small = (ImageFont.truetype(font, size) for size in (26, 17))
+    side = min(SIDE, (SIZE[0] - 20) // len(parts) - 40)
     made = Image.new("RGB", SIZE, BACKGROUND)
     draw = ImageDraw.Draw(made)
     draw.text((24, 28), title, WORDS, large)
-    gap = (SIZE[0] - len(parts) * SIDE) // (len(parts) + 1)
+    gap = (SIZE[0] - len(parts) * side) // (len(parts) + 1)
     for number, (name, label) in enumerate(parts):
-        left = gap + number * (SIDE + gap)
-        made.paste(picture(name), (left, TOP))
-        draw.text((left, TOP + SIDE + 14), label, QUIET, small)
+        left = gap + number * (side + gap)
+        made.paste(picture(name).resize((side, side)), (left, TOP))
+        draw.text((left, TOP + side + 14), label, QUIET, small)
         if number:
-            draw.text((left - gap // 2, TOP + SIDE // 2), "+", WORDS, large, anchor="mm")
+            draw.text((left - gap // 2, TOP + side // 2), "+", WORDS, large, anchor="mm")
     return made
 
 

@@ -12,6 +12,7 @@ const STYLE = `
 .rb-stage[data-mode="side by side"] video { width: 50%; }
 .rb-stage[data-mode="side by side"] video + video { left: 50%; }
 .rb-stage[data-mode="difference"] video + video { mix-blend-mode: difference; }
+.rb-hint { position: absolute; inset: 0; margin: auto; height: 1em; text-align: center; }
 .rb-line { position: absolute; top: 0; bottom: 0; width: 2px; background: #fff; display: none; }
 .rb-stage[data-mode="wipe"] .rb-line { display: block; }
 .rb-bar { display: flex; gap: 6px; align-items: center; flex: 0 0 auto; }
@@ -29,7 +30,7 @@ class Player {
     this.root.className = "rb-compare";
     this.root.innerHTML = `<style>${STYLE}</style>
       <div class="rb-stage" data-mode="wipe"><video muted loop playsinline></video><video muted loop playsinline></video>
-      <div class="rb-line"></div></div>
+      <div class="rb-line"></div><p class="rb-hint">Run the workflow to compare the clips.</p></div>
       <div class="rb-bar"><button>Play</button><input type="range" min="0" max="1" step="any" value="0"><span></span></div>
       <canvas></canvas>`;
     this.stage = this.root.querySelector(".rb-stage");
@@ -51,6 +52,7 @@ class Player {
 
   show(result) {
     this.result = result;
+    this.stage.querySelector(".rb-hint")?.remove();
     this.stage.dataset.mode = result.mode;
     this.pause();
     this.videos.forEach((video, i) => (video.src = address([result.a, result.b][i])));

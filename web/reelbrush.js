@@ -5,6 +5,9 @@ import { api } from "../../scripts/api.js";
 
 const RESULT = "reelbrush_result";
 
+// Results of workflows whose tab is not open: by the path of the workflow and the id of the node.
+const waiting = new Map();
+
 // Colours of links; themes have none for these types.
 const COLOURS = {
   VIDEO: "#4db6ac",
@@ -82,6 +85,15 @@ export function saveDraft() {
   (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
 }
 
+function openPath() {
+  return store("workflow")?.activeWorkflow?.path;
+}
+
+function keepResult(node, output) {
+  node.properties[RESULT] = { images: output.images, animated: output.animated };
+  saveDraft();
+}
+
 function showResult(node, output) {
   app.nodeOutputs = { ...app.nodeOutputs, [String(node.id)]: output };
   store("nodeOutput")?.setNodeOutputsByExecutionId?.(String(node.id), output);
@@ -97,18 +109,25 @@ app.registerExtension({
     api.addEventListener("executed", ({ detail }) => {
       const saved = detail?.output?.animated?.some(Boolean);
       if (!saved && !detail?.output?.reelbrush_compare) return;
-      const node = nodeOf(detail.display_node || detail.node);
+      const id = detail.display_node || detail.node;
+      const path = store("execution")?.jobIdToSessionWorkflowPath?.get(detail.prompt_id);
+      if (path && path !== openPath()) return void waiting.set(`${path} ${id}`, detail.output);
+      const node = nodeOf(id);
       if (!node) return;
       clearPreview(node);
-      if (!saved) return;
-      node.properties[RESULT] = { images: detail.output.images, animated: detail.output.animated };
-      saveDraft();
+      if (saved) keepResult(node, detail.output);
     });
   },
 
   // Node outputs are not part of a saved workflow: the last result is kept in the node's properties.
   loadedGraphNode(node) {
-    const output = node.properties?.[RESULT];
-    if (output) setTimeout(() => showResult(node, output), 0);
+    setTimeout(() => {
+      const key = `${openPath()} ${node.id}`, late = waiting.get(key);
+      waiting.delete(key);
+      if (late?.animated) keepResult(node, late);
+      if (late) node.onExecuted?.(late);
+      const output = node.properties?.[RESULT];
+      if (output) showResult(node, output);
+    }, 300); // the front end knows which workflow is open only after the nodes are loaded
   },
 });

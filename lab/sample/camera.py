@@ -6,7 +6,7 @@ between two frames and the occlusion: a point is occluded when another layer is 
 position, or when that is outside the frame.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -129,6 +129,16 @@ class Camera:
             rows, columns, rgba = self._sprite(layer, t) if layer.pose else self._strip(layer, t)
             out[rows, columns] *= 1 - rgba[..., 3:]
             out[rows, columns] += rgba[..., :3]
+        return out.clip(0, 1)
+
+    def mask(self, t: float, names: Collection[str]) -> Array:
+        """Where the named layers are seen at frame t [H, W, 3]: white."""
+        out = np.zeros((*self.size[::-1], 3), np.float32)
+        for name, layer in zip(ORDER, self.layers, strict=True):
+            rows, columns, rgba = self._sprite(layer, t) if layer.pose else self._strip(layer, t)
+            out[rows, columns] *= 1 - rgba[..., 3:]
+            if name in names:
+                out[rows, columns] += rgba[..., 3:]
         return out.clip(0, 1)
 
     def _strip(self, layer: Layer, t: float) -> tuple[slice, slice, Array]:

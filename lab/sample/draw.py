@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from reelbrush.lab.sample.scene import FPS, Scene, flickering, scene, style, tune, views
+from reelbrush.lab.sample.scene import FPS, Scene, flickering, mask, scene, style, tune, views
 from reelbrush.lab.sample.style_pictures import NAMES
 from reelbrush.nodes.common import pictures
 from reelbrush.nodes.common.files import replacing
-from reelbrush.nodes.sample import CLIP, CLIP_CUT, CLIP_STYLIZED, CONTENTS
+from reelbrush.nodes.sample import CLIP, CLIP_CUT, CLIP_STYLIZED, CONTENTS, MASK_FAR, MASK_NEAR
 from reelbrush.nodes.video import codec
 
+FAR = ("sky", "mountains", "balloon", "lake", "boat")  # the layers of MASK_FAR
 FLOW = "reelbrush_sample_flow.safetensors"
 
 
@@ -29,6 +30,9 @@ def clips() -> Iterator[tuple[str, Tensor]]:
     yield CLIP, frames
     yield CLIP_STYLIZED, flickering(frames)
     yield CLIP_CUT, scene(variant="cut", flow=False).frames
+    far = mask(FAR)
+    yield MASK_FAR, far
+    yield MASK_NEAR, 1 - far
 
 
 def styles() -> Iterator[tuple[str, Tensor]]:

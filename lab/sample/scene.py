@@ -3,6 +3,7 @@
 Tests know its true motion, and workflows use it as their default input.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,6 +77,12 @@ def scene(
             moves[0][t], hidden[0][t] = camera.motion(t, t + 1)
             moves[1][t], hidden[1][t] = camera.motion(t + 1, t)
     return Scene(*(torch.from_numpy(a) for a in (pictures, *moves, *hidden)))
+
+
+def mask(names: Collection[str]) -> Tensor:
+    """Where the named layers of the sample clip are seen [N, H, W, 3]: white."""
+    camera = Camera(SIZE, scenery.NOON, 7, pan)
+    return torch.from_numpy(np.stack([camera.mask(t, names) for t in range(FRAMES)]))
 
 
 def views(times: tuple[float, ...] = (0, 24, 48)) -> list[Tensor]:

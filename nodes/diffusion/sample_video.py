@@ -12,6 +12,7 @@ save continues bit for bit: it samples the windows again that reach over the bor
 from __future__ import annotations
 
 import bisect
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -173,15 +174,15 @@ class WindowSampler(Worker):
             )
         noise = _same_noise(latents, op.seed)
         start, contents = latents, WindowTrajectory.of(op.model)
+        text = f"frames {numbers[-1] - len(numbers) + 2} to {numbers[-1] + 1}"
         if op.start_from != "noise":
-            start, content = self._inverted(latents, numbers, save_steps=0 if contents else 2)
+            start, content = self._inverted(latents, numbers, text, save_steps=0 if contents else 2)
             for waiting in contents:
                 waiting.fill(content, numbers)
             if op.start_from == "both":  # equal shares of two independent noises
                 top = float(op.sigmas[0]) / float(op.model.model.process_latent_in(torch.ones(1)))
                 start = (start + latents + noise * top) / 2**0.5
             noise = torch.zeros_like(latents)
-        text = f"frames {numbers[-1] - len(numbers) + 2} to {numbers[-1] + 1}"
         latents = host.run_sampler(
             _for_frames(op.model, numbers),
             op.sampler,
@@ -192,7 +193,7 @@ class WindowSampler(Worker):
             negative,
             cfg=op.cfg,
             seed=op.seed,
-            report=lambda step, steps: host.show_text(f"{text}: step {step} of {steps}"),
+            report=_shown(f"{text}: sampling"),
             what="Sample Video",
         )
         for filled in contents:
@@ -200,11 +201,13 @@ class WindowSampler(Worker):
         made = op.vae.decode(latents).float().cpu()
         return made.reshape(-1, *made.shape[-3:])[: len(pictures), ..., :3].clamp(0, 1)
 
-    def _inverted(self, latents: Tensor, numbers: list[int], save_steps: int) -> tuple[Tensor, Trajectory]:
+    def _inverted(
+        self, latents: Tensor, numbers: list[int], text: str, save_steps: int
+    ) -> tuple[Tensor, Trajectory]:
         op = self.op
         levels = invert_levels(op.invert_model, op.invert_steps, op.sigmas)
         model = _for_frames(op.invert_model, numbers)
-        settings = {"refine": op.refine, "save_steps": save_steps}
+        settings = {"refine": op.refine, "save_steps": save_steps, "report": _shown(f"{text}: inverting")}
         return inversion.invert(model, op.positive, latents, levels, **settings)
 
     # colours
@@ -242,6 +245,11 @@ def invert_levels(model: Any, steps: int, sigmas: Tensor) -> Tensor:
     even = inversion.levels(model, steps) if steps else inversion.levels(model, 0, sigmas)
     top = sigmas[0].detach().cpu().float()
     return torch.cat([even[even < top * 0.999], top[None]])
+
+
+def _shown(text: str) -> Callable[[int, int], None]:
+    """Shows the steps of a window below the running node. The bar counts frames."""
+    return lambda step, steps: host.show_text(f"{text}, step {step} of {steps}")
 
 
 def _for_frames(model: Any, numbers: list[int]) -> Any:

@@ -113,7 +113,9 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """ "42 s", "3:20 min" or "1:05 h"."""
+    """ "2.5 s", "42 s", "3:20 min" or "1:05 h"."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     whole, unit = (seconds, "min") if seconds < 3600 else (seconds / 60, "h")

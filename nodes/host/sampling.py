@@ -150,12 +150,14 @@ def sample(
     *,
     cfg: float = 1.0,
     steps: int | None = None,
+    report: Callable[[int, int], None] | None = None,
     what: str = "sampling",
 ) -> Tensor:
     """Run `function` under ComfyUI's guider, with its loading, ControlNet, previews, cancelling and clean-up.
 
     `latent` and the result are scaled as in a LATENT; the guider converts to model space and back.
-    `steps` is the number of calls to `denoise.step`, where that is not len(sigmas) - 1.
+    `steps` is the number of calls to `denoise.step`, where that is not len(sigmas) - 1. `report(step, steps)`
+    takes the place of the progress bar and the preview.
     """
     samplers = comfy("comfy.samplers", what)
     guider = samplers.CFGGuider(model)
@@ -163,7 +165,10 @@ def sample(
     guider.inner_set_conds(sides)
     guider.set_cfg(cfg)
     total = steps or len(sigmas) - 1
-    show_step = comfy("latent_preview").prepare_callback(model, total)
+    if report is None:
+        show_step = comfy("latent_preview").prepare_callback(model, total)
+    else:
+        show_step = lambda step, denoised, x, steps: report(step + 1, steps)  # noqa: E731
 
     class FunctionSampler(samplers.Sampler):
         def sample(self, guider, sigmas, extra_args, callback, noise, latent_image=None, *_, **__):
@@ -172,7 +177,7 @@ def sample(
             return function(Denoiser(inner, extra_args, show_step, total), latent_image, sigmas)
 
     return guider.sample(
-        torch.zeros_like(latent), latent, FunctionSampler(), sigmas, disable_pbar=False, seed=0
+        torch.zeros_like(latent), latent, FunctionSampler(), sigmas, disable_pbar=report is not None, seed=0
     )
 
 

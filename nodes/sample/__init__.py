@@ -12,9 +12,13 @@ FOLDER = Path(__file__).parent / "files"
 CLIP = "reelbrush_sample.mp4"
 CLIP_CUT = "reelbrush_sample_cut.mp4"
 CLIP_STYLIZED = "reelbrush_sample_stylized.mp4"
+MASK_FAR, MASK_NEAR = (
+    "reelbrush_mask_far.mp4",
+    "reelbrush_mask_near.mp4",
+)  # sky, water; land, in the sample clip
 STYLES = tuple(f"reelbrush_style_{name}.png" for name in ("swirls", "waves", "glass"))
 CONTENTS = tuple(f"reelbrush_content_{number}.jpg" for number in range(6))
-FILES = (CLIP, CLIP_CUT, CLIP_STYLIZED, *STYLES)
+FILES = (CLIP, CLIP_CUT, CLIP_STYLIZED, MASK_FAR, MASK_NEAR, *STYLES)
 FOLDERS = {"reelbrush_contents": CONTENTS, "reelbrush_styles": STYLES}
 ALL = (*FILES, *FOLDERS)
 

@@ -18,7 +18,7 @@ from .. import host
 from ..common.files import replacing
 from . import codec
 from .batch import Batch
-from .frame_cache import FrameCache, pixel_streams
+from .frame_cache import CHUNK, FrameCache, pixel_streams
 from .operation import Operation
 from .sources import FileSource, FrameSource, Trim
 
@@ -82,7 +82,9 @@ def save(
                 options = {"bit_depth": bit_depth, "audio_from": audio_from, "label": label, **encoding}
                 return save(op, target, container, resume=False, **options)
             text = f"stopped after {bar.done} of {clip.frame_count} frames"
-            if kept:
+            if cache and not kept:
+                text = f"stopped: no frames are kept yet, because they are kept in groups of {CHUNK}"
+            elif kept:
                 text = f"stopped: {kept} of {clip.frame_count} frames are kept, run it again to continue"
             host.show_text(text)
             host.log.info(text)
@@ -90,7 +92,7 @@ def save(
     if not in_memory:
         facts = f"{clip.width} x {clip.height}, {bar.done} frames, {float(clip.fps):.4g} fps"
         facts += f", {host.duration(float(bar.done / clip.fps))}"
-        host.show_text("\n".join([Path(target).name, facts, *bar.warnings]))
+        host.show_text("\n".join([f"{Path(target).name}: {facts}", *bar.warnings]))
 
 
 def _encode(writer: codec.Writer, batch: Batch) -> None:

@@ -118,6 +118,7 @@ def sample(
     steps: int | None = None,
     what: str = "",
     noise: Tensor | None = None,
+    report: Callable | None = None,
 ) -> Tensor:
     """`host.sample` on a tiny model; with `noise`, what a core sampler node does."""
     from reelbrush.nodes import host

@@ -66,6 +66,8 @@ def test_bar_sends_pace_and_preview(server, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(12.4, "12 s"), (200, "3:20 min"), (3900, "1:05 h")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.5, "0.5 s"), (12.4, "12 s"), (200, "3:20 min"), (3900, "1:05 h")]
+)
 def test_duration(seconds, text):
     assert host.duration(seconds) == text

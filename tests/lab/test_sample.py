@@ -138,7 +138,7 @@ def test_the_shipped_clips_are_what_is_drawn():
         change = (shipped[1:] - drawn[:-1]).square().mean((1, 2, 3))
         assert wrong.max() < 1e-3 and wrong.max() < change.min() / 4, name
         names.add(name)
-    assert names == {sample.CLIP, sample.CLIP_CUT, sample.CLIP_STYLIZED}
+    assert names == {sample.CLIP, sample.CLIP_CUT, sample.CLIP_STYLIZED, sample.MASK_FAR, sample.MASK_NEAR}
 
 
 @pytest.mark.slow

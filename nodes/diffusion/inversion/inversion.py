@@ -12,6 +12,7 @@ nothing, and is left out.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -58,6 +59,7 @@ def invert(
     refine: int = 0,
     save_steps: int = 0,
     frames_per_call: int = 0,
+    report: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, Trajectory]:
     """The noise of `latent` (scaled as in a LATENT, for a core sampler) and the trajectory to it."""
     if convention not in NOISE_TIMESTEPS:
@@ -79,7 +81,7 @@ def invert(
         return ddim.to_x(z, float(sigmas[-1]))
 
     split = _split(model, frames_per_call)
-    noise = host.sample(split, sample_upwards, latent, sigmas, positive, what="DDIM Inversion")
+    noise = host.sample(split, sample_upwards, latent, sigmas, positive, report=report, what="DDIM Inversion")
     levels = sigmas[sorted(kept)].clone()
     return noise, Trajectory(torch.stack(latents), levels, positive, family(model), convention)
 
