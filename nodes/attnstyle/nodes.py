@@ -73,7 +73,7 @@ class AttnStyle:
     OUTPUT_TOOLTIPS = (
         "The stylized pictures.",
         "The trained model, for Apply AttnStyle, Apply AttnStyle to Video and Save AttnStyle.",
-        "The losses and the weights of the curriculum over the epochs.",
+        "Above: the losses. Below: the part of the gradient that each loss has.",
     )
     FUNCTION = "run"
 

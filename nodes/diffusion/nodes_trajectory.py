@@ -8,7 +8,7 @@ from .inversion import inversion, nulltext
 from .inversion import trajectory as trajectories
 from .patching.layers import family
 
-_FRAMES_PER_CALL = integer(0, 0, 4096, "How many frames the UNet evaluates at once; 0: like a sampler.")
+_FRAMES_PER_CALL = integer(0, 0, 4096, "How many frames the UNet evaluates at once; 0: all, as a sampler.")
 _NO_FILE = "nothing saved yet"
 
 
@@ -50,7 +50,7 @@ class Invert:
                 ),
                 "convention": names(
                     inversion.NOISE_TIMESTEPS,
-                    "The noise level that the model gets: the next (official) or its own.",
+                    "The noise level that the model gets: of the step's end (official), or of the latent.",
                 ),
                 "refine": integer(0, 0, 10, "Iterations per step, each one more evaluation; 3 is good."),
                 "save_steps": integer(0, 0, 1000, "How many of the levels are kept; 0: all."),
@@ -147,7 +147,7 @@ class Reconstruct:
     RETURN_NAMES = ("reconstruction", "psnr")
     OUTPUT_TOOLTIPS = (
         "The reconstructed frames.",
-        "Peak signal-to-noise ratio over all frames in decibels: differences above 30 are hard to see, "
+        "Peak signal-to-noise ratio over all frames in decibels: above 30, differences are hard to see; "
         "100 is equal.",
     )
     FUNCTION = "check"
@@ -201,7 +201,7 @@ class NullText:
                 "cfg": decimal(7.5, 1.0, 30.0, "The cfg that you will sample with; 1: nothing to do.", 0.1),
                 "inner_steps": integer(10, 1, 100, "Maximum number of iterations per step."),
                 "learning_rate": decimal(
-                    0.01, 0.0, 1.0, "Adam's at the first step; it falls linearly.", 0.001
+                    0.01, 0.0, 1.0, "Adam's learning rate at the first step; it falls linearly.", 0.001
                 ),
             },
             "optional": {

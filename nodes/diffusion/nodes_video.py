@@ -43,8 +43,8 @@ class SampleVideo:
                 "positive": connection("CONDITIONING", "The text."),
                 "negative": connection("CONDITIONING", "The negative text; not used with CFG 1."),
                 "vae": connection("VAE", "Encodes and decodes the frames."),
-                "sampler": connection("SAMPLER", "KSamplerSelect."),
-                "sigmas": connection("SIGMAS", "The levels; fewer than all of them keep more of the clip."),
+                "sampler": connection("SAMPLER", "From KSamplerSelect."),
+                "sigmas": connection("SIGMAS", "The noise levels. A denoise below 1 keeps more of the clip."),
                 "cfg": decimal(1.0, 0.0, 100.0, "Guidance. Z* and inversion: 1.", 0.1),
                 "start": choice(
                     STARTS,
@@ -54,7 +54,9 @@ class SampleVideo:
                 "invert_steps": integer(30, 0, 1000, "Steps of the inversion; 0: the levels of `sigmas`."),
                 "refine": integer(0, 0, 10, "Iterations per inversion step, each one more evaluation."),
                 "window": integer(16, 1, 1024, "Frames that are sampled together."),
-                "overlap": integer(4, 0, 512, "Frames in which two windows are cross-faded."),
+                "overlap": integer(
+                    4, 0, 512, "Frames in which two windows are cross-faded; at most half a window."
+                ),
                 "match_color": choice(
                     COLORS,
                     "source: the colours of the clip. previous: a window takes the colours of the one "

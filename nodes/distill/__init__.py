@@ -5,5 +5,6 @@ from ..common.inputs import connection
 CATEGORY = "ReelBrush/Attention Distillation"
 NULL = connection(
     "CONDITIONING",
-    "The empty text: CLIP Text Encode of nothing, with the checkpoint's own CLIP. Features are read with it.",
+    "The empty text: CLIP Text Encode without text, with the checkpoint's own CLIP. The model reads features "
+    "with it.",
 )

@@ -81,8 +81,12 @@ class ADOptimize:
                 ),
                 "attention_scale": _SCALE,
                 "layers": _LAYERS,
-                "warm_steps": integer(60, 0, 10000, "With a flow: steps of a frame after the first; 0: off."),
-                "temporal_weight": decimal(0.0, 0.0, 100.0, "Pull to the warped previous frame.", 0.05),
+                "warm_steps": integer(
+                    60, 0, 10000, "With a flow: steps of each frame after a shot's first; 0: off."
+                ),
+                "temporal_weight": decimal(
+                    0.0, 0.0, 100.0, "With a flow: keeps a frame close to the moved previous result.", 0.05
+                ),
                 "seed": seed("Seed of the noise that a texture starts from."),
                 "frames_per_call": integer(
                     0, 0, 256, "Frames that the UNet evaluates at once; 0: automatic."
@@ -93,7 +97,8 @@ class ADOptimize:
                 "start": connection("LATENT", "Where to start instead of from the content or from noise."),
                 **_MASKS,
                 "flow": connection(
-                    "REELBRUSH_FLOW", "Optical Flow (stride 1) of the clip: frames start from the one before."
+                    "REELBRUSH_FLOW",
+                    "Optical Flow (stride 1) of the clip: a frame takes over what changed in the one before.",
                 ),
                 "on_nan": _ON_NAN,
                 "batch_size": integer(1, 1, 64, "Textures from noise: how many, each from its own noise."),
@@ -171,7 +176,9 @@ class ADSampler:
                 "style": _STYLE,
                 "null": NULL,
                 "iterations": integer(2, 0, 100, "Adam steps per noise level. 0 is off: the plain sampler."),
-                "learning_rate": decimal(0.015, 0.0, 1.0, "0.015 for text, 0.05 for textures.", 0.001),
+                "learning_rate": decimal(
+                    0.015, 0.0, 1.0, "0.015 for text to image, 0.05 for textures.", 0.001
+                ),
                 "adain": switch(True, "Give the latent the style's mean and standard deviation first."),
                 "content_weight": decimal(0.0, 0.0, 10.0, "Weight of the content's layout."),
                 "layers": _LAYERS,

@@ -28,7 +28,7 @@ class OpticalFlow:
     RETURN_NAMES = ("flow", "valid", "picture")
     OUTPUT_TOOLTIPS = (
         "Forward and backward flow with their validity, for the other flow nodes.",
-        "One mask per frame: white where the pixel also exists in the frame before.",
+        "One mask per frame: white where the pixel also exists `stride` frames before.",
         "One picture per frame of its motion: hue is the direction, white is no motion.",
     )
     FUNCTION = "estimate"

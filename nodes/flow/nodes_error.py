@@ -24,7 +24,7 @@ def _convention_inputs() -> dict:
         "Use the settings of a published code. They replace direction, norm, range, mask and normaliser; "
         "CAP-VSTNet's also strides and method (RAFT)."
     )
-    method = "How the content's motion is estimated, if no flow is connected."
+    method = "How the motion of the content is estimated."
     strides = "The distances between compared frames: 1 for flicker, 1,8 also for slow changes."
     return {
         "preset": choice(PRESETS, preset, "custom"),
@@ -100,7 +100,7 @@ class FlowErrorVideo:
 class StabilityReport:
     CATEGORY = CATEGORY
     DESCRIPTION = (
-        "Compares the flicker of up to four versions of one clip, with one convention and one motion."
+        "Compares the flicker of up to four versions of one clip, with the same settings and the same motion."
     )
     SEARCH_ALIASES = ("compare videos", "benchmark", "temporal consistency", "warping error")
     RETURN_TYPES = ("IMAGE", "STRING", "STRING")

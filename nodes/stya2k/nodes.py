@@ -40,7 +40,7 @@ class LoadStyA2K:
     @classmethod
     def INPUT_TYPES(cls):
         model = "First the models of the pack, then files and folders in models/stya2k."
-        compile = switch(False, "Use torch.compile: the first frame is slow, the others are faster.")
+        compile = switch(False, "Use torch.compile: the first frame is slow, the others may be faster.")
         return {
             "required": {
                 "model": names(library.names(), model),
