@@ -134,8 +134,8 @@ class StabilityReport:
 class CompareVideo:
     CATEGORY = "ReelBrush/Video"
     DESCRIPTION = (
-        "Plays two clips in step: one over the other with a divider that you drag, side by side, or their "
-        "difference. With the original clip connected, the flicker of both is drawn below them."
+        "Plays two clips at the same time: one over the other with a divider that you drag, side by side, or "
+        "their difference. With the original clip connected, the flicker of both is drawn below them."
     )
     SEARCH_ALIASES = ("compare videos", "before after", "side by side", "video slider", "difference")
     RETURN_TYPES = ()
