@@ -3,8 +3,8 @@
     python lab/attnstyle_ablation.py --judge judge.safetensors --keep FOLDER --out sheet.jpg
 
 The judge is one of attnstyle_judge.py; the second style is one of attnstyle_texture.py. A frame of the sample
-clip at 64x64 is trained with two seeds, with all losses and without each of them: 32 trainings, 17 minutes of
-one core. FOLDER keeps the finished ones; `--styles` makes only some.
+clip at 64x64 is trained with two seeds, with all losses and without each of them: 32 trainings, ten minutes
+of one core. FOLDER keeps the finished ones; `--styles` makes only some.
 
 "pixels" is the mean difference (of 255) between the results with and without the loss at the same seed.
 "seen" is how much the judge's embeddings of patches differ (1 - cosine, in percent; the place of a stripe
@@ -124,7 +124,7 @@ class Ablation:
     def table(self) -> tuple[list[str], dict[str, Tensor]]:
         """Lines of text, and the picture of each variant."""
         full = [self.result(ALL, seed) for seed in range(SEEDS)]
-        shown = {"content": self.x, ALL: full[0][0], "other seed": full[1][0]}
+        shown = {"frame": self.x, ALL: full[0][0], "other seed": full[1][0]}
         seed_apart = self.apart(full[0][0], full[1][0])
         scores = [self.score(y) for y, _ in full]
         lines = [f"{self.style}: score {self.score(self.x):.2f}, then {mean(scores):.2f}; between the seeds "]
@@ -172,7 +172,7 @@ def main() -> None:
         pictures.append(shown)
     if args.out:
         cells = [
-            (f"– {LABELS.get(name, name)}" if name in NAMES else name, shown[name][0].movedim(0, -1))
+            (LABELS.get(name, name), shown[name][0].movedim(0, -1))
             for name in pictures[0]
             for shown in pictures
         ]

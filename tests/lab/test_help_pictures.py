@@ -15,7 +15,8 @@ DOCS = Path(__file__).resolve().parents[2] / "web" / "docs"
 def test_the_pictures_of_all_pages_are_made_by_the_command():
     pages = [path.read_text(encoding="utf-8") for path in DOCS.glob("*.md")]
     shown = {name for text in pages for name in re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)}
-    assert shown == help_pictures.PICTURES.keys()
+    # attnstyle_ablation.py makes this one, with a private judge
+    assert shown - {"attnstyle_ablation.jpg"} == help_pictures.PICTURES.keys()
 
 
 def test_a_picture_is_made_by_its_node(tmp_path):

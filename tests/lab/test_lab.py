@@ -52,7 +52,7 @@ def test_an_ablation_has_a_line_and_a_picture_for_each_loss(tmp_path, monkeypatc
     for name, line in zip(attnstyle_ablation.NAMES, lines[1:], strict=True):
         assert f"without {name}:" in line
     assert len(list((tmp_path / "keep").iterdir())) == 2 * (1 + len(attnstyle_ablation.NAMES))
-    assert pictures.read(tmp_path / "sheet.jpg").shape[2] == help_pictures.WIDTH
+    assert pictures.read(tmp_path / "sheet.jpg")[0].shape[1] == help_pictures.WIDTH
     written = (tmp_path / "sheet.jpg").stat().st_mtime_ns
     run(attnstyle_ablation, monkeypatch, *arguments)  # from what it has kept
     assert caplog.text.strip().split("\n")[len(lines) :] == lines
