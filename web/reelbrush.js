@@ -85,6 +85,9 @@ export function saveDraft() {
   (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
 }
 
+// For a moment after a change of tabs the canvas shows one workflow and the front end names another.
+const isOutput = (node) => node?.constructor.nodeData?.output_node;
+
 function openPath() {
   return store("workflow")?.activeWorkflow?.path;
 }
@@ -110,9 +113,10 @@ app.registerExtension({
       const saved = detail?.output?.animated?.some(Boolean);
       if (!saved && !detail?.output?.reelbrush_compare) return;
       const id = detail.display_node || detail.node;
-      const path = store("execution")?.jobIdToSessionWorkflowPath?.get(detail.prompt_id);
-      if (path && path !== openPath()) return void waiting.set(`${path} ${id}`, detail.output);
       const node = nodeOf(id);
+      const path = store("execution")?.jobIdToSessionWorkflowPath?.get(detail.prompt_id);
+      const elsewhere = path && (path !== openPath() || !isOutput(node));
+      if (elsewhere) return void waiting.set(`${path} ${id}`, detail.output);
       if (!node) return;
       clearPreview(node);
       if (saved) keepResult(node, detail.output);
@@ -121,13 +125,16 @@ app.registerExtension({
 
   // Node outputs are not part of a saved workflow: the last result is kept in the node's properties.
   loadedGraphNode(node) {
+    const output = node.properties?.[RESULT];
+    if (output) setTimeout(() => showResult(node, output), 0);
     setTimeout(() => {
       const key = `${openPath()} ${node.id}`, late = waiting.get(key);
+      if (!late || !isOutput(node)) return;
       waiting.delete(key);
-      if (late?.animated) keepResult(node, late);
-      if (late) node.onExecuted?.(late);
-      const output = node.properties?.[RESULT];
-      if (output) showResult(node, output);
-    }, 300); // the front end knows which workflow is open only after the nodes are loaded
+      if (late.animated) {
+        keepResult(node, late);
+        showResult(node, late);
+      } else node.onExecuted?.(late);
+    }, 2000); // the front end says which workflow is open some time after its nodes are loaded
   },
 });

@@ -171,6 +171,26 @@ def test_result_is_shown_again_after_a_reload(comfyui, design):
 
 
 @pytest.mark.parametrize("design", DESIGNS)
+def test_a_result_is_shown_in_its_own_tab(comfyui, design):
+    """Another workflow is opened while the first one renders."""
+    comfyui.open("stylize_video", DESIGNS[design])
+    before, page = set(comfyui.get("/history")), comfyui.page
+    page.evaluate("() => app.queuePrompt(0, 1)")
+    page.wait_for_timeout(1000)
+    other = json.loads((ROOT / "workflows" / "stya2k_multi_style.json").read_text())
+    page.evaluate("g => app.loadGraphData(g, true, true)", other)
+    while not set(comfyui.get("/history")) - before:
+        page.wait_for_timeout(500)
+    page.wait_for_timeout(3000)
+    kept = "() => app.graph._nodes.filter(n => n.properties.reelbrush_result).map(n => n.type)"
+    assert page.evaluate(kept) == []
+    page.get_by_text("Unsaved Workflow (2)").first.click()
+    page.wait_for_timeout(6000)
+    assert page.evaluate(kept) == ["ReelBrushSaveVideo"]
+    assert page.evaluate(PLAYERS)
+
+
+@pytest.mark.parametrize("design", DESIGNS)
 def test_divider_and_play_button_of_compare_videos(comfyui, design):
     comfyui.open("compare_stabilized", DESIGNS[design])
     assert comfyui.run()["status_str"] == "success"
