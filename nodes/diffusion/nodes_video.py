@@ -3,6 +3,7 @@
 from .. import host
 from ..common.inputs import choice, connection, decimal, integer, max_side, model, seed
 from ..video.lazy_video import LazyVideo
+from ..video.operation import digest
 from ..video.vae import fitted
 from . import CATEGORY
 from .inversion.trajectory import WindowTrajectory
@@ -91,6 +92,8 @@ class SampleVideo:
         **settings,
     ):
         window, overlap = settings["window"], settings["overlap"]
+        if settings["match_color"] == "previous" and not overlap:
+            raise ValueError("match_color previous compares frames of two windows: set overlap to 1 or more")
         if overlap > window // 2:
             raise ValueError(
                 f"overlap is {overlap} and the window {window} frames: a frame would be in three windows. "
@@ -108,13 +111,14 @@ class SampleVideo:
             )
         if start != "noise":
             invert_levels(invert_model, settings["invert_steps"], sigmas)  # an error now, not in the save
+        texts = [text for side in ("positive", "negative") for text, _ in settings[side]]
         clip = fitted(LazyVideo.of(video).fit(max_side), vae)
         hints = None if control_video is None else LazyVideo.of(control_video).operation
         return (
             clip.then(
                 SampleFrames,
                 hints,
-                host.graph_key(prompt, unique_id, _CONNECTED),
+                digest(host.graph_key(prompt, unique_id, _CONNECTED, model), sigmas, *texts),
                 start_from=start,
                 control_strength=control_strength,
                 model=model,

@@ -168,22 +168,36 @@ class WindowSampler(Worker):
         latents = op.vae.encode(_whole_groups(pictures, op.vae))
         positive, negative = op.positive, op.negative
         if hints is not None:
-            positive, negative = (
-                host.with_hints(c, op.control_net, hints, op.control_strength, op.vae)
-                for c in (positive, negative)
-            )
+            sides = (positive, negative)
+            positive, negative = host.with_hints(sides, op.control_net, hints, op.control_strength, op.vae)
+        contents = WindowTrajectory.of(op.model)
+        try:
+            latents = self._sampled_latents(latents, numbers, positive, negative, contents)
+        finally:
+            for filled in contents:
+                filled.fill(None)
+        made = op.vae.decode(latents).float().cpu()
+        made = made.reshape(-1, *made.shape[-3:])[: len(pictures), ..., :3].clamp(0, 1)
+        if made.shape != pictures.shape:
+            sizes = (f"{t.shape[2]}x{t.shape[1]}" for t in (pictures, made))
+            raise ValueError("the VAE made pictures of another size, {} to {}: use max_side".format(*sizes))
+        return made
+
+    def _sampled_latents(
+        self, latents: Tensor, numbers: list[int], positive: list, negative: list, contents: list
+    ) -> Tensor:
+        op, start = self.op, latents
         noise = _same_noise(latents, op.seed)
-        start, contents = latents, WindowTrajectory.of(op.model)
         text = f"frames {numbers[-1] - len(numbers) + 2} to {numbers[-1] + 1}"
         if op.start_from != "noise":
             start, content = self._inverted(latents, numbers, text, save_steps=0 if contents else 2)
             for waiting in contents:
                 waiting.fill(content, numbers)
-            if op.start_from == "both":  # equal shares of two independent noises
+            if op.start_from == "both":  # equal shares of two independent noises, on the clip itself
                 top = float(op.sigmas[0]) / float(op.model.model.process_latent_in(torch.ones(1)))
-                start = (start + latents + noise * top) / 2**0.5
+                start = latents + (start - latents + noise * top) / 2**0.5
             noise = torch.zeros_like(latents)
-        latents = host.run_sampler(
+        return host.run_sampler(
             _for_frames(op.model, numbers),
             op.sampler,
             op.sigmas,
@@ -196,10 +210,6 @@ class WindowSampler(Worker):
             report=_shown(f"{text}: sampling"),
             what="Sample Video",
         )
-        for filled in contents:
-            filled.fill(None)
-        made = op.vae.decode(latents).float().cpu()
-        return made.reshape(-1, *made.shape[-3:])[: len(pictures), ..., :3].clamp(0, 1)
 
     def _inverted(
         self, latents: Tensor, numbers: list[int], text: str, save_steps: int

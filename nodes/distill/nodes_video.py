@@ -56,7 +56,7 @@ class ADVideo:
     def distill(self, video, model, vae, null, style, max_side, prompt=None, unique_id=None, **settings):
         opencv()  # an error now, not in the save
         clip = fitted(LazyVideo.of(video).fit(max_side), vae)
-        graph = host.graph_key(prompt, unique_id, ("model", "vae", "null"))
+        graph = host.graph_key(prompt, unique_id, ("model", "vae", "null"), model)
         pictures = torch.as_tensor(style[..., :3]).cpu()
         objects = {"model": model, "null": null, "vae": vae}
         return (

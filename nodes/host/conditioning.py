@@ -7,6 +7,7 @@ which shares its network and has the hints of its own frames.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,18 +73,26 @@ class FrameSlice:
         return self.rows(hint)
 
 
-def with_hints(conditioning: list, control_net: Any, hints: Tensor, strength: float, vae: Any) -> list:
-    """A CONDITIONING with a ControlNet; its hints [n, H, W, 3] are those of the n frames that are sampled."""
-    made: dict[int, Any] = {}  # one for all entries, so that they are evaluated together
-    entries = []
-    for text, options in conditioning:
-        before = options.get("control")
+def with_hints(
+    conditionings: Iterable[list], control_net: Any, hints: Tensor, strength: float, vae: Any
+) -> list[list]:
+    """CONDITIONINGs with a ControlNet; its hints [n, H, W, 3] are those of the n frames that are sampled."""
+    made: dict[int, Any] = {}  # the same for both sides: ComfyUI evaluates them together only then
+
+    def control(before: Any) -> Any:
         if id(before) not in made:
-            control = control_net.copy().set_cond_hint(hints.movedim(-1, 1), strength, (0.0, 1.0), vae=vae)
-            control.set_previous_controlnet(before)
-            made[id(before)] = control
-        entries.append([text, {**options, "control": made[id(before)], "control_apply_to_uncond": False}])
-    return entries
+            own = control_net.copy().set_cond_hint(hints.movedim(-1, 1), strength, (0.0, 1.0), vae=vae)
+            own.set_previous_controlnet(before)
+            made[id(before)] = own
+        return made[id(before)]
+
+    return [
+        [
+            [text, {**options, "control": control(options.get("control")), "control_apply_to_uncond": False}]
+            for text, options in conditioning
+        ]
+        for conditioning in conditionings
+    ]
 
 
 def drop_controls(controls: dict[tuple, Any]) -> None:

@@ -9,55 +9,82 @@ import hashlib
 import json
 import os
 import uuid
+from collections.abc import Iterator
 from typing import Any
+from weakref import WeakValueDictionary
 
 from .comfyui import comfy, inside_comfyui
 
+_users: WeakValueDictionary[str, Any] = WeakValueDictionary()  # the object that a key stands for
 
-def graph_key(prompt: dict | None, node: str | None, names: tuple[str, ...]) -> str:
-    """A hash of all nodes above the inputs `names` of a node; a new one each time if the graph is unknown."""
+
+def graph_key(prompt: dict | None, node: str | None, names: tuple[str, ...], stands_for: Any) -> str:
+    """A hash of all nodes above the inputs `names` of a node; a new one each time if the graph is unknown.
+
+    A node that gets lists is called once per item, with the same graph. So a key stands for one object.
+    """
     if not inside_comfyui() or not prompt or str(node) not in prompt:
         return uuid.uuid4().hex
     described: dict[str, Any] = {}
-    links = [v for k, v in prompt[str(node)]["inputs"].items() if k in names]
-    todo = [str(link[0]) for link in links if _is_link(link)]
+    links = {k: v for k, v in prompt[str(node)]["inputs"].items() if k in names and _is_link(v)}
+    todo = [link[0] for link in links.values()]
     while todo:
         key = todo.pop()
         if key in described or key not in prompt:
             continue
         inputs = prompt[key]["inputs"]
-        values = {k: v for k, v in inputs.items() if not _is_link(v)}
-        kind = prompt[key]["class_type"]
-        described[key] = [kind, inputs, _changed(kind, values), [_file(v) for v in values.values()]]
-        todo.extend(str(v[0]) for v in inputs.values() if _is_link(v))
+        files = [_files(text) for text in _texts(list(inputs.values()))]
+        described[key] = [prompt[key]["class_type"], inputs, _changed(prompt[key]), files]
+        todo.extend(v[0] for v in inputs.values() if _is_link(v))
     text = json.dumps([links, described], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    made = hashlib.sha256(text.encode()).hexdigest()
+    if _users.setdefault(made, stands_for) is not stands_for:
+        return uuid.uuid4().hex
+    return made
 
 
 def _is_link(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == 2 and isinstance(value[1], int)
+    """ComfyUI's own rule."""
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and isinstance(value[1], (int, float))
+    )
 
 
-def _changed(kind: str, values: dict[str, Any]) -> Any:
-    """What the node says about files that it reads. NaN means that it always changes."""
-    node = comfy("nodes").NODE_CLASS_MAPPINGS.get(kind)
-    for name in ("fingerprint_inputs", "IS_CHANGED"):
-        if (function := getattr(node, name, None)) is not None:
-            try:
-                said = function(**values)
-            except Exception:  # it needs a connected value, which a file name never is
-                return None
-            return uuid.uuid4().hex if said != said else said
-    return None
+def _changed(node: dict) -> Any:
+    """What the node says about files that it reads. NaN, or an error, means that it always changes."""
+    said = node.get("is_changed")  # ComfyUI has asked before it runs the graph
+    kind = comfy("nodes").NODE_CLASS_MAPPINGS.get(node["class_type"])
+    if said is None and (function := getattr(kind, "IS_CHANGED", None)) is not None:
+        try:
+            said = function(**{k: None if _is_link(v) else v for k, v in node["inputs"].items()})
+        except Exception:
+            said = float("nan")
+    return [
+        uuid.uuid4().hex if value != value else value
+        for value in (said if isinstance(said, list) else [said])
+    ]
 
 
-def _file(value: Any) -> Any:
-    """Size and time of a model file with this name."""
-    if not isinstance(value, str) or "." not in value:
-        return None
-    paths = comfy("folder_paths")
-    for folder in paths.folder_names_and_paths:
-        if path := paths.get_full_path(folder, value):
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a value; some nodes have dictionaries and lists of file names."""
+    match value:
+        case str():
+            yield value
+        case dict():
+            yield from _texts(list(value.values()))
+        case list():
+            for item in value:
+                yield from _texts(item)
+
+
+def _files(text: str) -> list[Any]:
+    """Size and time of the model files with this name, in all model folders."""
+    paths, found = comfy("folder_paths"), []
+    for folder in paths.folder_names_and_paths if "." in text else ():
+        if path := paths.get_full_path(folder, text):
             about = os.stat(path)
-            return [about.st_size, about.st_mtime_ns]
-    return None
+            found.append([folder, about.st_size, about.st_mtime_ns])
+    return found

@@ -42,8 +42,10 @@ def decode(latents: Tensor, vae: Any, fps: float, like: LazyVideo | None) -> Laz
 
 
 def fitted(video: LazyVideo, vae: Any) -> LazyVideo:
-    """The clip with sides that a diffusion model can take: multiples of 8, of 16 for a video model."""
-    multiple = 16 if getattr(vae, "latent_dim", 2) == 3 else 8
+    """The clip with sides that a diffusion model can take: multiples of the pixels that the VAE makes one of,
+    and of 16 at least for a video model."""
+    multiple = int(getattr(vae, "spacial_compression_encode", lambda: 8)())
+    multiple = max(multiple, 16) if getattr(vae, "latent_dim", 2) == 3 else multiple
     return video.resize(*(max(multiple, round(s / multiple) * multiple) for s in video.get_dimensions()))
 
 

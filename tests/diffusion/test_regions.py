@@ -8,10 +8,11 @@ import torch
 
 from reelbrush.nodes import host
 from reelbrush.nodes.diffusion.lora.file import LowRank
+from reelbrush.nodes.diffusion.moving_mask import MovingMask
 from reelbrush.nodes.diffusion.nodes_clip import FramesPerCall, TemporalAttention
 from reelbrush.nodes.diffusion.patching import unet
 from reelbrush.nodes.diffusion.patching.layers import attention_layers, network
-from reelbrush.nodes.diffusion.patching.rows import FRAMES
+from reelbrush.nodes.diffusion.patching.rows import FRAMES, select
 from reelbrush.nodes.video.lazy_video import LazyVideo
 
 from . import tiny, tiny_sampling
@@ -240,6 +241,8 @@ def test_masks_from_a_video_are_those_of_the_same_frames(kind):
         torch.testing.assert_close(*made, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="connect one of them"):
         apply(model, one, mask=masks, mask_video=video)
+    single = MovingMask(video.trim(2, 1))
+    torch.testing.assert_close(select(single, (7, 8), "mask"), masks[2:3])
     short = apply(model, one, mask_video=video.trim(0, 2)).clone()
     short.model_options["transformer_options"] = {FRAMES: (4, 5)}
     with pytest.raises(ValueError, match="region's mask has 2 frames"):

@@ -11,6 +11,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 from reelbrush.nodes import host
 from reelbrush.nodes.diffusion import sample_video
 from reelbrush.nodes.diffusion.inversion import inversion
+from reelbrush.nodes.diffusion.inversion.trajectory import WindowTrajectory
 from reelbrush.nodes.diffusion.nodes_inject import Inject
 from reelbrush.nodes.diffusion.nodes_video import SampleVideo
 from reelbrush.nodes.diffusion.patching.layers import pick_layers, sigma_range
@@ -186,7 +187,7 @@ def test_every_frame_gets_its_own_hint(monkeypatch):
         control_strength=0.7,
     )
     rendered(video)
-    got = [(h[:, 0, 0, 0] * 255).round().int().tolist() for h, _ in ControlNet.seen[::2]]
+    got = [(h[:, 0, 0, 0] * 255).round().int().tolist() for h, _ in ControlNet.seen]
     assert got == [list(range(0, 6)), list(range(4, 9)), list(range(9, 15)), list(range(13, 18))]
     assert {strength for _, strength in ControlNet.seen} == {0.7}
     for numbers, pictures in zip(got, vae.encoded, strict=True):
@@ -284,6 +285,41 @@ def test_matched_colours_do_not_drift(monkeypatch):
     assert drift("previous") < 1 / 255 and drift("source") < 1 / 255
 
 
+def test_both_starts_from_the_clip_with_equal_shares_of_two_noises():
+    """At a low level: the mean over many noises is between the inversion and the clip."""
+    model, frames, starts = tiny.tiny_model("mini"), moving(1), []
+    sampler = SimpleNamespace(function=lambda denoise, x, sigmas: (starts.append(x.clone()), x)[1])
+    settings = {"model": model, "sampler": sampler, "sigmas": torch.tensor([0.5, 0.0])}
+    rendered(sampled(frames, start="inversion", **settings))
+    clip = model.model.process_latent_in(Vae().encode(frames))
+    wanted = clip + (starts[0] - clip) / 2**0.5
+    for seed in range(200):
+        rendered(sampled(frames, start="both", seed=seed, **settings))
+    mean = torch.stack(starts[1:]).mean(0)
+    spread = torch.stack(starts[1:]).std(0).mean()
+    torch.testing.assert_close(mean, wanted, atol=0.15, rtol=0)
+    assert abs(float(spread) - 0.5 / 2**0.5) < 0.05
+
+
+def test_a_cancelled_window_leaves_no_content_behind():
+    model = tiny.tiny_model("mini")
+    settings = {"feature_end": 1.0, "attention_end": 1.0, "blend": "replace"}
+    live = Inject().patch(model, None, "last 4", "last 4", True, True, **settings)[0]
+
+    def cancelled(denoise, x, sigmas):
+        raise RuntimeError("cancelled")
+
+    text = {"positive": tiny.conditioning(model), "negative": tiny.conditioning(model, seed=1)}
+    video = sampled(
+        moving(3), model=live, invert_model=model, sampler=SimpleNamespace(function=cancelled), **text
+    )
+    with pytest.raises(RuntimeError, match="cancelled"):
+        rendered(video)
+    (content,) = WindowTrajectory.of(live)
+    with pytest.raises(ValueError, match="has no content here"):
+        content.latents  # noqa: B018
+
+
 # -- messages --------------------------------------------------------------------------------------
 
 
@@ -294,6 +330,7 @@ def test_wrong_settings_are_explained():
         ({"control_net": ControlNet()}, "connect control_video"),
         ({"control_video": LazyVideo.from_frames(frames, 12)}, "connect control_net"),
         ({"sigmas": torch.tensor([1.0])}, "sigmas has no step"),
+        ({"match_color": "previous", "overlap": 0}, "set overlap to 1 or more"),
     ]:
         with pytest.raises(ValueError, match=sentence):
             sampled(frames, **changes)

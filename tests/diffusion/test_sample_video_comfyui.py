@@ -171,7 +171,12 @@ def test_the_key_of_a_graph_changes_with_everything_above(tmp_path, monkeypatch)
     loader = SimpleNamespace(IS_CHANGED=lambda image: image + next(reads, "b"))
     monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, "Reads", loader)
 
-    def key(strength=1.0, image="x", other=0):
+    class Model:
+        pass
+
+    thing = Model()
+
+    def key(strength=1.0, image="x", other=0, of=thing, links=(("model", 2),)):
         prompt = {
             "1": {"class_type": "Reads", "inputs": {"image": image}},
             "2": {
@@ -181,10 +186,10 @@ def test_the_key_of_a_graph_changes_with_everything_above(tmp_path, monkeypatch)
             "3": {"class_type": "Other", "inputs": {"x": other}},
             "4": {
                 "class_type": "SampleVideo",
-                "inputs": {"model": ["2", 0], "video": ["3", 0], "seed": other},
+                "inputs": {**{k: [str(v), 0] for k, v in links}, "video": ["3", 0], "seed": other},
             },
         }
-        return host.graph_key(prompt, "4", ("model",))
+        return host.graph_key(prompt, "4", ("model", "positive", "negative"), of)
 
     first = key()
     assert first == key(other=1)
@@ -194,7 +199,15 @@ def test_the_key_of_a_graph_changes_with_everything_above(tmp_path, monkeypatch)
     assert key(strength=0.5) != plain and key(image="y") != plain
     lora.write_bytes(b"another")
     assert key() != plain
-    assert host.graph_key(None, "4", ("model",)) != host.graph_key(None, "4", ("model",))
+    assert host.graph_key(None, "4", ("model",), thing) != host.graph_key(None, "4", ("model",), thing)
+    one, other = (("positive", 1), ("negative", 2)), (("negative", 1), ("positive", 2))
+    assert key(links=one) != key(links=other)
+    again = Model()  # a node that gets a list of models is called once for each
+    assert key() == key() != key(of=again)
+    monkeypatch.setitem(
+        nodes.NODE_CLASS_MAPPINGS, "Reads", SimpleNamespace(IS_CHANGED=lambda image: float("nan"))
+    )
+    assert key() != key()
 
 
 def test_an_equal_graph_has_an_equal_fingerprint(model):

@@ -66,7 +66,7 @@ def test_a_cancelled_save_leaves_nothing_and_continues_exactly(home, monkeypatch
     assert [p.name for p in (home / "output").iterdir()] in ([], [".reelbrush"])
     cache = FrameCache(costly(video).operation)
     kept = len(list(cache.path.glob("*.mkv"))) * 4
-    message = f": {kept} of 40 frames are kept, run it again to continue" if kept else "of 40 frames"
+    message = f": {kept} of 40 frames are kept, run it again to continue" if kept else "kept in groups of 8"
     assert caplog.messages[-1].endswith(message)
     TrailWorker.calls = 0
     costly(video).save_to(target)

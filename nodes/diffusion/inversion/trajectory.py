@@ -100,7 +100,7 @@ class WindowTrajectory(Trajectory):
         """`numbers` are the places of the frames in the clip; None: the window has ended."""
         self._numbers = tuple(numbers)
         if made is None:
-            del self.latents
+            self.__dict__.pop("latents", None)
         else:
             self.latents, self.sigmas, self.conditioning = made.latents, made.sigmas, made.conditioning
 

@@ -71,7 +71,7 @@ def frames_of(options: dict, count: int) -> list[int]:
 def select(values: Tensor, frames: Sequence[int], what: str) -> Tensor:
     """The entries of a per-frame tensor for `frames`; a single entry is for all frames."""
     if len(values) == 1:
-        return values
+        return values[[0]]
     if max(frames) >= len(values):
         raise ValueError(
             f"the {what} has {len(values)} frames, but frame {max(frames)} is sampled: give one frame, or as "
