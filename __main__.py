@@ -73,8 +73,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     _open_streams()
     debug = "--debug" in argv
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(message)s")
+    stopped: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        stopped.append(number)
+        raise KeyboardInterrupt
+
     with suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+        signal.signal(signal.SIGTERM, stop)  # as Ctrl-C
     try:
         top = _parser().parse_args(argv[:1])
         if top.version:
@@ -102,6 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 1
     except Exception as error:
+        if stopped:  # it was caught where the signal interrupted, and became another error
+            sys.stderr.write("\ninterrupted\n")
+            return 130
         if debug:
             raise
         if isinstance(error, MemoryError):

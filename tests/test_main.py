@@ -78,9 +78,16 @@ sys.exit(command.main(["render", sys.argv[1]]))
 """
 
 
-def test_sigterm_is_handled_like_ctrl_c(tmp_path):
+@pytest.mark.parametrize("becomes_an_error", [False, True])
+def test_sigterm_is_handled_like_ctrl_c(tmp_path, becomes_an_error):
+    kill = "        os.kill(os.getpid(), signal.SIGTERM)\n"
+    caught = f"""        try:
+    {kill}        except KeyboardInterrupt:
+            raise RuntimeError("a library makes an error of it")
+"""
+    code = TERMINATED.replace(kill, caught) if becomes_an_error else TERMINATED
     done = subprocess.run(
-        [sys.executable, "-c", TERMINATED, str(tmp_path / "a.txt")], capture_output=True, text=True
+        [sys.executable, "-c", code, str(tmp_path / "a.txt")], capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (130, "\ninterrupted\n")
     assert not list(tmp_path.iterdir())
