@@ -60,14 +60,16 @@ def losses(
     """The weighted terms of a step; the first content is also stylized as a moved frame."""
     with torch.no_grad():
         target = teacher(content, style).clamp(0, 1)
-        wanted = judge(target)
+        wanted, styles = judge(target), judge(style)
     out = network(torch.cat([content, moved.frame]), network.encode_style(torch.cat([style, style[:1]])))
     pictures, made = out[: len(content)], judge(out[: len(content)].clamp(-0.25, 1.25))
     return {
         "pixels": 2 * (pictures - target).abs().mean(),
         "features": 0.3 * distance(made, wanted),
-        "moments": 2 * moments_loss(made, wanted, LAYERS, bounded=True),
-        "gram": 2 * gram_loss(made, wanted, LAYERS, bounded=True),
+        "moments": 1.5 * moments_loss(made, wanted, LAYERS, bounded=True),
+        "gram": 1.5 * gram_loss(made, wanted, LAYERS, bounded=True),
+        "style moments": 1 * moments_loss(made, styles, LAYERS, bounded=True),
+        "style gram": 1 * gram_loss(made, styles, LAYERS, bounded=True),
         "temporal": 15 * temporal_loss(out[:1], out[-1:], moved),
     }
 

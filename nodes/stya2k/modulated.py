@@ -145,7 +145,7 @@ class ModulatedStyA2K(nn.Module):
         self.block8, self.up8 = ModulatedBlock(eighth), _conv(eighth, quarter, 1)
         self.block4, self.up4 = ModulatedBlock(quarter), _conv(quarter, 2 * half, 1)
         self.skip2, self.mix2 = _conv(half, 2 * half, 1), _conv(2 * half, 2 * half)
-        self.up2, self.detail, self.color = _conv(2 * half, full, 1), _conv(1, full), _conv(full, 3)
+        self.up2, self.detail, self.color = _conv(2 * half, 4 * full), _conv(1, full), _conv(full, 3)
         self.layers = (4 * eighth, 4 * quarter, 4 * half, 2 * full)
         self.signal = nn.Sequential(
             nn.Linear(2 * (half + quarter + eighth), 128), nn.LeakyReLU(0.2), nn.Linear(128, sum(self.layers))
@@ -199,6 +199,12 @@ class ModulatedStyA2K(nn.Module):
     def _signal(layer: int, like: Tensor, mix: Mix) -> Tensor:
         return total(times(code.signals[layer], share(like)) for code, share in mix)
 
+    def _full_size(self, x: Tensor, signal: Tensor, like: Tensor) -> Tensor:
+        """The map at 1/2 as four points each, which the layer paints on their own, cut to the size of `like`."""
+        x = _scaled(self.up2(x), *signal.repeat_interleave(4, 1).chunk(2, 1))
+        h, w = like.shape[-2:]
+        return functional.pixel_shuffle(x, 2)[..., :h, :w]
+
     def _middle(self, content: ModulatedContent, mix: Mix, mode: str | None, own: Moments | None) -> Tensor:
         """The map at 1/4 that is transferred second."""
         _, e4, e8 = content.maps
@@ -215,8 +221,8 @@ class ModulatedStyA2K(nn.Module):
         x = self.block4(x, self._signal(1, e4, mix))
         x = _double(self.up4(x), e2).add_(self.skip2(e2))
         x = _scaled(_active(self.mix2(_active(x))), *self._signal(2, e2, mix).chunk(2, 1))
-        x = _scaled(self.up2(x), *self._signal(3, e2, mix).chunk(2, 1))
-        x = _double(x, content.detail).add_(self.detail(content.detail))
+        x = self._full_size(x, self._signal(3, e2, mix), content.detail)
+        x = x + self.detail(content.detail)
         return self.color(_active(x)).add_(0.5)
 
     def blend(
