@@ -200,7 +200,7 @@ class ModulatedStyA2K(nn.Module):
         return total(times(code.signals[layer], share(like)) for code, share in mix)
 
     def _full_size(self, x: Tensor, signal: Tensor, like: Tensor) -> Tensor:
-        """The map at 1/2 as four points each, which the layer paints on their own, cut to the size of `like`."""
+        """The map at 1/2 as four points each, which the layer paints on their own; of the size of `like`."""
         x = _scaled(self.up2(x), *signal.repeat_interleave(4, 1).chunk(2, 1))
         h, w = like.shape[-2:]
         return functional.pixel_shuffle(x, 2)[..., :h, :w]
