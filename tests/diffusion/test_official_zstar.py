@@ -145,9 +145,9 @@ def test_the_official_variant_is_the_official_code(official, capsys):
             out = host.sample(model, tiny_sampling.euler, start, levels, positive, negative, cfg=7.5)
         return out * 0.18215 / (1 + levels[-1] ** 2).sqrt()
 
-    start = between((times[4] + times[5]) / 2)
+    begin = between((times[4] + times[5]) / 2)
     official_code = {"content": made[0], "content_pull": 0.01, "style_branch_scale": 1.5}
-    patched = zstar(model, made[1], start_percent=start, **official_code)
+    patched = zstar(model, made[1], start_percent=begin, **official_code)
     mine, off = ours(patched), ours(model)
     error = ((mine - theirs).norm() / theirs.norm()).item()
     moved = ((off - theirs).norm() / theirs.norm()).item()
