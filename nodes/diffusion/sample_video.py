@@ -24,11 +24,11 @@ from ..flow.cuts import CutDetector
 from ..video.operation import Operation, Worker
 from .inversion import inversion
 from .inversion.trajectory import Trajectory, WindowTrajectory
+from .patching import unet
 from .patching.rows import FRAMES
 
 STARTS = ("inversion", "noise", "both")
 COLORS = ("source", "previous", "off")
-TEMPORAL = "reelbrush 8 temporal"  # the wrapper of Temporal Attention
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class SampleFrames(Operation, name="diffusion.sample"):
 
 
 @dataclass
-class Result:
+class WindowResult:
     """A window's frames, and the gain and offset [2, 3] by which their colours were matched."""
 
     frames: Tensor  # [n, H, W, 3]
@@ -103,10 +103,12 @@ class WindowSampler(Worker):
 
     def __init__(self, op: SampleFrames):
         self.op = op
-        self._anchored = TEMPORAL in op.model.wrappers.get("diffusion_model", {})
+        inverts = op.start_from != "noise"
+        self._levels = invert_levels(op.invert_model, op.invert_steps, op.sigmas) if inverts else None
+        self._anchored = unet.is_attached(op.model, "temporal", rank=8)
         self._detector, self._seen, self._cuts = CutDetector(), -1, []
         self._shot, self._first = 0, []  # the shot's first frame, and its hint
-        self._results: dict[Window, Result] = {}
+        self._results: dict[Window, WindowResult] = {}
         self._known_colors: dict[int, Tensor] = {}  # of windows before a border, by their first frame
 
     def __call__(self, frames: Tensor, hints: Tensor | None = None, *, index: int, inner: slice) -> Tensor:
@@ -141,7 +143,7 @@ class WindowSampler(Worker):
             shown = shown.lerp(self._result(window, frames, hints).frames[frame - window.first], share)
         return shown
 
-    def _result(self, window: Window, frames: dict[int, Tensor], hints: dict | None) -> Result:
+    def _result(self, window: Window, frames: dict[int, Tensor], hints: dict | None) -> WindowResult:
         known = next((w for w in self._results if w.first == window.first), None)
         if known is None:
             known = window
@@ -150,7 +152,7 @@ class WindowSampler(Worker):
 
     # one window
 
-    def _sampled(self, window: Window, frames: dict[int, Tensor], hints: dict | None) -> Result:
+    def _sampled(self, window: Window, frames: dict[int, Tensor], hints: dict | None) -> WindowResult:
         numbers = list(range(window.first, window.end))
         pictures = torch.stack([frames[n] for n in numbers])
         shown = None if hints is None else torch.stack([hints[n] for n in numbers])
@@ -189,7 +191,7 @@ class WindowSampler(Worker):
         op, start = self.op, latents
         noise = _same_noise(latents, op.seed)
         text = f"frames {numbers[-1] - len(numbers) + 2} to {numbers[-1] + 1}"
-        if op.start_from != "noise":
+        if self._levels is not None:
             start, content = self._inverted(latents, numbers, text, save_steps=0 if contents else 2)
             for waiting in contents:
                 waiting.fill(content, numbers)
@@ -215,14 +217,13 @@ class WindowSampler(Worker):
         self, latents: Tensor, numbers: list[int], text: str, save_steps: int
     ) -> tuple[Tensor, Trajectory]:
         op = self.op
-        levels = invert_levels(op.invert_model, op.invert_steps, op.sigmas)
         model = _for_frames(op.invert_model, numbers)
         settings = {"refine": op.refine, "save_steps": save_steps, "report": _shown(f"{text}: inverting")}
-        return inversion.invert(model, op.positive, latents, levels, **settings)
+        return inversion.invert(model, op.positive, latents, self._levels, **settings)
 
     # colours
 
-    def _matched(self, window: Window, made: Tensor, source: Tensor) -> Result:
+    def _matched(self, window: Window, made: Tensor, source: Tensor) -> WindowResult:
         """The frames with the colours of the source, or of the window before where both show a frame."""
         colors = self._known_colors.get(window.first)
         if colors is None:
@@ -234,7 +235,7 @@ class WindowSampler(Worker):
                 if before is not None:
                     old = self._results[before].frames[window.first - before.first :]
                     colors = _to_match(made[: len(old)], old)
-        return Result((made * colors[0] + colors[1]).clamp(0, 1), colors)
+        return WindowResult((made * colors[0] + colors[1]).clamp(0, 1), colors)
 
     # resuming
 

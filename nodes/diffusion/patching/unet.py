@@ -147,6 +147,11 @@ def attach(
     host.add_wrapper(model, "diffusion_model", f"reelbrush {rank} {name}", wrapper)
 
 
+def is_attached(model: Any, name: str, *, rank: int = 5) -> bool:
+    """Whether a MODEL has a patch."""
+    return f"reelbrush {rank} {name}" in model.wrappers.get("diffusion_model", {})
+
+
 def detach(model: Any, name: str, *, rank: int = 5) -> None:
     """Remove a patch from a CLONE."""
     host.remove_wrappers(model, "diffusion_model", f"reelbrush {rank} {name}")
